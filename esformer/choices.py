@@ -1,0 +1,95 @@
+"""Table 1 as data: the genes of a network, their two groups, and the values each may take in S0, S1 and S2.
+
+Everything that the papers leave open about the search space is written down here and nowhere else. The depths and the
+places of the Transformer layers are EfficientFormerV2's (section 3.4 follows it); the widths of a stage are the multiples
+of 8 from about half to one and a half times its width; the other genes are chosen around its values, so that
+EfficientFormerV2 itself is a point of the space.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+Gene = Literal["ffn", "kernel", "heads", "out", "ratio", "head_dim"]
+Group = Literal["topology", "size", "all"]
+
+GROUPS: dict[str, tuple[Gene, ...]] = {
+    "topology": ("ffn", "kernel", "heads"),
+    "size": ("out", "ratio", "head_dim"),
+    "all": ("ffn", "kernel", "heads", "out", "ratio", "head_dim"),
+}
+
+CONV_GENES: tuple[Gene, ...] = ("ffn", "kernel", "out", "ratio")
+"""The genes of a convolution block."""
+TRANSFORMER_GENES: tuple[Gene, ...] = ("ffn", "heads", "out", "ratio", "head_dim")
+"""The genes of a Transformer layer; the kernel of its FFN is always 3 (section 3.4)."""
+
+
+@dataclass(frozen=True)
+class StageChoices:
+    """One of the four stages: how many blocks, how many of the last are Transformer layers, and their widths."""
+
+    blocks: int
+    transformers: int
+    out: tuple[int, ...]
+
+    def is_transformer(self, block: int) -> bool:
+        return block >= self.blocks - self.transformers
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the genes of one search space may be."""
+
+    space: str
+    stages: tuple[StageChoices, ...]
+    ffn: tuple[str, ...] = ("ibn", "convnext")
+    kernel: tuple[int, ...] = (3, 5, 7)
+    ratio: tuple[int, ...] = (2, 3, 4, 5, 6)
+    heads: tuple[int, ...] = (4, 6, 8, 10, 12)
+    head_dim: tuple[int, ...] = (16, 24, 32, 40, 48)
+
+    def of(self, stage: int, block: int) -> dict[Gene, tuple[str, ...] | tuple[int, ...]]:
+        """Each gene of one block (counted from 0) and the values it may take."""
+        genes = TRANSFORMER_GENES if self.stages[stage].is_transformer(block) else CONV_GENES
+        return {gene: self.stages[stage].out if gene == "out" else getattr(self, gene) for gene in genes}
+
+
+def _widths(low: int, high: int) -> tuple[int, ...]:
+    return tuple(range(low, high + 1, 8))
+
+
+_SIZES = {  # EfficientFormerV2's widths: S0 32, 48, 96, 176; S1 32, 48, 120, 224; S2 32, 64, 144, 288
+    "S0": (
+        StageChoices(2, 0, _widths(16, 48)),
+        StageChoices(2, 0, _widths(24, 72)),
+        StageChoices(6, 2, _widths(48, 144)),
+        StageChoices(4, 2, _widths(88, 264)),
+    ),
+    "S1": (
+        StageChoices(3, 0, _widths(16, 48)),
+        StageChoices(3, 0, _widths(24, 72)),
+        StageChoices(9, 2, _widths(56, 184)),
+        StageChoices(6, 2, _widths(112, 336)),
+    ),
+    "S2": (
+        StageChoices(4, 0, _widths(16, 48)),
+        StageChoices(4, 0, _widths(32, 96)),
+        StageChoices(12, 4, _widths(72, 216)),
+        StageChoices(8, 4, _widths(144, 432)),
+    ),
+}
+
+SIZES = tuple(_SIZES)
+EXTENDED = "-extended"
+SPACES = tuple(size + suffix for suffix in ("", EXTENDED) for size in SIZES)
+
+
+@cache
+def choices_of(space: str) -> Choices:
+    """The choices of a space by its name: a size, or a size and `-extended` (Table 5: the residual bottleneck is an FFN too)."""
+    size = space.removesuffix(EXTENDED)
+    if size not in _SIZES:
+        raise ValueError(f"there is no search space {space!r}; there are {', '.join(SPACES)}")
+    plain = Choices(space, _SIZES[size])
+    return plain if space == size else replace(plain, ffn=(*plain.ffn, "bottleneck"))

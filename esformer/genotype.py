@@ -1,0 +1,257 @@
+"""What an architecture is: one frozen value for every gene, readable and editable as YAML or JSON."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from esformer.choices import SPACES, Choices, choices_of
+
+FORMAT = 1
+"""The version of the file format, written as `genotype: 1`."""
+MAX_FILE_BYTES = 1_000_000
+_SHIPPED = Path(__file__).parent / "genotypes"
+
+
+class GenotypeError(ValueError):
+    """A genotype that is not one: says which block, which gene, what it is and what would be allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvBlock:
+    """A convolution block: an FFN with a depthwise (or, in the bottleneck, a dense) convolution of size `kernel`."""
+
+    ffn: str
+    kernel: int
+    out: int
+    ratio: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerLayer:
+    """Multi-head self-attention of `heads` heads with keys of `head_dim` channels, then an FFN with a 3x3 convolution."""
+
+    ffn: str
+    heads: int
+    out: int
+    ratio: int
+    head_dim: int
+
+
+Block = ConvBlock | TransformerLayer
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """An architecture of one search space: its blocks, stage by stage. Hashable, equal by value, always valid.
+
+    Args:
+        space: name of the search space, such as `S0` or `S0-extended`.
+        stages: the blocks of each of the four stages, from the image to the classifier.
+
+    Raises:
+        GenotypeError: a gene is missing, unknown, of a wrong type or not allowed, or widths decrease.
+    """
+
+    space: str
+    stages: tuple[tuple[Block, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.space, str) or self.space not in SPACES:
+            raise GenotypeError(f"space is {_show(self.space)}; it must be one of {', '.join(SPACES)}")
+        check(self.stages, choices_of(self.space))
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks in the order in which an image passes them."""
+        return (block for stage in self.stages for block in stage)
+
+    @cached_property
+    def digest(self) -> str:
+        """A name for the genotype that is the same on every machine: 16 hexadecimal digits."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, ready for YAML, JSON or a checkpoint."""
+        stages = [[asdict(block) for block in stage] for stage in self.stages]
+        return {"genotype": FORMAT, "space": self.space, "stages": stages}
+
+    @classmethod
+    def from_dict(cls, d: Any) -> "Genotype":
+        """The genotype that `to_dict` gave.
+
+        Raises:
+            GenotypeError: anything in it is not as `to_dict` writes it.
+        """
+        _check_keys(d, ("genotype", "space", "stages"), "the genotype")
+        if type(d["genotype"]) is not int or d["genotype"] != FORMAT:
+            raise GenotypeError(f"genotype (the version of the format) is {_show(d['genotype'])}; it must be {FORMAT}")
+        if not isinstance(d["space"], str) or d["space"] not in SPACES:
+            raise GenotypeError(f"space is {_show(d['space'])}; it must be one of {', '.join(SPACES)}")
+        choices = choices_of(d["space"])
+        _check_list(d["stages"], len(choices.stages), "stages", f"stages in space {choices.space}")
+        stages = []
+        for s, (stage, wanted) in enumerate(zip(d["stages"], choices.stages, strict=True)):
+            _check_list(stage, wanted.blocks, f"stage {s + 1}", f"blocks in space {choices.space}")
+            for b, block in enumerate(stage):
+                _check_keys(block, tuple(choices.of(s, b)), f"stage {s + 1}, block {b + 1}")
+            kinds = [TransformerLayer if wanted.is_transformer(b) else ConvBlock for b in range(wanted.blocks)]
+            stages.append(tuple(kind(**block) for kind, block in zip(kinds, stage, strict=True)))
+        return cls(d["space"], tuple(stages))
+
+    def save(self, path: str | os.PathLike[str], comment: str = "") -> None:
+        """Write the genotype to a `.json` file, or as YAML under any other name, headed by `comment`; never half a file."""
+        path = Path(path)
+        if path.suffix == ".json":
+            text = json.dumps(self.to_dict(), indent=1) + "\n"
+        else:
+            head = "".join(f"# {line}\n" for line in comment.splitlines())
+            text = head + yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=120)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def shipped(cls, name: str) -> "Genotype":
+        """A genotype that comes with this package, such as `esformer_s0` or `efficientformerv2_s2`.
+
+        Raises:
+            GenotypeError: there is none of this name; the message lists those that there are.
+        """
+        if name not in shipped_names():
+            raise GenotypeError(f"no genotype {name!r} is shipped; there are {', '.join(shipped_names())}")
+        return cls.load(_SHIPPED / f"{name}.yaml")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Genotype":
+        """Read a genotype file (JSON if it ends in `.json`, else YAML). Nothing in the file is ever executed.
+
+        Raises:
+            GenotypeError: the file cannot be read or is not a genotype; the message names the file and the gene.
+        """
+        path = Path(path)
+        try:
+            return cls.from_dict(_read(path))
+        except GenotypeError as error:
+            raise GenotypeError(f"{path}: {error}") from None
+
+
+def shipped_names() -> list[str]:
+    """The names of the genotypes that come with this package."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
+
+
+def check(stages: Any, choices: Choices) -> None:
+    """Raise GenotypeError unless the blocks of `stages` are a network of the space of `choices`."""
+    _check_list(stages, len(choices.stages), "stages", f"stages in space {choices.space}")
+    narrowest = 0
+    for s, (stage, wanted) in enumerate(zip(stages, choices.stages, strict=True)):
+        _check_list(stage, wanted.blocks, f"stage {s + 1}", f"blocks in space {choices.space}")
+        for b, block in enumerate(stage):
+            where = f"stage {s + 1}, block {b + 1}"
+            kind = TransformerLayer if wanted.is_transformer(b) else ConvBlock
+            if type(block) is not kind:
+                raise GenotypeError(f"{where}: is a {type(block).__name__}; in space {choices.space} it is a {kind.__name__}")
+            for gene, allowed in choices.of(s, b).items():
+                value = getattr(block, gene)
+                if type(value) is not type(allowed[0]) or value not in allowed:
+                    raise GenotypeError(
+                        f"{where}: {gene} is {_show(value)}; space {choices.space} allows {_list(allowed)}"
+                    )
+            if block.out < narrowest:
+                raise GenotypeError(
+                    f"{where}: out is {block.out}, less than the {narrowest} of the block before;"
+                    " widths never decrease along the network"
+                )
+            narrowest = block.out
+
+
+def _check_list(value: Any, length: int, name: str, what: str) -> None:
+    if not isinstance(value, list | tuple):
+        raise GenotypeError(f"{name}: is {_show(value)}; it must be a list of {length} {what}")
+    if len(value) != length:
+        raise GenotypeError(f"{name}: has {len(value)} entries; there are {length} {what}")
+
+
+def _check_keys(d: Any, wanted: tuple[str, ...], name: str) -> None:
+    if not isinstance(d, dict):
+        raise GenotypeError(f"{name}: is {_show(d)}; it must be a mapping with the keys {_list(wanted, 'and')}")
+    if unknown := [key for key in d if key not in wanted]:
+        raise GenotypeError(f"{name}: has an unknown key {_show(unknown[0])}; its keys are {_list(wanted, 'and')}")
+    if missing := [key for key in wanted if key not in d]:
+        raise GenotypeError(f"{name}: lacks {missing[0]!r}; its keys are {_list(wanted, 'and')}")
+
+
+def _show(value: Any) -> str:
+    """A value from an untrusted file, short enough for a message."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _list(values: tuple[Any, ...], word: str = "or") -> str:
+    steps = {b - a for a, b in zip(values, values[1:], strict=False) if isinstance(a, int)}
+    if len(values) > 5 and len(steps) == 1:
+        return f"{values[0]} to {values[-1]} in steps of {steps.pop()}"
+    *head, last = map(str, values)
+    return f"{', '.join(head)} {word} {last}" if head else last
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain YAML: no tags (SafeLoader), no anchors (they can blow up a small file), no key twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise GenotypeError("is not a genotype: it uses YAML aliases; write every block out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        pairs = [(self.construct_object(key, deep=True), value) for key, value in node.value]
+        _check_repeats([key for key, _ in pairs])
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {  # a `<<` merge key is an ordinary, unknown key
+    key: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:merge"]
+    for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _check_repeats(keys: list[Any]) -> None:
+    if repeated := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
+        raise GenotypeError(f"the key {_show(repeated)} stands twice in one mapping")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_repeats([key for key, _ in pairs])
+    return dict(pairs)
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise GenotypeError(f"is not a genotype: it holds more than {MAX_FILE_BYTES:,} bytes")
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            return json.loads(text, object_pairs_hook=_unique)
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise GenotypeError(f"cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise GenotypeError(f"is not plain YAML: {line}{error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        if isinstance(error, GenotypeError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise GenotypeError(f"is not a genotype in YAML or JSON: {reason}") from None
+
+
+GENES_OF = {kind: tuple(field.name for field in fields(kind)) for kind in (ConvBlock, TransformerLayer)}

@@ -1,0 +1,137 @@
+"""What a genotype costs: parameters and MACs in closed form, without building the network; and budgets on them.
+
+Parameters are those of `ESFormer(genotype)`; MACs are what fvcore counts on it, where a batch norm is 2 a value and a
+bilinear upsampling 4. Both are exact, and fast enough to reject genotypes by the thousand in a search.
+
+Below, a convolution with its norm has a weight, a bias, a scale and a shift for each output: `weights + 3 * out`
+parameters, and `(weights + 2 * out) * positions` MACs.
+"""
+
+from dataclasses import asdict, dataclass
+
+from esformer.genotype import ConvBlock, Genotype, TransformerLayer
+
+ATTN_RATIO = 4
+"""Value channels a key channel (EfficientFormerV2)."""
+DOWNSAMPLE_KEYS, DOWNSAMPLE_HEADS = 8 * 16, 8
+"""Key channels and heads of the attention beside the last downsampling (EfficientFormerV2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Parameters, and multiply-accumulates of one image."""
+
+    params: int
+    macs: int
+
+
+def cost(genotype: Genotype, img_size: int | tuple[int, int] = 224, num_classes: int = 1000, in_chans: int = 3) -> Cost:
+    """Parameters and MACs of `ESFormer(genotype, num_classes, in_chans, img_size)`, to the last one."""
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    height, width = -(-height // 2), -(-width // 2)
+    out = genotype.stages[0][0].out
+    mid = out // 2
+    stem1, stem2 = 9 * in_chans * mid, 9 * mid * out
+    params = stem1 + 3 * mid + stem2 + 3 * out
+    macs = (stem1 + 2 * mid) * height * width
+    height, width = -(-height // 2), -(-width // 2)
+    macs += (stem2 + 2 * out) * height * width
+
+    for index, stage in enumerate(genotype.stages):
+        full = height * width
+        if index > 0:
+            chs, out = out, stage[0].out
+            height, width = -(-height // 2), -(-width // 2)
+            before, full = full, height * width
+            params += 9 * chs * out + 3 * out
+            macs += (9 * chs * out + 2 * out) * full
+            if index == 3:
+                p, m = _downsample_attention(chs, out, before, full)
+                params += p
+                macs += m
+        stride = 2 if index == 2 else 1
+        positions = -(-height // stride) * -(-width // stride)
+        for block in stage:
+            chs, out = out, block.out
+            kernel = 9
+            if type(block) is ConvBlock:
+                kernel = block.kernel * block.kernel
+            elif type(block) is TransformerLayer:
+                p, m = _attention(chs, block.heads, block.head_dim, positions, full, strided=index == 2)
+                params += p
+                macs += m
+            if block.ffn == "ibn":
+                hidden = chs * block.ratio
+                weights, norms = hidden * (chs + kernel + out), 2 * hidden + out
+            elif block.ffn == "convnext":
+                hidden = chs * block.ratio
+                weights, norms = kernel * chs + hidden * (chs + out), chs + hidden + out
+            else:  # "bottleneck": its width as in ffn.bottleneck_width, which is not imported: torch would come with it
+                hidden = max(4, (out + 2 * block.ratio) // (4 * block.ratio) * 4)
+                weights, norms = hidden * (chs + kernel * hidden + out), 2 * hidden + out
+            params += weights + 3 * norms + out  # and LayerScale
+            macs += (weights + 2 * norms) * full
+
+    params += 2 * out + out * num_classes + num_classes
+    macs += 2 * out * full + out * num_classes
+    return Cost(params, macs)
+
+
+def _attention(chs: int, heads: int, head_dim: int, positions: int, full: int, strided: bool) -> tuple[int, int]:
+    """Parameters and MACs of Attention2d and its LayerScale; `positions` attend to each other, `full` come out."""
+    keys = heads * head_dim
+    values = ATTN_RATIO * keys
+    weights, norms = 2 * chs * keys + chs * values + 9 * values, 2 * keys + 2 * values  # q, k, v, v_local
+    upsample = 0
+    if strided:
+        weights, norms, upsample = weights + 9 * chs, norms + chs, 4 * values * full
+    project = values * chs
+    talking = 2 * heads * heads
+    params = weights + 3 * norms + project + 3 * chs + talking + 2 * heads + heads * positions + chs
+    macs = (weights + 2 * norms) * positions + (keys + values + talking) * positions * positions
+    return params, macs + upsample + (project + 2 * chs) * full
+
+
+def _downsample_attention(chs: int, out: int, before: int, after: int) -> tuple[int, int]:
+    """Parameters and MACs of Attention2dDownsample, from `before` to `after` positions."""
+    keys = DOWNSAMPLE_KEYS
+    values = ATTN_RATIO * keys
+    params = 10 * chs + chs * keys + 3 * keys  # the query: a depthwise convolution without norm, then a projection
+    params += chs * (keys + values) + 3 * (keys + values) + 12 * values  # k, v, v_local
+    params += values * out + 3 * out + DOWNSAMPLE_HEADS * before
+    macs = (9 * chs + chs * keys + 2 * keys + 11 * values + values * out + 2 * out) * after
+    macs += (chs * (keys + values) + 2 * (keys + values)) * before + (keys + values) * before * after
+    return params, macs
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a genotype may cost at most; None is no limit.
+
+    Args:
+        params: parameters.
+        macs: multiply-accumulates of one image.
+    """
+
+    params: int | None = None
+    macs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in asdict(self).items():
+            if limit is not None and limit <= 0:
+                raise ValueError(f"budget.{name} is {limit}; it must be above 0")
+
+    @classmethod
+    def for_size(cls, size: str) -> "Budget":
+        """The paper's budgets (section 4.2): 3.5, 6 and 12.5 million parameters."""
+        budgets = {"S0": 3_500_000, "S1": 6_000_000, "S2": 12_500_000}
+        if size not in budgets:
+            raise ValueError(f"there is no size {size!r}; there are {', '.join(budgets)}")
+        return cls(params=budgets[size])
+
+    def allows(self, cost: Cost) -> bool:
+        return (self.params is None or cost.params <= self.params) and (self.macs is None or cost.macs <= self.macs)
+
+    def __str__(self) -> str:
+        limits = [f"{getattr(self, name):,} {name}" for name in ("params", "macs") if getattr(self, name) is not None]
+        return " and ".join(limits) or "no limit"
