@@ -78,7 +78,7 @@ class SearchSpace:
 
         The result always differs from `genotype`.
         """
-        places, values = self.places(genes), self._values(genotype)
+        places, values = self.places(genes), self.values(genotype)
         while True:
             chosen = set(rng.sample(places, rng.randint(1, len(places))))
             options = {
@@ -90,7 +90,7 @@ class SearchSpace:
 
     def crossover(self, a: Genotype, b: Genotype, rng: random.Random, genes: Group = "all") -> Genotype:
         """A copy of `a` in which each gene of the group comes from `a` or `b`, uniformly."""
-        places, ours, theirs = set(self.places(genes)), self._values(a), self._values(b)
+        places, ours, theirs = set(self.places(genes)), self.values(a), self.values(b)
         options = {
             place: tuple(sorted({value, theirs[place]})) if place in places else (value,)
             for place, value in ours.items()
@@ -108,7 +108,8 @@ class SearchSpace:
             stages.append(tuple(blocks[-stage.blocks :]))
         return Genotype(self.name, tuple(stages))
 
-    def _values(self, genotype: Genotype) -> dict[Place, Any]:
+    def values(self, genotype: Genotype) -> dict[Place, Any]:
+        """The value of every gene of a genotype of this space, by its place; `build` is the way back."""
         if genotype not in self:
             raise ValueError(f"the genotype is of space {genotype.space}, not of {self.name}")
         blocks = list(genotype.blocks())

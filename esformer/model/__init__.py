@@ -1,0 +1,1 @@
+"""A genotype made a network, and what it costs."""

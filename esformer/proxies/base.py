@@ -1,0 +1,61 @@
+"""The contract that every proxy keeps: a training-free metric says what it needs, and where it is defined."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from esformer.genotype import Genotype
+
+Needs = Literal["genotype", "forward", "gradient", "batch"]
+
+
+class ProxyError(ValueError):
+    """A network that a proxy cannot score; says why."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one measurement may use besides the network: its randomness and its images.
+
+    Args:
+        generator: the only source of randomness, seeded by what is scored.
+        image_shape: channels, height and width of one image.
+        images: a batch of real images, B, C, H, W, for proxies that need one.
+        labels: their classes, B.
+    """
+
+    generator: torch.Generator
+    image_shape: tuple[int, int, int]
+    images: Tensor | None = None
+    labels: Tensor | None = None
+
+
+class Proxy(ABC):
+    """A training-free metric of an architecture.
+
+    `esformer.score` does what all proxies share: it copies or builds the network in float64, seeds a `Draw` from what is
+    scored, takes the mean over `draws` measurements and refuses a score that is not finite. A proxy only measures.
+    """
+
+    name: ClassVar[str]
+    """What it is called in configurations, journals and tables."""
+    needs: ClassVar[Needs]
+    """The most expensive thing it uses: nothing but the genotype, a forward, a gradient, or a batch of images with labels."""
+    higher_is_better: ClassVar[bool] = True
+    source: ClassVar[str]
+    """Paper, section and equation."""
+    draws: ClassVar[int] = 1
+    """How many measurements, each with new random weights and inputs, a score is the mean of."""
+
+    @abstractmethod
+    def measure(self, subject: nn.Module | Genotype, draw: Draw) -> float:
+        """One measurement. `subject` is a network that the proxy may change, or the genotype if it needs nothing else.
+
+        The next draw measures the same network as this one left it, so whatever is random must be drawn anew.
+
+        Raises:
+            ProxyError: the subject cannot be scored.
+        """

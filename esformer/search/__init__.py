@@ -1,0 +1,1 @@
+"""Decoupled evolutionary search: operators, schedule, journal and the stage that runs them."""

@@ -1,0 +1,106 @@
+"""The phases of a search (section 3.5) and what drives each: a multi-start, then topology and size in turn."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from esformer.choices import Group
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One evolution: which genes change, which proxy ranks, and for how long.
+
+    Args:
+        name: such as `multi-start 3`, `topology 1` or `size 2`; unique in a search.
+        genes: the group of genes that change.
+        proxy: the proxy that ranks.
+        population: genotypes alive at a time.
+        tournament: genotypes drawn to find parents among.
+        length: how long it lasts, in the unit of its schedule.
+        seeded: starts from the best of what came before, not at random.
+    """
+
+    name: str
+    genes: Group
+    proxy: str
+    population: int
+    tournament: int
+    length: float
+    seeded: bool
+
+
+@dataclass
+class Schedule:
+    """How a search goes (section 3.5). The defaults are the paper's for S0 and S1; S2 has phases of 6 minutes, 55 in all."""
+
+    unit: str = "minutes"
+    """What the lengths below are counted in: `minutes` (the paper's) or `evaluations` (exactly reproducible)."""
+    starts: int = 5
+    """Populations of the multi-start, each evolved by itself from random genotypes."""
+    start_length: float = 3
+    """How long each of them evolves."""
+    start_population: int = 25
+    """Genotypes in a population of the multi-start."""
+    start_tournament: int = 5
+    """Tournament size of the multi-start."""
+    phase_length: float = 5
+    """How long a topology or a size phase lasts."""
+    total: float = 45
+    """The whole search, multi-start included; the last phase ends early if it must."""
+    population: int = 50
+    """Genotypes in the population of a topology or a size phase."""
+    tournament: int = 10
+    """Tournament size of a topology or a size phase."""
+    seeds: int = 10
+    """The best of each population of one step that seed the next; mutations of them fill its population."""
+    start_proxy: str = "entropic_score"
+    """The proxy that ranks in the multi-start, where all genes change."""
+    topology_proxy: str = "entropic_score"
+    """The proxy that ranks in topology phases, where FFN kinds, kernels and heads change."""
+    size_proxy: str = "log_synflow"
+    """The proxy that ranks in size phases, where widths, expansion ratios and head dimensions change."""
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("minutes", "evaluations"):
+            raise ValueError(f"unit is {self.unit!r}; it must be minutes or evaluations")
+        for name in ("starts", "start_length", "phase_length", "seeds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for prefix in ("start_", ""):
+            population, tournament = getattr(self, f"{prefix}population"), getattr(self, f"{prefix}tournament")
+            if not 2 <= tournament <= population:
+                raise ValueError(
+                    f"{prefix}tournament is {tournament}; it must be from 2 to the {population} of {prefix}population"
+                )
+        if self.total < self.starts * self.start_length:
+            raise ValueError(f"total is {self.total}; the multi-start alone takes {self.starts * self.start_length}")
+
+    def phases(self) -> list[Phase]:
+        """Every phase in order."""
+        phases = [
+            Phase(
+                f"multi-start {i + 1}",
+                "all",
+                self.start_proxy,
+                self.start_population,
+                self.start_tournament,
+                self.start_length,
+                seeded=False,
+            )
+            for i in range(self.starts)
+        ]
+        left = self.total - self.starts * self.start_length
+        turns: tuple[tuple[Group, str], ...] = (("topology", self.topology_proxy), ("size", self.size_proxy))
+        while left > 1e-9:
+            cycle, turn = divmod(len(phases) - self.starts, 2)
+            genes, proxy = turns[turn]
+            length = min(self.phase_length, left)
+            phases.append(
+                Phase(f"{genes} {cycle + 1}", genes, proxy, self.population, self.tournament, length, seeded=True)
+            )
+            left -= length
+        return phases
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, as the journal keeps them."""
+        return asdict(self)
