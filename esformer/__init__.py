@@ -29,15 +29,14 @@ _WHERE = {
     "cost": "esformer.model.cost",
     "load": "esformer.checkpoint",
     "score": "esformer.proxies",
-    "search": "esformer.search.stage",
 }
 
-__all__ = [*_WHERE, "proxies"]
+__all__ = [*_WHERE, "proxies", "search"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "proxies":
-        return import_module("esformer.proxies")
+    if name in ("proxies", "search"):  # packages; that of the search can be called
+        return import_module(f"esformer.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'esformer' has no attribute {name!r}")
     globals()[name] = value = getattr(import_module(_WHERE[name]), name)
