@@ -1,0 +1,1 @@
+"""Lightning callbacks for both stages, the search and the training."""

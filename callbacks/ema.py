@@ -1,0 +1,65 @@
+"""The exponential moving average of the weights, beside the raw ones from the first step to the last checkpoint."""
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from timm.utils import ModelEmaV3
+
+from esformer.training.module import accuracies
+
+
+class EMA(Callback):
+    """Keeps timm's averaged copy of `module.model`, evaluates it on the validation images too, and saves it.
+
+    The copy is a network of its own: the weights in training are never exchanged for it, so no moment exists at which a
+    checkpoint could confuse the two. It logs `val_ema/top1` and `val_ema/top5`; checkpoints hold it as `ema_state_dict`.
+
+    Args:
+        decay: how much of the average each step keeps. In the first steps it keeps less, 1 - (1 + step)^-2/3, so that
+            a short training has an average worth the name.
+    """
+
+    def __init__(self, decay: float = 0.9999) -> None:
+        self.decay = decay
+        self.ema: ModelEmaV3 | None = None
+        self._step = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.ema is None:
+            self.ema = ModelEmaV3(pl_module.model, decay=self.decay, use_warmup=True)
+            self.accuracy = accuracies(pl_module.hparams["num_classes"])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.ema is not None
+        self.ema.to(pl_module.device)
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step != self._step:  # not on every batch where gradients are accumulated
+            self._step = trainer.global_step
+            assert self.ema is not None
+            self.ema.update(pl_module.model, step=self._step)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.accuracy.to(pl_module.device).reset()
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        assert self.ema is not None
+        images, targets = batch
+        with trainer.precision_plugin.val_step_context():
+            self.accuracy.update(self.ema.module(images).float(), targets)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log_dict({f"val_ema/{name}": value for name, value in self.accuracy.compute().items()})
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert self.ema is not None
+        checkpoint["ema_state_dict"] = self.ema.module.state_dict()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert self.ema is not None
+        self.ema.module.load_state_dict(checkpoint["ema_state_dict"])

@@ -1,0 +1,1 @@
+"""From a genotype and images to trained weights: the recipe, the data sets, the LightningModule and the data module."""

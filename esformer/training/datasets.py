@@ -1,0 +1,132 @@
+"""The images: scikit-learn's digits, CIFAR-10, or any folder of class folders (ImageNet is one)."""
+
+import os
+from collections.abc import Callable, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+VALIDATION_FOLDERS = ("val", "validation", "test")
+
+
+class DataError(ValueError):
+    """Images that are not there or not as they should be; says how to give them."""
+
+
+@dataclass
+class DataConfig:
+    """Which images, and what is done with them whatever the recipe. The defaults are ImageNet's."""
+
+    name: str = "imagenet"
+    """`imagenet`, `folder` (any folder with train/CLASS/* and val/CLASS/*), `cifar10` or `digits` (comes with scikit-learn)."""
+    root: str | None = None
+    """Folder of the images; for imagenet the environment variable IMAGENET if not given."""
+    img_size: int = 224
+    """Height and width in pixels to which images are brought."""
+    num_classes: int | None = 1000
+    """Classes; null counts the folders."""
+    mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
+    """Mean of each channel, subtracted."""
+    std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
+    """Standard deviation of each channel, divided by."""
+    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    """Smallest and largest share of the image that a random training crop keeps."""
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Smallest and largest aspect ratio of a random training crop."""
+    hflip: float = 0.5
+    """Share of training images that are mirrored."""
+    crop_pct: float = 0.95
+    """Side of the central crop in evaluation, as a share of the resized image."""
+    interpolation: str = "bicubic"
+    """How images are resized."""
+    workers: int = 4
+    """Processes that load images, for each device."""
+
+
+class ImageDataset(Sized, Protocol):
+    """A data set whose items are images and class numbers."""
+
+    def __getitem__(self, index: int) -> tuple[Any, int]: ...
+
+
+Transform = Callable[[Any], Any]
+
+
+def resolve(config: DataConfig) -> DataConfig:
+    """The configuration with its root found and its classes counted; refuses what cannot be there.
+
+    Raises:
+        DataError: an unknown name, no root, or a root without the folders that it needs.
+    """
+    if config.name == "digits":
+        return config
+    if config.name not in ("imagenet", "folder", "cifar10"):
+        raise DataError(f"data.name is {config.name!r}; it must be imagenet, folder, cifar10 or digits")
+    root = config.root or (os.environ.get("IMAGENET") if config.name == "imagenet" else None)
+    if root is None:
+        variable = " (or set the environment variable IMAGENET)" if config.name == "imagenet" else ""
+        raise DataError(
+            f"no images for data={config.name}: give their folder with data.root=FOLDER{variable},"
+            " or try the whole job on images that come with it, with --quick"
+        )
+    config.root = root
+    if config.name == "cifar10" and (Path(root) / "cifar-10-batches-py").is_dir():
+        return config
+    train, val = folders(root)
+    classes = [sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) for folder in (train, val)]
+    if not classes[0]:
+        raise DataError(f"{train} has no class folders; each class needs a folder of its images there")
+    if classes[0] != classes[1]:
+        odd = sorted(set(classes[0]) ^ set(classes[1]))
+        raise DataError(f"{train} and {val} have different classes: {odd[0]!r} is in only one of them")
+    if config.num_classes is None:
+        config.num_classes = len(classes[0])
+    if config.num_classes != len(classes[0]):
+        raise DataError(f"{train} has {len(classes[0])} classes, but data.num_classes is {config.num_classes}")
+    return config
+
+
+def folders(root: str) -> tuple[Path, Path]:
+    """The folders of the training and of the validation images."""
+    if not Path(root).is_dir():
+        raise DataError(f"data.root is {root}, which is not a folder")
+    train = Path(root) / "train"
+    val = next((Path(root) / name for name in VALIDATION_FOLDERS if (Path(root) / name).is_dir()), None)
+    if not train.is_dir() or val is None:
+        raise DataError(f"{root} must hold the folders train and val, each with one folder a class")
+    return train, val
+
+
+def build(config: DataConfig, train: bool, transform: Transform) -> ImageDataset:
+    """The training or the validation images of a resolved configuration, each through `transform` (from a PIL image)."""
+    if config.name == "digits":
+        return Digits(train, transform)
+    assert config.root is not None
+    from torchvision import datasets
+
+    if (Path(config.root) / "cifar-10-batches-py").is_dir():
+        return datasets.CIFAR10(config.root, train=train, transform=transform)
+    return datasets.ImageFolder(folders(config.root)[0 if train else 1], transform=transform)
+
+
+class Digits:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; a fifth, the same always, is held out for validation."""
+
+    def __init__(self, train: bool, transform: Transform) -> None:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        images, labels = load_digits(return_X_y=True)
+        split = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
+        self.images, self.labels = (split[0], split[2]) if train else (split[1], split[3])
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        pixels = (self.images[index].reshape(8, 8) * (255 / 16)).astype("uint8")
+        return self.transform(Image.fromarray(pixels).convert("RGB")), int(self.labels[index])

@@ -1,0 +1,73 @@
+"""Table 2: how an ESFormer is trained. The defaults are its column for S0 and S1."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class Recipe:
+    """The training hyper-parameters of Table 2, and what it leaves open (said at the field)."""
+
+    epochs: int = 300
+    """Passes over the training images."""
+    batch_size: int = 1024
+    """Images a step over all devices and accumulated batches together."""
+    lr: float = 2e-3
+    """Learning rate of AdamW after the warm-up."""
+    warmup_epochs: int = 20
+    """Epochs in which the learning rate rises linearly."""
+    warmup_lr: float = 1e-6
+    """Learning rate of the first step (not in the table; EfficientFormer's)."""
+    min_lr: float = 1e-5
+    """Learning rate at the end of the cosine (not in the table; EfficientFormer's)."""
+    weight_decay: float = 0.02
+    """Decoupled weight decay; none on biases, norms, LayerScale and attention biases."""
+    clip_grad: float = 2.0
+    """Gradient clipping: the largest norm, or the ratio to the weights for agc; 0 is none."""
+    clip_mode: str = "norm"
+    """`norm`, `value` or `agc` (adaptive, which S2's 0.01 is in EfficientFormer's code)."""
+    mixup: float = 0.8
+    """Alpha of Mixup; 0 is none."""
+    cutmix: float = 1.0
+    """Alpha of CutMix; 0 is none."""
+    mixup_prob: float = 1.0
+    """Share of batches that are mixed (not in the table; timm's default)."""
+    mixup_switch_prob: float = 0.5
+    """Share of the mixed batches that CutMix gets (not in the table; timm's default)."""
+    auto_augment: str | None = "rand-m7-n1"
+    """RandAugment in timm's notation: magnitude 7, one operation; null is none."""
+    random_erasing: float = 0.0
+    """Share of images in which a random rectangle is erased."""
+    drop_path: float = 0.05
+    """Stochastic depth of the last block; it grows linearly along the network."""
+    smoothing: float = 0.1
+    """Label smoothing."""
+    ema: bool = True
+    """Keep an exponential moving average of the weights (not in the table; this project's addition)."""
+    ema_decay: float = 0.9999
+    """Decay of the average; in the first steps 1 - (1 + step)^-2/3 where that is less."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}; it must be from 0 to less than the {self.epochs} epochs")
+        if self.clip_mode not in ("norm", "value", "agc"):
+            raise ValueError(f"clip_mode is {self.clip_mode!r}; it must be norm, value or agc")
+        if self.batch_size < 2 or (self.mixes and self.batch_size % 2):
+            raise ValueError(f"batch_size is {self.batch_size}; it must be an even number, for Mixup pairs images")
+        for name in ("mixup", "cutmix", "clip_grad", "weight_decay", "warmup_lr", "min_lr"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be below 0")
+        for name in ("mixup_prob", "mixup_switch_prob", "random_erasing", "drop_path", "smoothing", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; it must be above 0")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether Mixup or CutMix is on."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, as a checkpoint keeps them."""
+        return asdict(self)
