@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from esformer.atomic import write_text
 from esformer.choices import SPACES, Choices, choices_of
 
 FORMAT = 1
@@ -113,9 +114,7 @@ class Genotype:
         else:
             head = "".join(f"# {line}\n" for line in comment.splitlines())
             text = head + yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=120)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, text)
 
     @classmethod
     def shipped(cls, name: str) -> "Genotype":

@@ -142,7 +142,8 @@ class SearchStage:
         self.fabric.call("on_search_start", self)
         found: list[Scored] = []
         for phase in self.schedule.phases():
-            best = self._evolve(phase, [scored.genotype for scored in sorted(found, key=_score, reverse=True)])
+            seeds = sorted(found, key=_score, reverse=True) if phase.seeded else []
+            best = self._evolve(phase, [seed.genotype for seed in seeds])
             found = best if phase.seeded else found + best  # the multi-start's populations seed together
         best_of_all = max(found, key=_score)
         result = SearchResult(

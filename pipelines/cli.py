@@ -1,0 +1,67 @@
+"""The command line that all pipelines share: `--size S2 --quick key=value ...`, `--help`, `--print-config`."""
+
+import argparse
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from pipelines.config import Config, ConfigError, compose, settings, to_yaml
+
+USER_ERROR = 2
+"""Exit code of what the user can mend."""
+
+
+def parse(story: str, argv: Sequence[str] | None = None) -> Config:
+    """The configuration that a command line asks for. Prints and exits on `--help` and `--print-config`.
+
+    Args:
+        story: the pipeline's docstring; heads the help.
+        argv: the arguments, by default the process's own.
+    """
+    parser = argparse.ArgumentParser(
+        description=story, epilog=_explain(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="S0", help="S0, S1 or S2: 3.5, 6 or 12.5 million parameters (default S0)")
+    parser.add_argument("--quick", action="store_true", help="the whole job in minutes, on images that come with it")
+    parser.add_argument("--print-config", action="store_true", help="print the configuration that would run, and stop")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="any setting listed below")
+    arguments = parser.parse_intermixed_args(argv)
+    config = compose(arguments.size, arguments.quick, arguments.settings)
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        sys.exit()
+    return config
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Run a pipeline; what a user can mend ends it with one sentence and exit code 2, without a traceback."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
+    except (ConfigError, ValueError, OSError) as error:
+        if not _for_users(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    sys.exit()
+
+
+def _for_users(error: Exception) -> bool:
+    """Whether an error is of the kinds that say what the user should do: ours, and those of files."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("esformer", "pipelines")
+
+
+def _explain() -> str:
+    """Every setting with its type, default and explanation."""
+    width = min(120, shutil.get_terminal_size().columns)
+    lines = [
+        "settings (key=value). A whole section takes a named choice: data=imagenet|folder|cifar10|digits,",
+        "search=paper|paper-s2|evaluations|quick, recipe=s0-s1|s2|quick. The size and --quick choose for you.",
+    ]
+    for setting in settings():
+        lines.append(f"\n  {setting.key}: {setting.type} = {'null' if setting.default is None else setting.default}")
+        lines += textwrap.wrap(setting.explanation, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)

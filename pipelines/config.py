@@ -1,0 +1,235 @@
+"""The typed configuration: what may be set, what it means, and how files and command line come together."""
+
+import ast
+import difflib
+import inspect
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from esformer.choices import SIZES
+from esformer.search.schedule import Schedule
+from esformer.training.datasets import DataConfig
+from esformer.training.recipe import Recipe
+
+SECTIONS_WITH_FILES = ("data", "search", "recipe")
+NOT_THE_RUN = ("run", "trainer", "wandb", "data.workers")
+"""What may differ when a run is resumed: where it lies and on what it runs, not what it computes."""
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or cannot be; says which would be right."""
+
+
+@dataclass
+class RunConfig:
+    """Where a run lies."""
+
+    dir: str | None = None
+    """Folder of the run; a second start in it resumes. By default one under runs/, named after the configuration."""
+
+
+@dataclass
+class SearchConfig(Schedule):
+    """How the search goes: the schedule of section 3.5, and what the proxies see."""
+
+    img_size: int = 224
+    """Height and width in pixels of the proxies' random inputs."""
+    extended: bool = False
+    """Search the space of Table 5, in which the residual bottleneck is an FFN too."""
+
+
+@dataclass
+class BudgetConfig:
+    """What the network may cost; null is no limit."""
+
+    params: float | None = None
+    """Most parameters, with the classifier for the classes of the data."""
+    macs: float | None = None
+    """Most multiply-accumulates of one image of the data's size."""
+
+
+@dataclass
+class TrainerConfig:
+    """On what to run; any of it may change when a run is resumed."""
+
+    accelerator: str = "auto"
+    """`cpu`, `gpu`, or `auto` for the best there is."""
+    devices: int = 1
+    """Devices of each node."""
+    num_nodes: int = 1
+    """Nodes."""
+    strategy: str = "auto"
+    """How devices work together, by Lightning's name; `auto` is DDP where there are several."""
+    precision: str = "32-true"
+    """Arithmetic of the training, by Lightning's name; `bf16-mixed` on GPUs that have it."""
+    accumulate: int = 1
+    """Batches whose gradients are accumulated into one step."""
+    log_every: int = 50
+    """Steps between two entries in the log of the losses."""
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: str = "auto"
+    """`online`, `offline` (to be sent with `wandb sync`), `disabled`, or `auto`: online where there is a login."""
+    project: str = "esformer"
+    """Project in which the run appears."""
+
+
+@dataclass
+class Config:
+    """Everything a pipeline can be told."""
+
+    size: str = "S0"
+    """Which ESFormer: S0, S1 or S2. Sets the search space, and the defaults of budget, search and recipe."""
+    seed: int = 0
+    """Of the search, the initial weights, the order of the images and their augmentation."""
+    genotype: str | None = None
+    """For training alone: a genotype file, or the name of one that is shipped. By default the shipped one of the size."""
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+def compose(size: str = "S0", quick: bool = False, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a size, with or without `--quick`, and `key=value` settings on top.
+
+    A section set to a name (`data=cifar10`) takes the choice of that name under configs/, as if it stood first.
+
+    Raises:
+        ConfigError: a setting is unknown, of the wrong type, or out of range.
+    """
+    pairs = [_split(override) for override in overrides]
+    size = next((value for key, value in reversed(pairs) if key == "size"), size)
+    if size not in SIZES:
+        raise ConfigError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
+    chosen = {"data": "imagenet"}
+    layers = [_read("size", size), *([_read("", "quick")] if quick else [])]
+    for layer in layers:
+        chosen |= layer.pop("choices", {})
+    chosen |= {key: value for key, value in pairs if key in SECTIONS_WITH_FILES}
+    layers += [{section: _read(section, name)} for section, name in chosen.items()]
+    settings = [(key, value) for key, value in pairs if key not in SECTIONS_WITH_FILES]
+    for key, _ in settings:
+        _check_key(key)
+    try:
+        tree = OmegaConf.structured(Config)
+        for layer in (*layers, {"size": size}):
+            tree = OmegaConf.merge(tree, layer)
+        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([f"{key}={value}" for key, value in settings]))
+        assert isinstance(tree, DictConfig)
+        for name, section in tree.items():
+            if isinstance(section, DictConfig):
+                _check_section(str(name), section)
+        return OmegaConf.to_object(tree)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        reason = (error.msg or str(error)).splitlines()[0]
+        raise ConfigError(f"{error.full_key}: {reason}" if error.full_key else reason) from None
+
+
+def _check_section(name: str, section: DictConfig) -> None:
+    try:
+        OmegaConf.to_object(section)  # builds the dataclass, which checks itself
+    except ValueError as error:
+        raise ConfigError(f"{name}.{error}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def differences(old: str, new: str) -> list[str]:
+    """What makes two configurations (as YAML) different runs: one phrase a key."""
+    before, after = (dict(_leaves(OmegaConf.create(text))) for text in (old, new))
+    return [
+        f"{key} was {before.get(key)}, is {after.get(key)}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in NOT_THE_RUN)
+    ]
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, DictConfig):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is not a setting; write key=value, such as recipe.epochs=100")
+    return key, value
+
+
+def _read(section: str, name: str) -> dict[str, Any]:
+    folder = Path(str(files("configs"))) / section
+    file = folder / f"{name}.yaml"
+    if name != Path(name).name or not file.is_file():
+        there = sorted(path.stem for path in folder.glob("*.yaml"))
+        raise ConfigError(f"{section}={name}: there is no such choice; there are {', '.join(there)}")
+    return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of the configuration, for help and for checking keys."""
+
+    key: str
+    type: str
+    default: Any
+    explanation: str
+
+
+@cache
+def settings(kind: type = Config, prefix: str = "") -> tuple[Setting, ...]:
+    """Every setting there is, in order, with the explanation that stands below its field."""
+    explained = _explanations(kind)
+    found: list[Setting] = []
+    for f in fields(kind):
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        if is_dataclass(default):
+            found += settings(type(default), f"{prefix}{f.name}.")
+        else:
+            name = f.type.__name__ if type(f.type) is type else str(f.type)
+            found.append(Setting(prefix + f.name, name, default, explained.get(f.name, "")))
+    return tuple(found)
+
+
+def _explanations(kind: type) -> dict[str, str]:
+    """The string below each field of a dataclass and of those that it extends."""
+    explained: dict[str, str] = {}
+    for base in reversed([b for b in kind.__mro__ if is_dataclass(b)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for statement, below in zip(body, body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
+                explained[statement.target.id] = ast.literal_eval(below.value)  # type: ignore[union-attr]
+    return explained
+
+
+def _check_key(key: str) -> None:
+    known = [setting.key for setting in settings()]
+    sections = {k.partition(".")[0] for k in known if "." in k}
+    if key in known:
+        return
+    if key in sections:
+        raise ConfigError(f"{key} is a section; set one of its fields, such as {next(k for k in known if k.startswith(key))}")
+    same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = difflib.get_close_matches(key, same or known, n=1, cutoff=0.0)
+    raise ConfigError(f"there is no setting {key!r}; did you mean {near[0]!r}?")

@@ -1,0 +1,92 @@
+"""What all stages need before they can start: checked data, a folder, loggers, and processes to run on."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
+
+from callbacks.ema import EMA
+from callbacks.pictures import History
+from callbacks.progress import EpochLines
+from callbacks.seeding import StepSeed
+from esformer.training.data import device_batch_size
+from esformer.training.datasets import resolve
+from pipelines.config import Config
+from pipelines.run import RunFolder, start_logging
+from pipelines.tracking import loggers
+
+
+@contextmanager
+def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterator[tuple[RunFolder, list[Logger]]]:
+    """The run's folder and loggers. Whatever is wrong with the configuration is said here, before any work."""
+    start_logging()
+    config.data = resolve(config.data)
+    world_size = config.trainer.devices * config.trainer.num_nodes
+    device_batch_size(config.recipe.batch_size, world_size, config.trainer.accumulate)
+    with RunFolder.open(pipeline, config, argv) as run:
+        made = [] if run.summary.exists() else loggers(config, run)
+        try:
+            yield run, made
+        finally:
+            for logger in made:
+                logger.experiment.finish()
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+
+def search_fabric(config: Config, callbacks: list[Any], made: list[Logger]) -> Fabric:
+    """The Fabric on which all processes search that torchrun or SLURM started, or this one alone."""
+    several = TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
+    t = config.trainer
+    processes: dict[str, Any] = dict(devices=t.devices, num_nodes=t.num_nodes, strategy="ddp") if several else dict(devices=1)
+    fabric = Fabric(accelerator="cpu", callbacks=callbacks, loggers=made, **processes)
+    fabric.launch()
+    return fabric
+
+
+def trainer(config: Config, run: RunFolder, made: list[Logger]) -> Trainer:
+    """The Trainer with everything that a run wants: averaged weights, checkpoints, pictures, progress."""
+    t, r = config.trainer, config.recipe
+    if torch.distributed.is_initialized():  # the search's processes spoke gloo; training may want another
+        torch.distributed.destroy_process_group()
+    bar = sys.stdout.isatty()
+    callbacks: list[Callback] = [
+        *([EMA(r.ema_decay)] if r.ema else []),
+        StepSeed(config.seed),
+        History(run.path),
+        EpochLines(),
+        ModelCheckpoint(
+            dirpath=run.checkpoints,
+            filename="best",
+            monitor="val_ema/top1" if r.ema else "val/top1",
+            mode="max",
+            save_last=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
+        *([LearningRateMonitor("step")] if made else []),
+        *([RichProgressBar()] if bar else []),
+    ]
+    return Trainer(
+        accelerator=t.accelerator,
+        devices=t.devices,
+        num_nodes=t.num_nodes,
+        strategy=t.strategy,
+        precision=t.precision,  # type: ignore[arg-type]
+        accumulate_grad_batches=t.accumulate,
+        max_epochs=r.epochs,
+        callbacks=callbacks,
+        logger=made or False,
+        log_every_n_steps=t.log_every,
+        num_sanity_val_steps=0,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        default_root_dir=run.path,
+    )

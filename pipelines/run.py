@@ -1,0 +1,163 @@
+"""One folder a run: what is in it, how a second start finds it, and why another configuration is refused."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from lightning.fabric.utilities.rank_zero import _get_rank
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from esformer.atomic import write_text
+from pipelines.config import Config, ConfigError, differences, to_yaml
+
+log = logging.getLogger("esformer")
+
+
+class RunError(ConfigError):
+    """A folder that this run cannot use; says what is in the way."""
+
+
+class RunFolder:
+    """The files of a run.
+
+    Args:
+        path: the folder.
+        command: what a person types to start this run.
+    """
+
+    def __init__(self, path: Path, command: str) -> None:
+        self.path, self.command = path, command
+        self.config = path / "config.yaml"
+        self.genotype = path / "genotype.yaml"
+        self.journal = path / "journal.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.summary = path / "summary.json"
+        self.wandb_id = path / "wandb_id"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def open(cls, pipeline: str, config: Config, argv: Sequence[str] | None = None) -> "RunFolder":
+        """The folder of a configuration, made or found again.
+
+        Raises:
+            RunError: it holds a run of another configuration, or another process is at work in it.
+        """
+        argv = sys.argv[1:] if argv is None else argv
+        run = cls(Path(config.run.dir or _default(pipeline, config)), shlex.join(["python", "-m", f"pipelines.{pipeline}", *argv]))
+        if is_main():
+            run._claim(pipeline, config)
+        run._log_to_file()
+        return run
+
+    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write `summary.json` and print the same for people."""
+        if is_main():
+            write_text(self.summary, json.dumps(summary, indent=1) + "\n")
+            show(summary)
+        return summary
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a run that is over, printed again; None while it is not."""
+        if not self.summary.exists():
+            return None
+        summary = json.loads(self.summary.read_text())
+        if is_main():
+            log.info("%s is finished; a new run needs another run.dir", self.path)
+            show(summary)
+        return summary
+
+    def _claim(self, pipeline: str, config: Config) -> None:
+        text = f"# python -m pipelines.{pipeline}\n{to_yaml(config)}"
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file; run.dir must be a folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is at work in {self.path}; wait for it, or choose another run.dir") from None
+        except OSError:
+            log.warning("%s is on a file system without locks; start only one process there", self.path)
+        if not self.config.exists():
+            others = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
+            if others:
+                raise RunError(f"{self.path} holds no run but other files ({others[0]}); choose another run.dir")
+        else:
+            before = self.config.read_text(encoding="utf-8")
+            changed = differences(before, text)
+            if before.splitlines()[:1] != text.splitlines()[:1]:
+                changed.insert(0, f"it is a run of {before.splitlines()[0].removeprefix('# ')}")
+            if changed:
+                raise RunError(f"{self.path} holds another run: {'; '.join(changed)}; choose another run.dir")
+            log.info("going on in %s", self.path)
+        write_text(self.config, text)
+
+    def _log_to_file(self) -> None:
+        if is_main():
+            handler = logging.FileHandler(self.path / "log.txt")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+            log.addHandler(handler)
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
+            handler.close()
+            log.removeHandler(handler)
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints: rank 0, or the only one."""
+    return not _get_rank()
+
+
+def start_logging() -> None:
+    """People on a terminal get Rich's lines, everything else plain ones."""
+    log.setLevel(logging.INFO if is_main() else logging.ERROR)
+    log.propagate = False
+    if not any(isinstance(handler, logging.StreamHandler) for handler in log.handlers):
+        plain: logging.Handler = logging.StreamHandler(sys.stdout)
+        plain.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(RichHandler(show_path=False, show_level=False) if sys.stdout.isatty() else plain)
+    for noisy in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's affair with newer torch
+
+
+def show(summary: dict[str, Any]) -> None:
+    """A summary as a table."""
+    table = Table(show_header=False)
+    for key, value in summary.items():
+        if isinstance(value, float):
+            value = f"{value:.4f}" if value < 10 else f"{value:,.1f}"
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        elif isinstance(value, list):
+            value = "\n".join(map(str, value))
+        table.add_row(key.replace("_", " "), str(value))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def _default(pipeline: str, config: Config) -> Path:
+    """A folder of its own for every configuration, the same whenever it is started."""
+    identity = "\n".join(sorted(differences("{}", to_yaml(config))))
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return Path("runs") / f"{pipeline}-{config.size}-{config.data.name}-{digest}"
+

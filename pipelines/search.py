@@ -1,0 +1,92 @@
+"""Search: find the best genotype of a size within a budget, without training anything."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipelines import cli
+from pipelines.config import Config
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+    from esformer.genotype import Genotype
+    from pipelines.run import RunFolder
+
+log = logging.getLogger("esformer")
+
+
+def search(config: Config, run: "RunFolder", loggers: "list[Logger]") -> "Genotype":
+    """The search stage: runs it, or goes on with it, and leaves `genotype.yaml` and `search.png` in the run's folder."""
+    from callbacks.pictures import SearchPicture
+    from callbacks.progress import SearchProgress
+    from esformer.genotype import Genotype
+    from esformer.search.schedule import Schedule
+    from esformer.search.stage import SearchStage
+    from esformer.space import SearchSpace
+    from pipelines.launch import search_fabric
+
+    if run.genotype.exists():
+        return Genotype.load(run.genotype)
+    space = SearchSpace.for_size(config.size, config.search.extended)
+    log.info("space %s holds %.3g genotypes", space.name, space.cardinality)
+    settings = {name: value for name, value in vars(config.search).items() if name in Schedule.__dataclass_fields__}
+    fabric = search_fabric(config, [SearchProgress(sys.stdout.isatty()), SearchPicture(run.path)], loggers)
+    result = SearchStage(
+        space,
+        budget(config),
+        Schedule(**settings),
+        seed=config.seed,
+        img_size=config.search.img_size,
+        cost_img_size=config.data.img_size,
+        num_classes=config.data.num_classes or 1000,
+        checkpoint=run.journal,
+        fabric=fabric,
+    ).run()
+    if fabric.is_global_zero:
+        result.genotype.save(run.genotype, comment=f"found by: {run.command}\nin {result.evaluations} evaluations")
+    fabric.barrier()
+    return result.genotype
+
+
+def budget(config: Config) -> Any:
+    """The budget that the configuration gives."""
+    from esformer.model.cost import Budget
+
+    limits = vars(config.budget)
+    return Budget(**{name: None if limit is None else int(limit) for name, limit in limits.items()})
+
+
+def search_summary(config: Config, run: "RunFolder", genotype: "Genotype") -> dict[str, Any]:
+    """What `summary.json` says of the search."""
+    from esformer.model.cost import cost
+    from esformer.search.journal import read
+
+    price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
+    last = read(run.journal)[-1]
+    return {
+        "size": config.size,
+        "genotype": str(run.genotype),
+        "params": price.params,
+        "macs": price.macs,
+        "search_evaluations": last.evaluation,
+        "search_seconds": last.elapsed,
+        "search_score": {last.proxy: max(e.score for e in read(run.journal) if e.phase == last.phase)},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Search alone: a genotype file comes out."""
+    config = cli.parse(__doc__, argv)
+    from pipelines.launch import prepare
+
+    with prepare("search", config, argv) as (run, loggers):
+        if summary := run.finished():
+            return summary
+        genotype = search(config, run, loggers)
+        return run.finish({**search_summary(config, run, genotype), "commands": [run.command]})
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,46 @@
+"""Weights & Biases: one run for both stages, continued after every restart."""
+
+import logging
+import secrets
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from pipelines.config import Config, ConfigError, to_yaml
+from pipelines.run import RunFolder, is_main
+
+log = logging.getLogger("esformer")
+
+
+def loggers(config: Config, run: RunFolder) -> list[Logger]:
+    """The loggers of a run: W&B unless it is disabled, offline where there is no login.
+
+    Raises:
+        ConfigError: an unknown mode.
+    """
+    mode = config.wandb.mode
+    if mode not in ("auto", "online", "offline", "disabled"):
+        raise ConfigError(f"wandb.mode is {mode!r}; it must be auto, online, offline or disabled")
+    if mode == "disabled" or not is_main():
+        return []
+    import wandb
+    from omegaconf import OmegaConf
+
+    if mode == "auto":
+        mode = "online" if wandb.login(prompt=False) else "offline"
+    if not run.wandb_id.exists():
+        run.wandb_id.write_text(secrets.token_hex(4))
+    experiment = wandb.init(
+        project=config.wandb.project,
+        name=run.path.name,
+        id=run.wandb_id.read_text(),
+        dir=run.path,
+        mode=mode,  # type: ignore[arg-type]
+        resume="allow",
+        config=OmegaConf.to_container(OmegaConf.create(to_yaml(config))),  # type: ignore[arg-type]
+        settings=wandb.Settings(silent=True),
+    )
+    experiment.define_metric("search/evaluation")
+    experiment.define_metric("search/*", step_metric="search/evaluation")
+    if mode == "offline":
+        log.info("W&B is offline; send the run with: wandb sync %s", run.path / "wandb" / "offline-run-*")
+    return [WandbLogger(experiment=experiment)]

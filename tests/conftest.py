@@ -1,0 +1,53 @@
+"""What the tests share."""
+
+import gc
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from esformer.space import SearchSpace
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _light_process():
+    torch.set_num_threads(1)  # two threads on two busy cores wait for each other: 0.01 s becomes 2 s
+    gc.freeze()  # torch's million objects make every full collection slow
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def draw():
+    """A random genotype of a size: draw("S0", seed=1, extended=True)."""
+
+    def draw(size="S0", seed=0, extended=False):
+        return SearchSpace.for_size(size, extended).sample(random.Random(seed))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def fresh_process():
+    """Run Python in a process of its own and give what it prints."""
+
+    def run(*arguments, **env):
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | env
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
