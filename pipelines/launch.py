@@ -27,9 +27,10 @@ from pipelines.tracking import loggers
 def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterator[tuple[RunFolder, list[Logger]]]:
     """The run's folder and loggers. Whatever is wrong with the configuration is said here, before any work."""
     start_logging()
-    config.data = resolve(config.data)
-    world_size = config.trainer.devices * config.trainer.num_nodes
-    device_batch_size(config.recipe.batch_size, world_size, config.trainer.accumulate)
+    if pipeline != "search" or config.data.num_classes is None:  # a search looks at no image
+        config.data = resolve(config.data)
+        world_size = config.trainer.devices * config.trainer.num_nodes
+        device_batch_size(config.recipe.batch_size, world_size, config.trainer.accumulate)
     with RunFolder.open(pipeline, config, argv) as run:
         made = [] if run.summary.exists() else loggers(config, run)
         try:

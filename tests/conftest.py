@@ -30,7 +30,7 @@ def _seeded():
 
 @pytest.fixture(scope="session")
 def draw():
-    """A random genotype of a size: draw("S0", seed=1, extended=True)."""
+    """Give a random genotype of a size."""
 
     def draw(size="S0", seed=0, extended=False):
         return SearchSpace.for_size(size, extended).sample(random.Random(seed))

@@ -126,7 +126,6 @@ def test_every_gene_counts_in_the_digest():
         (gene(10**4000), ["stage 1, block 1", "kernel is an integer of 13288 bits"]),
         (gene("x" * 500, "ffn"), ["stage 1, block 1", "ffn is 'xxx"]),
         (gene(24, "out", 0, 1), ["stage 1, block 2", "out is 24", "32", "never decrease"]),
-        (gene(72, "out", 1, 1) | {"space": "S0"}, None),  # 48 to 72 to 96: widths may grow inside a stage
         (changed(64, "stages", 2, 5, "out"), ["stage 3, block 6", "out is 64", "96", "never decrease"]),
         (gene(1, "colour"), ["stage 1, block 1", "unknown key 'colour'", "ffn, kernel, out and ratio"]),
         (gene(..., "ratio"), ["stage 1, block 1", "lacks 'ratio'", "ffn, kernel, out and ratio"]),
@@ -148,9 +147,6 @@ def test_every_gene_counts_in_the_digest():
     ],
 )
 def test_a_wrong_gene_is_named_with_its_place_and_what_is_allowed(d, says):
-    if says is None:
-        assert Genotype.from_dict(d).to_dict() == d
-        return
     with pytest.raises(GenotypeError) as caught:
         Genotype.from_dict(d)
     assert not [part for part in says if part not in str(caught.value)], str(caught.value)
@@ -166,6 +162,7 @@ def test_the_constructor_checks_as_loading_does():
         Genotype("S9", stages)
 
 
+BOMB = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c, c, c - 1, c - 1) for c in b"bcdefghijklmnopqrstuvw")
 BAD = {  # what stands in a file, and a part of what is said about it
     "empty.yaml": (b"", "is None"),
     "empty.json": (b"", "Expecting value"),
@@ -185,8 +182,7 @@ BAD = {  # what stands in a file, and a part of what is said about it
     "an unhashable key.yaml": (b"? [1, 2]\n: 3\n", "unhashable"),
     "an alias.yaml": (b"genotype: &a 1\nspace: *a\n", "aliases"),
     "an alias of itself.yaml": (b"&a [*a]", "aliases"),
-    "a bomb.yaml": (b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c, c, c - 1, c - 1) for c in range(98, 122)),
-                    "aliases"),
+    "a bomb.yaml": (BOMB, "aliases"),
     "a merge key.yaml": (b"<<: {genotype: 1}\nspace: S0\n", "'<<'"),
     "nan.json": (b'{"genotype": NaN, "space": "S0", "stages": []}', "is nan"),
     "infinity.json": (b'{"genotype": -Infinity, "space": "S0", "stages": []}', "is -inf"),
@@ -224,10 +220,9 @@ def test_a_path_without_a_file_is_refused(tmp_path, name, says):
     assert says in refusal(tmp_path / name)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_nesting_of_any_depth_is_refused(tmp_path, suffix):
-    # just below the parser's own limit, something later may run into it
-    for depth in [*range(100, 350, 10), *range(900, 1010, 3)]:
+@pytest.mark.parametrize(("suffix", "depths"), [(".yaml", range(100, 350, 25)), (".json", range(900, 1010, 2))])
+def test_nesting_of_any_depth_is_refused(tmp_path, suffix, depths):
+    for depth in depths:  # just below the parser's own limit, something later may run into it
         path = tmp_path / f"g{suffix}"
         path.write_text('{"genotype": ' + "[" * depth + "]" * depth + "}")
         refusal(path)
@@ -235,11 +230,11 @@ def test_nesting_of_any_depth_is_refused(tmp_path, suffix):
 
 def test_a_file_of_many_keys_is_refused_in_no_time(tmp_path):
     path = tmp_path / "many.json"
-    path.write_text(json.dumps({f"{i:05d}": 1 for i in range(60_000)}))
+    path.write_text(json.dumps({f"{i:05d}": 1 for i in range(30_000)}))
     assert path.stat().st_size < MAX_FILE_BYTES
     start = time.perf_counter()
     assert "unknown key '00000'" in refusal(path)
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 1.5
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -256,9 +251,9 @@ def test_a_file_changed_at_random_is_a_genotype_or_refused(tmp_path, suffix):
             assert Genotype.load(path).space in ("S0", "S1", "S2")
         except GenotypeError:
             refused += 1
-    assert 100 < refused < 200
+    assert refused > 100
 
 
 def test_what_is_shipped_is_listed_when_a_name_is_unknown():
-    with pytest.raises(GenotypeError, match="no genotype 'resnet' is shipped.*efficientformerv2_s0"):
+    with pytest.raises(GenotypeError, match=r"no genotype 'resnet' is shipped.*efficientformerv2_s0"):
         Genotype.shipped("resnet")
