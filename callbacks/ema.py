@@ -54,7 +54,8 @@ class EMA(Callback):
             self.accuracy.update(self.ema.module(images).float(), targets)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.log_dict({f"val_ema/{name}": value for name, value in self.accuracy.compute().items()})
+        values = {f"val_ema/{name}": value for name, value in self.accuracy.compute().items()}  # of all ranks together
+        pl_module.log_dict(values, sync_dist=True)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert self.ema is not None

@@ -138,7 +138,12 @@ def start_logging() -> None:
         log.addHandler(RichHandler(show_path=False, show_level=False) if sys.stdout.isatty() else plain)
     for noisy in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's affair with newer torch
+    for settled in (
+        ".*LeafSpec.*is deprecated",  # Lightning's affair with newer torch
+        ".*smaller than the logging interval",  # epochs have a line of their own
+        "Using `DistributedSampler` with the dataloaders",  # the data module sees to it that no image counts twice
+    ):
+        warnings.filterwarnings("ignore", message=settled)
 
 
 def show(summary: dict[str, Any]) -> None:
