@@ -13,7 +13,8 @@ class EMA(Callback):
     """Keeps timm's averaged copy of `module.model`, evaluates it on the validation images too, and saves it.
 
     The copy is a network of its own: the weights in training are never exchanged for it, so no moment exists at which a
-    checkpoint could confuse the two. It logs `val_ema/top1` and `val_ema/top5`; checkpoints hold it as `ema_state_dict`.
+    checkpoint could confuse the two. It logs `val_ema/top1` and `val_ema/top5`; checkpoints hold it as
+    `ema_state_dict`.
 
     Args:
         decay: how much of the average each step keeps. In the first steps it keeps less, 1 - (1 + step)^-2/3, so that

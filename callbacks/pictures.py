@@ -1,4 +1,4 @@
-"""What a person wants to see of a run: its table of metrics, the course of the search and of the training as pictures."""
+"""What a person wants to see of a run: its table of metrics, the search and the training as pictures."""
 
 import csv
 import io
@@ -78,7 +78,7 @@ class History(Callback):
 
 
 def draw_search(evaluations: Sequence[Evaluation], budget: float | None, path: Path) -> None:
-    """Score of every evaluation and the best of its phase, a panel a proxy; below, the parameters against the budget."""
+    """Every score and the best of its phase, a panel a proxy; below, the parameters against the budget."""
     import matplotlib
 
     matplotlib.use("Agg")

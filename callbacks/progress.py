@@ -5,7 +5,15 @@ import time
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from esformer.search.evolution import Scored
 from esformer.search.journal import Evaluation
@@ -36,7 +44,14 @@ class SearchProgress(SearchCallback):
     def on_search_start(self, stage: SearchStage) -> None:
         schedule = stage.schedule
         known = f", {len(stage.journal):,} evaluations known" if len(stage.journal) else ""
-        log.info("search: %g %s in space %s, budget %s%s", schedule.total, schedule.unit, stage.space.name, stage.budget, known)
+        log.info(
+            "search: %g %s in space %s, budget %s%s",
+            schedule.total,
+            schedule.unit,
+            stage.space.name,
+            stage.budget,
+            known,
+        )
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task("", total=schedule.total)
@@ -84,7 +99,9 @@ class EpochLines(Callback):
         names = ("train/loss_epoch", "val/loss", "val/top1", "val_ema/top1")
         metrics = ", ".join(f"{name.removesuffix('_epoch')} {values[name]:.4f}" for name in names if name in values)
         left = (trainer.max_epochs - done) * seconds
-        log.info("epoch %d of %d: %s; %.0f s an epoch, %s left", done, trainer.max_epochs, metrics, seconds, _time(left))
+        log.info(
+            "epoch %d of %d: %s; %.0f s an epoch, %s left", done, trainer.max_epochs, metrics, seconds, _time(left)
+        )
 
 
 def _time(seconds: float) -> str:

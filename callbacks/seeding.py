@@ -8,12 +8,10 @@ from esformer.training.data import seed_all
 
 
 class StepSeed(Callback):
-    """Seeds every training batch from the seed, the epoch, the batch and the rank: a resumed run draws what it would have."""
+    """Seeds every training batch from seed, epoch, batch and rank: a resumed run draws what it would have drawn."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         seed_all(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)

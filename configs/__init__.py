@@ -1,1 +1,1 @@
-"""Named choices for each section of the configuration: `size=S2` reads size/S2.yaml, `data=cifar10` reads data/cifar10.yaml."""
+"""Named choices for each section of the configuration: `data=cifar10` reads data/cifar10.yaml."""

@@ -1,9 +1,9 @@
 """Table 1 as data: the genes of a network, their two groups, and the values each may take in S0, S1 and S2.
 
-Everything that the papers leave open about the search space is written down here and nowhere else. The depths and the
-places of the Transformer layers are EfficientFormerV2's (section 3.4 follows it); the widths of a stage are the multiples
-of 8 from about half to one and a half times its width; the other genes are chosen around its values, so that
-EfficientFormerV2 itself is a point of the space.
+Everything that the papers leave open about the search space is written down here and nowhere else. The depths and
+the places of the Transformer layers are EfficientFormerV2's (section 3.4 follows it); the widths of a stage are the
+multiples of 8 from about half to one and a half times its width; the other genes are chosen around its values, so
+that EfficientFormerV2 itself is a point of the space.
 """
 
 from dataclasses import dataclass, replace
@@ -87,7 +87,7 @@ SPACES = tuple(size + suffix for suffix in ("", EXTENDED) for size in SIZES)
 
 @cache
 def choices_of(space: str) -> Choices:
-    """The choices of a space by its name: a size, or a size and `-extended` (Table 5: the residual bottleneck is an FFN too)."""
+    """The choices of a space by its name: a size, or a size and `-extended` (Table 5: with the residual bottleneck)."""
     size = space.removesuffix(EXTENDED)
     if size not in _SIZES:
         raise ValueError(f"there is no search space {space!r}; there are {', '.join(SPACES)}")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class ConvBlock:
 
 @dataclass(frozen=True, slots=True)
 class TransformerLayer:
-    """Multi-head self-attention of `heads` heads with keys of `head_dim` channels, then an FFN with a 3x3 convolution."""
+    """Self-attention of `heads` heads with keys of `head_dim` channels, then an FFN with a 3x3 convolution."""
 
     ffn: str
     heads: int
@@ -107,7 +108,7 @@ class Genotype:
         return cls(d["space"], tuple(stages))
 
     def save(self, path: str | os.PathLike[str], comment: str = "") -> None:
-        """Write the genotype to a `.json` file, or as YAML under any other name, headed by `comment`; never half a file."""
+        """Write the genotype to a `.json` file, or as YAML under any other name, headed by `comment`."""
         path = Path(path)
         if path.suffix == ".json":
             text = json.dumps(self.to_dict(), indent=1) + "\n"
@@ -156,7 +157,9 @@ def check(stages: Any, choices: Choices) -> None:
             where = f"stage {s + 1}, block {b + 1}"
             kind = TransformerLayer if wanted.is_transformer(b) else ConvBlock
             if type(block) is not kind:
-                raise GenotypeError(f"{where}: is a {type(block).__name__}; in space {choices.space} it is a {kind.__name__}")
+                raise GenotypeError(
+                    f"{where}: is a {type(block).__name__}; in space {choices.space} it is a {kind.__name__}"
+                )
             for gene, allowed in choices.of(s, b).items():
                 value = getattr(block, gene)
                 if type(value) is not type(allowed[0]) or value not in allowed:
@@ -196,7 +199,7 @@ def _show(value: Any) -> str:
 
 
 def _list(values: tuple[Any, ...], word: str = "or") -> str:
-    steps = {b - a for a, b in zip(values, values[1:], strict=False) if isinstance(a, int)}
+    steps = {b - a for a, b in pairwise(values) if isinstance(a, int)}
     if len(values) > 5 and len(steps) == 1:
         return f"{values[0]} to {values[-1]} in steps of {steps.pop()}"
     *head, last = map(str, values)
@@ -240,7 +243,7 @@ def _read(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             return json.loads(text, object_pairs_hook=_unique)
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=_StrictLoader)
     except OSError as error:
         raise GenotypeError(f"cannot be read: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:

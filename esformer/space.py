@@ -4,6 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -74,15 +75,16 @@ class SearchSpace:
         return self._draw(rng, self.options)
 
     def mutate(self, genotype: Genotype, rng: random.Random, genes: Group = "all") -> Genotype:
-        """A copy in which some genes of the group are drawn anew; how many, which, and to what is uniform (section 3.5).
+        """A copy in which some genes of the group are drawn anew; always another genotype.
 
-        The result always differs from `genotype`.
+        How many genes, which, and to what is uniform (section 3.5).
         """
         places, values = self.places(genes), self.values(genotype)
         while True:
             chosen = set(rng.sample(places, rng.randint(1, len(places))))
             options = {
-                place: (value,) if place not in chosen else self._others(place, value) for place, value in values.items()
+                place: (value,) if place not in chosen else self._others(place, value)
+                for place, value in values.items()
             }
             mutant = self._draw(rng, options)
             if mutant.stages != genotype.stages:  # widths between equal neighbours may have had nowhere to go
@@ -152,9 +154,6 @@ def _draw_non_decreasing(rng: random.Random, options: Sequence[Sequence[int]]) -
     for here, counts in zip(options, _completions(options), strict=True):
         possible = [(w, n) for w, n in zip(here, counts, strict=True) if not drawn or w >= drawn[-1]]
         ticket = rng.randrange(sum(n for _, n in possible)) if len(possible) > 1 else 0
-        for width, n in possible:
-            ticket -= n
-            if ticket < 0:
-                break
-        drawn.append(width)
+        running = accumulate(n for _, n in possible)
+        drawn.append(next(width for (width, _), total in zip(possible, running, strict=True) if ticket < total))
     return drawn

@@ -6,8 +6,8 @@ import inspect
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Config:
     seed: int = 0
     """Of the search, the initial weights, the order of the images and their augmentation."""
     genotype: str | None = None
-    """For training alone: a genotype file, or the name of one that is shipped. By default the shipped one of the size."""
+    """For training alone: a genotype file or the name of a shipped one; by default the shipped one of the size."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -197,7 +197,6 @@ class Setting:
     explanation: str
 
 
-@cache
 def settings(kind: type = Config, prefix: str = "") -> tuple[Setting, ...]:
     """Every setting there is, in order, with the explanation that stands below its field."""
     explained = _explanations(kind)
@@ -217,7 +216,7 @@ def _explanations(kind: type) -> dict[str, str]:
     explained: dict[str, str] = {}
     for base in reversed([b for b in kind.__mro__ if is_dataclass(b)]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for statement, below in zip(body, body[1:], strict=False):
+        for statement, below in pairwise(body):
             if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
                 explained[statement.target.id] = ast.literal_eval(below.value)  # type: ignore[union-attr]
     return explained
@@ -229,7 +228,9 @@ def _check_key(key: str) -> None:
     if key in known:
         return
     if key in sections:
-        raise ConfigError(f"{key} is a section; set one of its fields, such as {next(k for k in known if k.startswith(key))}")
+        raise ConfigError(
+            f"{key} is a section; set one of its fields, such as {next(k for k in known if k.startswith(key))}"
+        )
     same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near = difflib.get_close_matches(key, same or known, n=1, cutoff=0.0)
     raise ConfigError(f"there is no setting {key!r}; did you mean {near[0]!r}?")

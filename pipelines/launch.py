@@ -10,7 +10,7 @@ from lightning import Trainer
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.ema import EMA
 from callbacks.pictures import History
@@ -24,7 +24,7 @@ from pipelines.tracking import loggers
 
 
 @contextmanager
-def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterator[tuple[RunFolder, list[Logger]]]:
+def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterator[tuple[RunFolder, list[WandbLogger]]]:
     """The run's folder and loggers. Whatever is wrong with the configuration is said here, before any work."""
     start_logging()
     if pipeline != "search" or config.data.num_classes is None:  # a search looks at no image
@@ -42,17 +42,19 @@ def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterat
                 torch.distributed.destroy_process_group()
 
 
-def search_fabric(config: Config, callbacks: list[Any], made: list[Logger]) -> Fabric:
+def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger]) -> Fabric:
     """The Fabric on which all processes search that torchrun or SLURM started, or this one alone."""
     several = TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
     t = config.trainer
-    processes: dict[str, Any] = dict(devices=t.devices, num_nodes=t.num_nodes, strategy="ddp") if several else dict(devices=1)
-    fabric = Fabric(accelerator="cpu", callbacks=callbacks, loggers=made, **processes)
+    processes: dict[str, Any] = (
+        dict(devices=t.devices, num_nodes=t.num_nodes, strategy="ddp") if several else dict(devices=1)
+    )
+    fabric = Fabric(accelerator="cpu", callbacks=callbacks, loggers=list(made), **processes)
     fabric.launch()
     return fabric
 
 
-def trainer(config: Config, run: RunFolder, made: list[Logger]) -> Trainer:
+def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:
     """The Trainer with everything that a run wants: averaged weights, checkpoints, pictures, progress."""
     t, r = config.trainer, config.recipe
     if torch.distributed.is_initialized():  # the search's processes spoke gloo; training may want another

@@ -53,7 +53,10 @@ class RunFolder:
             RunError: it holds a run of another configuration, or another process is at work in it.
         """
         argv = sys.argv[1:] if argv is None else argv
-        run = cls(Path(config.run.dir or _default(pipeline, config)), shlex.join(["python", "-m", f"pipelines.{pipeline}", *argv]))
+        run = cls(
+            Path(config.run.dir or _default(pipeline, config)),
+            shlex.join(["python", "-m", f"pipelines.{pipeline}", *argv]),
+        )
         if is_main():
             run._claim(pipeline, config)
         run._log_to_file()
@@ -85,7 +88,9 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"another process is at work in {self.path}; wait for it, or choose another run.dir") from None
+            raise RunError(
+                f"another process is at work in {self.path}; wait for it, or choose another run.dir"
+            ) from None
         except OSError:
             log.warning("%s is on a file system without locks; start only one process there", self.path)
         if not self.config.exists():
@@ -165,4 +170,3 @@ def _default(pipeline: str, config: Config) -> Path:
     identity = "\n".join(sorted(differences("{}", to_yaml(config))))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return Path("runs") / f"{pipeline}-{config.size}-{config.data.name}-{digest}"
-

@@ -9,7 +9,7 @@ from pipelines import cli
 from pipelines.config import Config
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.loggers import WandbLogger
 
     from esformer.genotype import Genotype
     from pipelines.run import RunFolder
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("esformer")
 
 
-def search(config: Config, run: "RunFolder", loggers: "list[Logger]") -> "Genotype":
-    """The search stage: runs it, or goes on with it, and leaves `genotype.yaml` and `search.png` in the run's folder."""
+def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "Genotype":
+    """The search stage: runs it, or goes on with it; leaves `genotype.yaml` and `search.png` in the run's folder."""
     from callbacks.pictures import SearchPicture
     from callbacks.progress import SearchProgress
     from esformer.genotype import Genotype

@@ -3,7 +3,7 @@
 import logging
 import secrets
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 
 from pipelines.config import Config, ConfigError, to_yaml
 from pipelines.run import RunFolder, is_main
@@ -11,7 +11,7 @@ from pipelines.run import RunFolder, is_main
 log = logging.getLogger("esformer")
 
 
-def loggers(config: Config, run: RunFolder) -> list[Logger]:
+def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
     """The loggers of a run: W&B unless it is disabled, offline where there is no login.
 
     Raises:

@@ -1,7 +1,6 @@
 """Train: train the network of a genotype with the recipe of Table 2, and evaluate its raw and averaged weights."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from pipelines import cli
 from pipelines.config import Config
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.loggers import WandbLogger
 
     from esformer.genotype import Genotype
     from pipelines.run import RunFolder
@@ -19,7 +18,7 @@ log = logging.getLogger("esformer")
 
 
 def train(
-    config: Config, run: "RunFolder", genotype: "Genotype", loggers: "list[Logger]", provenance: dict[str, Any]
+    config: Config, run: "RunFolder", genotype: "Genotype", loggers: "list[WandbLogger]", provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """The training stage: trains, or goes on training, and returns what the final weights reach on all images once."""
     from lightning import seed_everything
@@ -33,7 +32,9 @@ def train(
     assert config.data.num_classes is not None
     module = ESFormerModule(genotype, config.recipe, config.data.num_classes, config.data.img_size, provenance)
     fit = trainer(config, run, loggers)
-    log.info("training: %d epochs on %s, %d images a step", config.recipe.epochs, config.data.name, config.recipe.batch_size)
+    log.info(
+        "training: %d epochs on %s, %d images a step", config.recipe.epochs, config.data.name, config.recipe.batch_size
+    )
     fit.fit(module, data, ckpt_path=run.last if run.last.exists() else None, weights_only=True)
     metrics = fit.validate(module, data, verbose=False)[0]
     return {

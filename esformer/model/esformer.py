@@ -33,7 +33,8 @@ MIN_IMAGE = 32
 
 class _FreshBiases:
     """timm keeps the expanded attention biases of an evaluating network, and misses it when weights change afterwards
-    (loaded, averaged, exported). Expanding them anew costs one gather."""
+    (loaded, averaged, exported). Expanding them anew costs one gather.
+    """
 
     attention_biases: Tensor
     attention_bias_idxs: Tensor
@@ -43,9 +44,11 @@ class _FreshBiases:
 
 
 class Attention2d(_FreshBiases, timm_v2.Attention2d):
-    """EfficientFormerV2's attention: local values, talking heads, optionally at half resolution. B, C, H, W -> B, C, H, W."""
+    """EfficientFormerV2's attention, at half resolution if `stride` is 2. B, C, H, W -> B, C, H, W."""
 
-    def __init__(self, dim: int, key_dim: int, num_heads: int, resolution: tuple[int, int], stride: int | None, **kw: Any):
+    def __init__(
+        self, dim: int, key_dim: int, num_heads: int, resolution: tuple[int, int], stride: int | None, **kw: Any
+    ):
         super().__init__(dim, key_dim, num_heads, resolution=resolution, stride=stride, **kw)
         if stride is not None:  # timm's doubles, which misses an odd resolution by one
             self.upsample = nn.Upsample(size=resolution, mode="bilinear")
@@ -210,7 +213,7 @@ class ESFormer(nn.Module):
         self.stages = nn.Sequential(*stages)
 
         self.num_features = self.head_hidden_size = width
-        self.norm = nn.BatchNorm2d(width)
+        self.norm: nn.Module = nn.BatchNorm2d(width)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._classifier()
 
@@ -227,6 +230,7 @@ class ESFormer(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
         for stage in self.stages:
+            assert isinstance(stage, ESFormerStage)
             stage.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -331,7 +335,7 @@ def _half(resolution: tuple[int, int]) -> tuple[int, int]:
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights of timm's EfficientFormerV2 as an ESFormer takes them: its two classifiers, whose outputs it averages, in one.
+    """Weights of timm's EfficientFormerV2 as an ESFormer takes them: its two classifiers, which it averages, in one.
 
     Other weights are returned as they are. It has the name and the signature of the filters of timm's builder.
     """

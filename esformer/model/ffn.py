@@ -1,18 +1,20 @@
-"""The kinds of Feed Forward Network: Figure 3's Inverted Bottleneck and ConvNeXt block, and Table 5's residual bottleneck.
+"""The kinds of Feed Forward Network: Figure 3's Inverted Bottleneck and ConvNeXt block, Table 5's residual bottleneck.
 
-Each maps `in_chs` to `out_chs` channels at the same resolution, B, C, H, W -> B, C', H, W. Every convolution is followed
-by a batch norm, as in EfficientFormerV2; the names of the parts are timm's, so that its weights fit.
+Each maps `in_chs` to `out_chs` channels at the same resolution, B, C, H, W -> B, C', H, W. Every convolution is
+followed by a batch norm, as in EfficientFormerV2; the names of the parts are timm's, so that its weights fit.
 """
 
-from torch import Tensor, nn
 from timm.layers import ConvNormAct
 from timm.models.efficientformer_v2 import ConvNorm
+from torch import Tensor, nn
 
 
 class InvertedBottleneck(nn.Module):
-    """1x1 expand, depthwise k x k, 1x1 project (MobileNetV2; Figure 3, left). With k = 3 it is EfficientFormerV2's FFN."""
+    """1x1 expand, depthwise k x k, 1x1 project (Figure 3, left). With k = 3 it is EfficientFormerV2's FFN."""
 
-    def __init__(self, in_chs: int, out_chs: int, kernel: int, ratio: int, act_layer: type[nn.Module] = nn.GELU) -> None:
+    def __init__(
+        self, in_chs: int, out_chs: int, kernel: int, ratio: int, act_layer: type[nn.Module] = nn.GELU
+    ) -> None:
         super().__init__()
         hidden = in_chs * ratio
         self.fc1 = ConvNormAct(in_chs, hidden, 1, bias=True, act_layer=act_layer)
@@ -26,7 +28,9 @@ class InvertedBottleneck(nn.Module):
 class ConvNeXtBlock(nn.Module):
     """The depthwise k x k moved in front of the expansion, with a single activation (Figure 3, right)."""
 
-    def __init__(self, in_chs: int, out_chs: int, kernel: int, ratio: int, act_layer: type[nn.Module] = nn.GELU) -> None:
+    def __init__(
+        self, in_chs: int, out_chs: int, kernel: int, ratio: int, act_layer: type[nn.Module] = nn.GELU
+    ) -> None:
         super().__init__()
         hidden = in_chs * ratio
         self.mid = ConvNorm(in_chs, in_chs, kernel, groups=in_chs)
@@ -38,9 +42,11 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ResidualBottleneck(nn.Module):
-    """ResNet's bottleneck: 1x1 reduce, dense k x k, 1x1 restore. Here `ratio` reduces: to `bottleneck_width` channels."""
+    """ResNet's bottleneck: 1x1 reduce to `bottleneck_width` channels (`ratio` divides), dense k x k, 1x1 restore."""
 
-    def __init__(self, in_chs: int, out_chs: int, kernel: int, ratio: int, act_layer: type[nn.Module] = nn.GELU) -> None:
+    def __init__(
+        self, in_chs: int, out_chs: int, kernel: int, ratio: int, act_layer: type[nn.Module] = nn.GELU
+    ) -> None:
         super().__init__()
         hidden = bottleneck_width(out_chs, ratio)
         self.fc1 = ConvNormAct(in_chs, hidden, 1, bias=True, act_layer=act_layer)

@@ -1,4 +1,4 @@
-"""The shipped ESFormers as timm models: after `import esformer.model.registry`, `timm.create_model("esformer_s0")` works."""
+"""The shipped ESFormers as timm models: import this, and `timm.create_model("esformer_s0")` works."""
 
 from typing import Any
 

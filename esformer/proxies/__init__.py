@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from esformer.genotype import Genotype
-from esformer.model.esformer import ESFormer
+from esformer.model.esformer import Attention2d, Attention2dDownsample, ESFormer
 from esformer.proxies.base import Draw, Proxy, ProxyError
 from esformer.proxies.entropic_score import EntropicScore
 from esformer.proxies.log_synflow import LogSynflow
@@ -62,7 +62,9 @@ def score(
         total += proxy.measure(measured, Draw(generator, (3, height, width)))
     mean = total / proxy.draws
     if not math.isfinite(mean):
-        raise ProxyError(f"{proxy.name} is {mean} for this network at {height} x {width}: its values leave float64's range")
+        raise ProxyError(
+            f"{proxy.name} is {mean} for this network at {height} x {width}: its values leave float64's range"
+        )
     return mean
 
 
@@ -74,6 +76,6 @@ def _network(subject: Genotype | nn.Module, img_size: tuple[int, int]) -> nn.Mod
         network = ESFormer(subject, img_size=img_size).double()
     network.to_empty(device="cpu")
     for module in network.modules():
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+        if isinstance(module, Attention2d | Attention2dDownsample):
+            module.init_non_persistent_buffers()  # where each position finds its attention bias
     return network

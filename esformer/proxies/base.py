@@ -36,14 +36,14 @@ class Draw:
 class Proxy(ABC):
     """A training-free metric of an architecture.
 
-    `esformer.score` does what all proxies share: it copies or builds the network in float64, seeds a `Draw` from what is
-    scored, takes the mean over `draws` measurements and refuses a score that is not finite. A proxy only measures.
+    `esformer.score` does what all proxies share: it copies or builds the network in float64, seeds a `Draw` from what
+    is scored, takes the mean over `draws` measurements and refuses a score that is not finite. A proxy only measures.
     """
 
     name: ClassVar[str]
     """What it is called in configurations, journals and tables."""
     needs: ClassVar[Needs]
-    """The most expensive thing it uses: nothing but the genotype, a forward, a gradient, or a batch of images with labels."""
+    """The most expensive thing it uses: only the genotype, a forward, a gradient, or images with labels."""
     higher_is_better: ClassVar[bool] = True
     source: ClassVar[str]
     """Paper, section and equation."""

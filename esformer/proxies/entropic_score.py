@@ -18,9 +18,9 @@ Reading = Literal["tensor", "position", "channel"]
 class EntropicScore(Proxy):
     """E = - sum over activations i of mean over elements j of a_ij log(a_ij + eps), a normalised to (0, 1].
 
-    The paper divides an activation by "its maximum value across the channel dimension", which can be read three ways; the
-    maximum is taken over the whole activation (`tensor`, which a first measurement on NAS-Bench-101 supports best), at
-    each position over the channels (`position`), or for each channel over the positions (`channel`).
+    The paper divides an activation by "its maximum value across the channel dimension", which can be read three ways:
+    the maximum is taken over the whole activation (`tensor`, which a first measurement on NAS-Bench-101 supports
+    best), at each position over the channels (`position`), or for each channel over the positions (`channel`).
 
     With weights this large an attention's softmax saturates and picks one position, so its queries and keys, and with
     them the genes heads and head_dim, reach the score only through the width of the values behind it.
@@ -28,7 +28,9 @@ class EntropicScore(Proxy):
 
     name: ClassVar[str] = "entropic_score"
     needs: ClassVar[Needs] = "forward"
-    source: ClassVar[str] = "Entropic Score metric: Decoupling Topology and Size in Training-free NAS, section 3.2, eq. 1"
+    source: ClassVar[str] = (
+        "Entropic Score metric: Decoupling Topology and Size in Training-free NAS, section 3.2, eq. 1"
+    )
     draws: ClassVar[int] = 3
 
     def __init__(self, reading: Reading = "tensor") -> None:
@@ -54,7 +56,11 @@ class EntropicScore(Proxy):
 
     def entropy(self, activation: Tensor) -> Tensor:
         """The mean element-wise entropy of one activation, N, C, *positions or N, C, normalised by its maximum."""
-        dims = {"tensor": tuple(range(1, activation.ndim)), "position": (1,), "channel": tuple(range(2, activation.ndim))}
+        dims = {
+            "tensor": tuple(range(1, activation.ndim)),
+            "position": (1,),
+            "channel": tuple(range(2, activation.ndim)),
+        }
         over = dims[self.reading]
         maximum = activation.amax(over, keepdim=True) if over else activation
         a = torch.where(maximum > 0, activation / maximum, 0.0)  # where nothing is active there is no information

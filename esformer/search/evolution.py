@@ -4,6 +4,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Literal
 
 from esformer.choices import Group
@@ -68,7 +69,7 @@ def mutate(space: SearchSpace, parent: Genotype, rng: random.Random, genes: Grou
 def generation(
     space: SearchSpace, population: Population, tournament: int, rng: random.Random, genes: Group, allowed: Allowed
 ) -> list[Offspring]:
-    """The offspring of one tournament: a mutation of each of its best two, and their crossover if the budget allows it."""
+    """The offspring of a tournament: a mutation of each of its best two, and their crossover if the budget allows."""
     first, second = population.tournament(tournament, rng)
     offspring = [Offspring(mutate(space, parent, rng, genes, allowed), "mutation") for parent in (first, second)]
     child = space.crossover(first, second, rng, genes)
@@ -90,9 +91,8 @@ def first_generation(
     if not seeds:
         return [Offspring(sample(space, rng, allowed, cheapest), "sample") for _ in range(size)]
     offspring = [Offspring(seed, "seed") for seed in seeds[:size]]
-    for i in range(size - len(offspring)):
-        offspring.append(Offspring(mutate(space, seeds[i % len(seeds)], rng, genes, allowed), "mutation"))
-    return offspring
+    parents = islice(cycle(seeds), max(0, size - len(seeds)))
+    return offspring + [Offspring(mutate(space, parent, rng, genes, allowed), "mutation") for parent in parents]
 
 
 def cheapest(space: SearchSpace, weigh: Callable[[Genotype], float]) -> Genotype:
@@ -106,5 +106,3 @@ def cheapest(space: SearchSpace, weigh: Callable[[Genotype], float]) -> Genotype
             if weigh(other := space.build(values)) < weigh(genotype):
                 genotype = other
     return genotype
-
-

@@ -1,4 +1,4 @@
-"""The record of a search: one JSON line an evaluation, appended as it happens. It is also what a killed search resumes from."""
+"""The record of a search: one JSON line an evaluation, as it happens. A killed search resumes from it."""
 
 import json
 import math

@@ -31,7 +31,7 @@ class Phase:
 
 @dataclass
 class Schedule:
-    """How a search goes (section 3.5). The defaults are the paper's for S0 and S1; S2 has phases of 6 minutes, 55 in all."""
+    """How a search goes (section 3.5). The defaults are the paper's for S0 and S1."""
 
     unit: str = "minutes"
     """What the lengths below are counted in: `minutes` (the paper's) or `evaluations` (exactly reproducible)."""

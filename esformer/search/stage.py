@@ -1,4 +1,4 @@
-"""The search stage: runs the phases of a schedule on Lightning Fabric, with callbacks and loggers as a Trainer has them."""
+"""The search stage: the phases of a schedule on Lightning Fabric, with callbacks and loggers as a Trainer has them."""
 
 import os
 import random
@@ -67,9 +67,9 @@ class SearchResult:
 class SearchStage:
     """A search by decoupled evolution (section 3.5) that can be killed at any moment and goes on where it was.
 
-    The evolution is a pure function of its arguments and, if the schedule counts minutes, of the clock readings that the
-    journal keeps. So a resumed search runs it again from the start, taking the scores it already knows from the journal,
-    and every rank runs the same evolution; only the scoring is shared out.
+    The evolution is a pure function of its arguments and, if the schedule counts minutes, of the clock readings that
+    the journal keeps. So a resumed search runs it again from the start, taking the scores it already knows from the
+    journal, and every rank runs the same evolution; only the scoring is shared out.
 
     Args:
         space: the genotypes to choose from.
@@ -169,9 +169,7 @@ class SearchStage:
                 return int(phase.length) - (self._asked - asked)
             return BATCH if self._elapsed - began < phase.length * 60 or not best else 0
 
-        waiting = first_generation(
-            self.space, seeds, phase.population, rng, phase.genes, self._allowed, self.cheapest
-        )
+        waiting = first_generation(self.space, seeds, phase.population, rng, phase.genes, self._allowed, self.cheapest)
         while left() > 0 and stale < STALE_GENERATIONS:
             if not announced and not self.replaying:
                 self.fabric.call("on_phase_start", self, phase)
@@ -204,7 +202,7 @@ class SearchStage:
     def _score(self, proxy: str, genotypes: list[Genotype]) -> tuple[list[float], list[float]]:
         """Scores and the seconds they took; each rank scores every world_size-th of those that are not known."""
         unknown = {g.digest: g for g in genotypes if (proxy, g.digest) not in self._known}
-        measured = torch.zeros(2, len(unknown), dtype=torch.float64)
+        measured: Any = torch.zeros(2, len(unknown), dtype=torch.float64)
         for i, genotype in enumerate(unknown.values()):
             if i % self.fabric.world_size == self.fabric.global_rank:
                 start = time.perf_counter()

@@ -19,7 +19,7 @@ class DataConfig:
     """Which images, and what is done with them whatever the recipe. The defaults are ImageNet's."""
 
     name: str = "imagenet"
-    """`imagenet`, `folder` (any folder with train/CLASS/* and val/CLASS/*), `cifar10` or `digits` (comes with scikit-learn)."""
+    """`imagenet`, `folder` (any with train/CLASS/* and val/CLASS/*), `cifar10` or `digits` (scikit-learn's)."""
     root: str | None = None
     """Folder of the images; for imagenet the environment variable IMAGENET if not given."""
     img_size: int = 224
@@ -99,7 +99,7 @@ def folders(root: str) -> tuple[Path, Path]:
 
 
 def build(config: DataConfig, train: bool, transform: Transform) -> ImageDataset:
-    """The training or the validation images of a resolved configuration, each through `transform` (from a PIL image)."""
+    """The training or the validation images of a resolved configuration, each a PIL image through `transform`."""
     if config.name == "digits":
         return Digits(train, transform)
     assert config.root is not None

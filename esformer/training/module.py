@@ -121,7 +121,7 @@ def accuracies(num_classes: int) -> MetricCollection:
 
 
 def lr_factor(step: int, steps: int, recipe: Recipe) -> float:
-    """What the learning rate is multiplied by at a step: a linear warm-up, then a cosine to `min_lr` at the last step."""
+    """The share of `lr` at a step: a linear warm-up, then a cosine to `min_lr` at the last step."""
     warmup = round(steps * recipe.warmup_epochs / recipe.epochs)
     if step < warmup:
         start = recipe.warmup_lr / recipe.lr
@@ -129,5 +129,3 @@ def lr_factor(step: int, steps: int, recipe: Recipe) -> float:
     end = min(recipe.min_lr / recipe.lr, 1.0)
     progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
     return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
-
-

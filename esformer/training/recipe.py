@@ -49,7 +49,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(f"warmup_epochs is {self.warmup_epochs}; it must be from 0 to less than the {self.epochs} epochs")
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}; it must be from 0 to less than the {self.epochs} epochs"
+            )
         if self.clip_mode not in ("norm", "value", "agc"):
             raise ValueError(f"clip_mode is {self.clip_mode!r}; it must be norm, value or agc")
         if self.batch_size < 2 or (self.mixes and self.batch_size % 2):

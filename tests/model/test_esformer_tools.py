@@ -15,7 +15,7 @@ def test_attention_biases_and_vectors_are_not_decayed(network):
     skipped = network.no_weight_decay()
     assert skipped == {name for name, _ in network.named_parameters() if name.endswith("attention_biases")}
     assert len(skipped) == 5  # four Transformer layers and the last downsampling
-    free, decayed = param_groups_weight_decay(network, 0.05, skipped)
+    free, decayed = param_groups_weight_decay(network, 0.05, no_weight_decay_list=skipped)
     assert free["weight_decay"] == 0 and decayed["weight_decay"] == 0.05
     biases = {id(parameter) for name, parameter in network.named_parameters() if name in skipped}
     assert biases <= {id(parameter) for parameter in free["params"]}

@@ -1,0 +1,73 @@
+import pytest
+import timm
+import torch
+from torch.testing import assert_close
+
+import esformer.model.registry  # noqa: F401 (registers the names)
+from esformer.genotype import Genotype, shipped_names
+from esformer.model.cost import Budget, cost
+from esformer.model.esformer import ESFormer
+
+NAMES = ("esformer_s0", "esformer_s1", "esformer_s2")
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    if request.param not in shipped_names():
+        pytest.skip(f"the genotype of {request.param} is not shipped yet")
+    return request.param
+
+
+def test_the_names_are_timms():
+    assert timm.list_models("esformer_*") == list(NAMES)
+    assert all(timm.is_model(name) for name in NAMES)
+
+
+def test_a_shipped_name_builds_its_genotype(name):
+    network = timm.create_model(name, pretrained=False).eval()
+    assert isinstance(network, ESFormer)
+    assert network.genotype == Genotype.shipped(name) and network.genotype.space == name[-2:].upper()
+    assert network.img_size == (224, 224) and network.num_classes == 1000
+    assert sum(p.numel() for p in network.parameters()) == cost(network.genotype).params
+    assert network.default_cfg["first_conv"] == "stem.conv1.conv" and network.default_cfg["classifier"] == "head"
+    assert isinstance(network.get_submodule("stem.conv1.conv"), torch.nn.Conv2d)
+
+
+def test_a_shipped_genotype_keeps_the_papers_budget(name):
+    assert Budget.for_size(name[-2:].upper()).allows(cost(Genotype.shipped(name)))
+
+
+@torch.no_grad()
+def test_timms_arguments(name, tmp_path):
+    network = timm.create_model(name, num_classes=5, in_chans=1, img_size=64, drop_path_rate=0.1).eval()
+    image = torch.randn(1, 1, 64, 64)
+    assert network(image).shape == (1, 5)
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    loaded = timm.create_model(
+        name, num_classes=5, in_chans=1, img_size=64, checkpoint_path=str(tmp_path / "weights.pt")
+    )
+    assert_close(loaded.eval()(image), network(image))
+
+
+@torch.no_grad()
+def test_features_only(name):
+    whole = timm.create_model(name, img_size=64).eval()
+    image = torch.randn(1, 3, 64, 64)
+    for out_indices in ((0, 1, 2, 3), (1, 3)):
+        features = timm.create_model(name, img_size=64, features_only=True, out_indices=out_indices).eval()
+        features.load_state_dict({k.replace("stages.", "stages_", 1): v for k, v in whole.state_dict().items()}, False)
+        wanted = whole.forward_intermediates(image, list(out_indices), intermediates_only=True)
+        assert_close(features(image), wanted)
+        assert features.feature_info.channels() == [taken.shape[1] for taken in wanted]
+
+
+def test_another_genotype_under_a_registered_name(draw):
+    network = timm.create_model("esformer_s0", genotype=draw("S0", seed=9), img_size=32, num_classes=3)
+    assert network.genotype == draw("S0", seed=9)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.skipif("esformer_s0" in shipped_names(), reason="it is shipped")
+def test_a_name_without_a_genotype_says_what_there_is():
+    with pytest.raises(ValueError, match="efficientformerv2_s0"):
+        timm.create_model("esformer_s0")
