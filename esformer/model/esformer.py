@@ -223,8 +223,8 @@ class ESFormer(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        block = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(?:downsample|blocks\.(\d+))"
-        return dict(stem=r"^stem", blocks=[(block, None), (r"^norm", (99999,))])
+        fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+        return dict(stem=r"^stem", blocks=[*([(r"^stages\.(\d+)", None)] if coarse else fine), (r"^norm", (99999,))])
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
