@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from esformer.errors import ESFormerError
 from esformer.genotype import Genotype, shipped_names
 from esformer.model.esformer import ESFormer
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ESFormerError):
     """A file that holds no ESFormer; says why."""
 
 

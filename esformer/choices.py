@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
+from esformer.errors import ESFormerError
+
 Gene = Literal["ffn", "kernel", "heads", "out", "ratio", "head_dim"]
 Group = Literal["topology", "size", "all"]
 
@@ -90,6 +92,6 @@ def choices_of(space: str) -> Choices:
     """The choices of a space by its name: a size, or a size and `-extended` (Table 5: with the residual bottleneck)."""
     size = space.removesuffix(EXTENDED)
     if size not in _SIZES:
-        raise ValueError(f"there is no search space {space!r}; there are {', '.join(SPACES)}")
+        raise ESFormerError(f"there is no search space {space!r}; there are {', '.join(SPACES)}")
     plain = Choices(space, _SIZES[size])
     return plain if space == size else replace(plain, ffn=(*plain.ffn, "bottleneck"))

@@ -14,6 +14,7 @@ import yaml
 
 from esformer.atomic import write_text
 from esformer.choices import SPACES, Choices, choices_of
+from esformer.errors import ESFormerError
 
 FORMAT = 1
 """The version of the file format, written as `genotype: 1`."""
@@ -21,7 +22,7 @@ MAX_FILE_BYTES = 1_000_000
 _SHIPPED = Path(__file__).parent / "genotypes"
 
 
-class GenotypeError(ValueError):
+class GenotypeError(ESFormerError):
     """A genotype that is not one: says which block, which gene, what it is and what would be allowed."""
 
 

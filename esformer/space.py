@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from esformer.choices import EXTENDED, GROUPS, Choices, Gene, Group, choices_of
+from esformer.errors import ESFormerError
 from esformer.genotype import GENES_OF, Block, ConvBlock, Genotype, GenotypeError, TransformerLayer, check
 
 Place = tuple[int, Gene]
@@ -31,7 +32,7 @@ class SearchSpace:
         """The space of a size; `extended` adds the standard residual bottleneck to the FFN kinds.
 
         Raises:
-            ValueError: there is no such size.
+            ESFormerError: there is no such size.
         """
         return cls(choices_of(size + EXTENDED if extended else size))
 
@@ -52,7 +53,7 @@ class SearchSpace:
     def places(self, genes: Group = "all") -> list[Place]:
         """The genes of one group (Table 1)."""
         if genes not in GROUPS:
-            raise ValueError(f"there is no group of genes {genes!r}; there are {', '.join(GROUPS)}")
+            raise ESFormerError(f"there is no group of genes {genes!r}; there are {', '.join(GROUPS)}")
         return [place for place in self.options if place[1] in GROUPS[genes]]
 
     def __contains__(self, genotype: object) -> bool:
@@ -113,7 +114,7 @@ class SearchSpace:
     def values(self, genotype: Genotype) -> dict[Place, Any]:
         """The value of every gene of a genotype of this space, by its place; `build` is the way back."""
         if genotype not in self:
-            raise ValueError(f"the genotype is of space {genotype.space}, not of {self.name}")
+            raise ESFormerError(f"the genotype is of space {genotype.space}, not of {self.name}")
         blocks = list(genotype.blocks())
         return {(index, gene): getattr(blocks[index], gene) for index, gene in self.options}
 

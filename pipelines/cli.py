@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from pipelines.config import Config, ConfigError, compose, settings, to_yaml
+from esformer.errors import ESFormerError
+from pipelines.config import Config, compose, settings, to_yaml
 
 USER_ERROR = 2
 """Exit code of what the user can mend."""
@@ -41,17 +42,10 @@ def run(main: Callable[[], object]) -> NoReturn:
         main()
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
-    except (ConfigError, ValueError, OSError) as error:
-        if not _for_users(error):
-            raise
+    except (ESFormerError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(USER_ERROR)
     sys.exit()
-
-
-def _for_users(error: Exception) -> bool:
-    """Whether an error is of the kinds that say what the user should do: ours, and those of files."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("esformer", "pipelines")
 
 
 def _explain() -> str:

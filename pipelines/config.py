@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from esformer.choices import SIZES
+from esformer.errors import ESFormerError
 from esformer.search.schedule import Schedule
 from esformer.training.datasets import DataConfig
 from esformer.training.recipe import Recipe
@@ -24,7 +25,7 @@ NOT_THE_RUN = ("run", "trainer", "wandb", "data.workers")
 """What may differ when a run is resumed: where it lies and on what it runs, not what it computes."""
 
 
-class ConfigError(ValueError):
+class ConfigError(ESFormerError):
     """A setting that does not exist or cannot be; says which would be right."""
 
 

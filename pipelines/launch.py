@@ -11,6 +11,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.ema import EMA
 from callbacks.pictures import History
@@ -18,7 +19,7 @@ from callbacks.progress import EpochLines
 from callbacks.seeding import StepSeed
 from esformer.training.data import device_batch_size
 from esformer.training.datasets import resolve
-from pipelines.config import Config
+from pipelines.config import Config, ConfigError
 from pipelines.run import RunFolder, start_logging
 from pipelines.tracking import loggers
 
@@ -31,6 +32,8 @@ def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterat
         config.data = resolve(config.data)
         world_size = config.trainer.devices * config.trainer.num_nodes
         device_batch_size(config.recipe.batch_size, world_size, config.trainer.accumulate)
+    if pipeline != "search":
+        _check_machine(config)
     with RunFolder.open(pipeline, config, argv) as run:
         made = [] if run.summary.exists() else loggers(config, run)
         try:
@@ -56,7 +59,7 @@ def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger])
 
 def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:
     """The Trainer with everything that a run wants: averaged weights, checkpoints, pictures, progress."""
-    t, r = config.trainer, config.recipe
+    r = config.recipe
     if torch.distributed.is_initialized():  # the search's processes spoke gloo; training may want another
         torch.distributed.destroy_process_group()
     bar = sys.stdout.isatty()
@@ -78,18 +81,28 @@ def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:
         *([RichProgressBar()] if bar else []),
     ]
     return Trainer(
-        accelerator=t.accelerator,
-        devices=t.devices,
-        num_nodes=t.num_nodes,
-        strategy=t.strategy,
-        precision=t.precision,  # type: ignore[arg-type]
-        accumulate_grad_batches=t.accumulate,
+        **_machine(config),
+        accumulate_grad_batches=config.trainer.accumulate,
         max_epochs=r.epochs,
         callbacks=callbacks,
         logger=made or False,
-        log_every_n_steps=t.log_every,
+        log_every_n_steps=config.trainer.log_every,
         num_sanity_val_steps=0,
         enable_progress_bar=bar,
         enable_model_summary=False,
         default_root_dir=run.path,
     )
+
+
+def _machine(config: Config) -> dict[str, Any]:
+    t = config.trainer
+    names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+    return {name: getattr(t, name) for name in names}
+
+
+def _check_machine(config: Config) -> None:
+    """Refuse a machine that is not there before the search rather than after it."""
+    try:
+        Trainer(**_machine(config), logger=False, enable_checkpointing=False, enable_model_summary=False)
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
+        raise ConfigError(f"the trainer cannot run as the settings trainer.* ask: {error}") from None

@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if is_main():
             genotype.save(run.genotype, comment=f"given as {config.genotype or 'the shipped one'}")
         price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
-        about = {"size": config.size, "genotype": str(run.genotype), "params": price.params, "macs": price.macs}
+        if genotype.space.partition("-")[0] != config.size:
+            log.info("the genotype is of space %s, the recipe that of size %s", genotype.space, config.size)
+        about = {"size": genotype.space, "genotype": str(run.genotype), "params": price.params, "macs": price.macs}
         metrics = train(config, run, genotype, loggers, {"command": run.command})
         return run.finish({**about, **metrics, "commands": [run.command]})
 

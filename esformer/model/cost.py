@@ -9,6 +9,7 @@ parameters, and `(weights + 2 * out) * positions` MACs.
 
 from dataclasses import asdict, dataclass
 
+from esformer.errors import ESFormerError
 from esformer.genotype import ConvBlock, Genotype, TransformerLayer
 
 ATTN_RATIO = 4
@@ -119,14 +120,14 @@ class Budget:
     def __post_init__(self) -> None:
         for name, limit in asdict(self).items():
             if limit is not None and limit <= 0:
-                raise ValueError(f"budget.{name} is {limit}; it must be above 0")
+                raise ESFormerError(f"budget.{name} is {limit}; it must be above 0")
 
     @classmethod
     def for_size(cls, size: str) -> "Budget":
         """The paper's budgets (section 4.2): 3.5, 6 and 12.5 million parameters."""
         budgets = {"S0": 3_500_000, "S1": 6_000_000, "S2": 12_500_000}
         if size not in budgets:
-            raise ValueError(f"there is no size {size!r}; there are {', '.join(budgets)}")
+            raise ESFormerError(f"there is no size {size!r}; there are {', '.join(budgets)}")
         return cls(params=budgets[size])
 
     def allows(self, cost: Cost) -> bool:

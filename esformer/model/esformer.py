@@ -22,6 +22,7 @@ from timm.models import efficientformer_v2 as timm_v2
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from esformer.errors import ESFormerError
 from esformer.genotype import Block, ConvBlock, Genotype, TransformerLayer
 from esformer.model.ffn import FFNS
 
@@ -161,7 +162,7 @@ class ESFormer(nn.Module):
         act_layer: the activation, by timm's name.
 
     Raises:
-        ValueError: the image is too small, or the pooling unknown.
+        ESFormerError: the image is too small, or the pooling unknown.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class ESFormer(nn.Module):
         self.genotype = genotype
         self.img_size: tuple[int, int] = to_2tuple(img_size)
         if min(self.img_size) < MIN_IMAGE:
-            raise ValueError(f"img_size is {img_size}; an ESFormer needs at least {MIN_IMAGE} pixels each way")
+            raise ESFormerError(f"img_size is {img_size}; an ESFormer needs at least {MIN_IMAGE} pixels each way")
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.grad_checkpointing = False
@@ -279,7 +280,7 @@ class ESFormer(nn.Module):
             intermediates_only: give the list alone.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}; an ESFormer gives NCHW")
+            raise ESFormerError(f"output_fmt is {output_fmt!r}; an ESFormer gives NCHW")
         self._check_size(x)
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         last = len(self.stages) - 1
@@ -318,7 +319,7 @@ class ESFormer(nn.Module):
 
     def _set_pool(self, global_pool: str) -> None:
         if global_pool not in ("avg", ""):
-            raise ValueError(f"global_pool is {global_pool!r}; an ESFormer pools with 'avg' or not at all ('')")
+            raise ESFormerError(f"global_pool is {global_pool!r}; an ESFormer pools with 'avg' or not at all ('')")
         self.global_pool = global_pool
 
     def _check_size(self, x: Tensor) -> None:

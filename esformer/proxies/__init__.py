@@ -27,10 +27,10 @@ def get(name: str) -> Proxy:
     """A proxy by its name.
 
     Raises:
-        ValueError: there is none of this name.
+        ProxyError: there is none of this name.
     """
     if name not in _PROXIES:
-        raise ValueError(f"there is no proxy {name!r}; there are {', '.join(names())}")
+        raise ProxyError(f"there is no proxy {name!r}; there are {', '.join(names())}")
     return _PROXIES[name]
 
 

@@ -7,12 +7,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 
 Needs = Literal["genotype", "forward", "gradient", "batch"]
 
 
-class ProxyError(ValueError):
+class ProxyError(ESFormerError):
     """A network that a proxy cannot score; says why."""
 
 

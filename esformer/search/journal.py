@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from esformer.errors import ESFormerError
+
 FORMAT = 1
 
 
-class JournalError(ValueError):
+class JournalError(ESFormerError):
     """A journal that this search cannot go on with; nothing in it was changed."""
 
 

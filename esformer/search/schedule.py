@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from esformer.choices import Group
+from esformer.errors import ESFormerError
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,18 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.unit not in ("minutes", "evaluations"):
-            raise ValueError(f"unit is {self.unit!r}; it must be minutes or evaluations")
+            raise ESFormerError(f"unit is {self.unit!r}; it must be minutes or evaluations")
         for name in ("starts", "start_length", "phase_length", "seeds"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+                raise ESFormerError(f"{name} is {getattr(self, name)}; it must be above 0")
         for prefix in ("start_", ""):
             population, tournament = getattr(self, f"{prefix}population"), getattr(self, f"{prefix}tournament")
             if not 2 <= tournament <= population:
-                raise ValueError(
+                raise ESFormerError(
                     f"{prefix}tournament is {tournament}; it must be from 2 to the {population} of {prefix}population"
                 )
         if self.total < self.starts * self.start_length:
-            raise ValueError(f"total is {self.total}; the multi-start alone takes {self.starts * self.start_length}")
+            raise ESFormerError(f"total is {self.total}; the multi-start alone takes {self.starts * self.start_length}")
 
     def phases(self) -> list[Phase]:
         """Every phase in order."""

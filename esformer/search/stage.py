@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost, cost
 from esformer.proxies import get, score
@@ -85,7 +86,7 @@ class SearchStage:
         fabric: a launched Fabric to run on instead of one process on the CPU (it brings its own callbacks and loggers).
 
     Raises:
-        ValueError: no genotype fits the budget, or the schedule names a proxy that there is not.
+        ESFormerError: no genotype fits the budget, or the schedule names a proxy that there is not.
         JournalError: the checkpoint is of another search.
     """
 
@@ -110,7 +111,7 @@ class SearchStage:
         self.cheapest = self._cheapest()
         for phase in schedule.phases():
             if not get(phase.proxy).higher_is_better:
-                raise ValueError(f"{phase.proxy} is better when lower, and a search maximises")
+                raise ESFormerError(f"{phase.proxy} is better when lower, and a search maximises")
         self.journal: Journal
         self._replay: list[Evaluation] = []
         self._known: dict[tuple[str, str], float] = {}
@@ -290,7 +291,7 @@ class SearchStage:
         genotype = cheapest(self.space, weigh)
         if not self._allowed(genotype):
             price = self.cost(genotype)
-            raise ValueError(
+            raise ESFormerError(
                 f"no genotype of space {self.space.name} fits a budget of {self.budget}:"
                 f" the cheapest has {price.params:,} params and {price.macs:,} macs"
             )

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from esformer.errors import ESFormerError
+
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 VALIDATION_FOLDERS = ("val", "validation", "test")
 
 
-class DataError(ValueError):
+class DataError(ESFormerError):
     """Images that are not there or not as they should be; says how to give them."""
 
 

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from esformer.errors import ESFormerError
+
 
 @dataclass
 class Recipe:
@@ -49,21 +51,21 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(
+            raise ESFormerError(
                 f"warmup_epochs is {self.warmup_epochs}; it must be from 0 to less than the {self.epochs} epochs"
             )
         if self.clip_mode not in ("norm", "value", "agc"):
-            raise ValueError(f"clip_mode is {self.clip_mode!r}; it must be norm, value or agc")
+            raise ESFormerError(f"clip_mode is {self.clip_mode!r}; it must be norm, value or agc")
         if self.batch_size < 2 or (self.mixes and self.batch_size % 2):
-            raise ValueError(f"batch_size is {self.batch_size}; it must be an even number, for Mixup pairs images")
+            raise ESFormerError(f"batch_size is {self.batch_size}; it must be an even number, for Mixup pairs images")
         for name in ("mixup", "cutmix", "clip_grad", "weight_decay", "warmup_lr", "min_lr"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be below 0")
+                raise ESFormerError(f"{name} is {getattr(self, name)}; it must not be below 0")
         for name in ("mixup_prob", "mixup_switch_prob", "random_erasing", "drop_path", "smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+                raise ESFormerError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
         if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; it must be above 0")
+            raise ESFormerError(f"lr is {self.lr}; it must be above 0")
 
     @property
     def mixes(self) -> bool:

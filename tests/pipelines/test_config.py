@@ -1,0 +1,102 @@
+"""What may be set, what is refused, and in which words."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import parse
+from pipelines.config import ConfigError, compose, differences, settings, to_yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_setting_is_explained():
+    assert [s.key for s in settings() if not s.explanation.endswith(".")] == []
+
+
+def test_help_is_light():
+    code = (
+        "import sys, pipelines.full as full\n"
+        "try: full.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'lightning', 'timm', 'wandb', 'matplotlib', 'sklearn', 'torchvision'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    for setting in settings():
+        assert f"{setting.key}: " in shown
+
+
+@pytest.mark.parametrize(
+    ("size", "params", "total", "clip"), [("S0", 3.5e6, 45, 2.0), ("S1", 6e6, 45, 2.0), ("S2", 12.5e6, 55, 0.01)]
+)
+def test_a_size_sets_its_defaults(size, params, total, clip):
+    config = compose(size)
+    assert (config.size, config.budget.params, config.search.total, config.recipe.clip_grad) == (
+        size,
+        params,
+        total,
+        clip,
+    )
+    assert (config.data.name, config.data.num_classes, config.search.unit) == ("imagenet", 1000, "minutes")
+
+
+def test_choices_come_before_single_settings():
+    config = compose("S2", True, ["recipe.epochs=7", "data=cifar10", "recipe=quick", "budget.params=5e6", "seed=3"])
+    assert (config.data.name, config.recipe.epochs, config.recipe.batch_size) == ("cifar10", 7, 64)
+    assert (config.search.unit, config.budget.params, config.seed) == ("evaluations", 5e6, 3)
+    assert compose("S0", overrides=["size=S1"]).budget.params == 6e6
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("recipe.epoch=3", "there is no setting 'recipe.epoch'; did you mean 'recipe.epochs'"),
+        ("epochs=3", "did you mean 'recipe.epochs'"),
+        ("serach.total=3", "did you mean 'search.total'"),
+        ("recipe.lr=fast", "recipe.lr: Value 'fast' of type 'str' could not be converted"),
+        ("recipe.lr=nan", "recipe.lr is nan; it must be above 0"),
+        ("recipe.epochs=3", "recipe.warmup_epochs is 20; it must be from 0 to less than the 3 epochs"),
+        ("search.unit=hours", "search.unit is 'hours'; it must be minutes or evaluations"),
+        ("recipe.epochs", "is not a setting; write key=value"),
+        ("data=mnist", "data=mnist: there is no such choice; there are cifar10, digits, folder, imagenet"),
+        ("data=../recipe/s2", "there is no such choice"),
+        ("size=S9", "size is 'S9'; it must be one of S0, S1, S2"),
+        ("wandb=off", "wandb is a section; set one of its fields, such as wandb.mode"),
+        ("seed=1.5", "seed: Value '1.5'"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(wrong, message):
+    with pytest.raises(ConfigError) as caught:
+        compose("S0", overrides=[wrong])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_print_config_prints_what_would_run(capsys):
+    with pytest.raises(SystemExit):
+        parse("", ["--size", "S2", "--quick", "--print-config", "recipe.epochs=3"])
+    assert capsys.readouterr().out == to_yaml(compose("S2", True, ["recipe.epochs=3"]))
+
+
+def test_differences_leave_out_where_and_on_what_a_run_runs():
+    one = to_yaml(compose("S0", True))
+    other = to_yaml(compose("S0", True, ["run.dir=x", "trainer.devices=4", "data.workers=3", "wandb.mode=offline"]))
+    assert differences(one, other) == []
+    changed = to_yaml(compose("S0", True, ["recipe.lr=0.1", "data.mean=[0,0,0]"]))
+    assert [line.partition(" ")[0] for line in differences(one, changed)] == ["data.mean", "recipe.lr"]
+
+
+def test_everything_that_is_needed_travels_in_a_wheel():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in ROOT.glob("*/**/__init__.py")}
+    ours = {p for p in packages if p.partition(".")[0] in ("esformer", "pipelines", "callbacks", "configs")}
+    assert ours == set(project["packages"])
+    for package in ("esformer", "configs"):
+        there = set((ROOT / package).rglob("*.yaml"))
+        travel = {path for pattern in project["package-data"][package] for path in (ROOT / package).glob(pattern)}
+        assert there
+        assert there <= travel

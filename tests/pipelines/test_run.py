@@ -1,0 +1,104 @@
+"""One folder a run: found again, refused to others; and what a user can mend, said in one sentence."""
+
+import json
+
+import pytest
+import yaml
+
+from esformer.genotype import Genotype
+from pipelines import cli, full, search, train
+from pipelines.config import compose
+from pipelines.run import RunError, RunFolder
+
+FAST = ["--quick", "wandb.mode=disabled", "trainer.accelerator=cpu"]
+SEARCH = ["search.total=8", "search.start_length=2", "search.phase_length=2", "search.seeds=1"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IMAGENET", raising=False)
+
+
+def test_the_default_folder_is_that_of_the_configuration():
+    config = compose("S0", True)
+    with RunFolder.open("full", config, []) as run:
+        assert run.path.parts[:-1] == ("runs",)
+        assert run.path.name.startswith("full-S0-digits-")
+    with RunFolder.open("full", compose("S0", True, ["trainer.devices=2"]), []) as again:
+        assert again.path == run.path
+    with RunFolder.open("full", compose("S0", True, ["seed=1"]), []) as other:
+        assert other.path != run.path
+
+
+def test_another_configuration_in_the_same_folder_is_refused(tmp_path):
+    RunFolder.open("full", compose("S0", True, ["run.dir=r"]), []).close()
+    before = (tmp_path / "r" / "config.yaml").read_text()
+    with pytest.raises(RunError, match="r holds another run: seed was 0, is 1; choose another run.dir"):
+        RunFolder.open("full", compose("S0", True, ["run.dir=r", "seed=1"]), [])
+    with pytest.raises(RunError, match="it is a run of python -m pipelines.full"):
+        RunFolder.open("train", compose("S0", True, ["run.dir=r"]), [])
+    assert (tmp_path / "r" / "config.yaml").read_text() == before
+
+
+def test_a_folder_at_work_or_with_other_files_is_refused(tmp_path):
+    with RunFolder.open("full", compose("S0", True, ["run.dir=r"]), []), pytest.raises(RunError, match="at work in r"):
+        RunFolder.open("full", compose("S0", True, ["run.dir=r"]), [])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(RunError, match="no run but other files \\(thesis.tex\\)"):
+        RunFolder.open("full", compose("S0", True, ["run.dir=mine"]), [])
+    with pytest.raises(RunError, match="is a file"):
+        RunFolder.open("full", compose("S0", True, ["run.dir=mine/thesis.tex"]), [])
+
+
+def test_a_search_alone_needs_no_images_and_is_reproducible(tmp_path):
+    first = search.main([*FAST, *SEARCH, "data=imagenet", "run.dir=a"])
+    second = search.main([*FAST, *SEARCH, "data=imagenet", "run.dir=b"])
+    genotype = Genotype.load(tmp_path / "a" / "genotype.yaml")
+    assert genotype == Genotype.load(tmp_path / "b" / "genotype.yaml")
+    assert genotype.space == "S0"
+    assert first["search_evaluations"] == 8
+    assert first["params"] == second["params"] <= 3.5e6
+    assert json.loads((tmp_path / "a" / "summary.json").read_text()) == first
+    assert (tmp_path / "a" / "search.png").stat().st_size > 10_000
+    assert yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())["search"]["total"] == 8
+    assert first["commands"] == [
+        f"python -m pipelines.search {' '.join([*FAST, *SEARCH, 'data=imagenet', 'run.dir=a'])}"
+    ]
+
+
+def test_training_takes_a_genotype_file_and_leaves_everything(tmp_path):
+    Genotype.shipped("efficientformerv2_s0").save(tmp_path / "mine.json")
+    command = [*FAST, "genotype=mine.json", "run.dir=t", "recipe.epochs=2", "recipe.batch_size=512"]
+    summary = train.main(command)
+    assert {"top1", "top5", "ema_top1", "ema_top5", "checkpoint", "params", "macs"} <= summary.keys()
+    for name in ("config.yaml", "genotype.yaml", "metrics.csv", "training.png", "summary.json", "log.txt"):
+        assert (tmp_path / "t" / name).stat().st_size > 0, name
+    assert (tmp_path / "t" / "checkpoints" / "last.ckpt").exists()
+    assert train.main(command) == summary
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "arguments", "message"),
+    [
+        (full, [], "give their folder with data.root=FOLDER"),
+        (full, ["--quick", "recipe.epoch=3"], "did you mean 'recipe.epochs'?"),
+        (full, ["--quick", "budget.params=1e5"], "no genotype of space S0 fits a budget of 100,000 params"),
+        (full, ["--quick", "search.size_proxy=magic"], "there is no proxy 'magic'; there are entropic_score"),
+        (full, ["--quick", "trainer.accumulate=3"], "recipe.batch_size=64 does not divide"),
+        (full, ["data=folder", "data.root=/nowhere"], "data.root is /nowhere, which is not a folder"),
+        (full, ["--quick", "wandb.mode=maybe"], "wandb.mode is 'maybe'"),
+        (train, ["--quick", "genotype=nowhere.yaml"], "nowhere.yaml: cannot be read: No such file"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(pipeline, arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.run(
+            lambda: pipeline.main([*arguments, "wandb.mode=disabled"] if "wandb" not in str(arguments) else arguments)
+        )
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1

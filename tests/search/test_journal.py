@@ -1,0 +1,131 @@
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from esformer.search.journal import Evaluation, Journal, JournalError, read
+
+HEADER = {"space": "S0", "seed": 0, "budget": {"params": None}}
+FIRST = Evaluation(1, "multi-start 1", "sample", "entropic_score", 1.5, 10, 20, 0.1, 0.1, {"space": "S0"})
+LINES = [replace(FIRST, evaluation=i, score=i / 3, elapsed=i / 10) for i in range(1, 6)]
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "run" / "journal.jsonl"
+    journal = Journal(HEADER, path)
+    for evaluation in LINES:
+        journal.append(evaluation)
+    return path
+
+
+def refusal(path, header=HEADER):
+    """The one-line message of the refusal; the file stays as it was."""
+    before = path.read_bytes()
+    with pytest.raises(JournalError) as caught:
+        Journal(header, path)
+    assert path.read_bytes() == before
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_appended(tmp_path):
+    journal = Journal(HEADER, tmp_path / "j.jsonl")
+    for n, evaluation in enumerate(LINES, start=1):
+        journal.append(evaluation)
+        assert read(tmp_path / "j.jsonl") == LINES[:n] == list(journal)
+        assert len(journal) == n
+
+
+def test_the_file_is_plain_json_lines(path):
+    header, *rest = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    assert header == {"journal": 1, **HEADER}
+    assert rest == [asdict(evaluation) for evaluation in LINES]
+
+
+def test_without_a_path_it_stays_in_memory():
+    journal = Journal(HEADER)
+    journal.append(FIRST)
+    assert list(journal) == [FIRST]
+
+
+def test_reopened_it_goes_on_where_it_was(path):
+    journal = Journal(HEADER, path)
+    assert list(journal) == LINES
+    journal.append(replace(FIRST, evaluation=6))
+    assert read(path) == [*LINES, replace(FIRST, evaluation=6)]
+
+
+def test_cut_at_any_byte_it_keeps_every_whole_line(path):
+    whole = path.read_bytes()
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        kept = max(0, whole[:cut].count(b"\n") - 1)
+        journal = Journal(HEADER, path)
+        assert list(journal) == LINES[:kept]
+        for evaluation in LINES[kept:]:
+            journal.append(evaluation)
+        assert path.read_bytes() == whole
+
+
+def test_reading_leaves_a_torn_line_alone(path):
+    path.write_bytes(path.read_bytes()[:-10])
+    torn = path.read_bytes()
+    assert read(path) == LINES[:4]
+    assert path.read_bytes() == torn
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        (HEADER | {"seed": 1}, "seed was 0, is 1"),
+        (HEADER | {"space": "S1"}, "space was S0, is S1"),
+        (HEADER | {"budget": {"params": 5}}, "budget was"),
+        (HEADER | {"more": 1}, "more was None, is 1"),
+        ({"space": "S0"}, "seed was 0, is None"),
+    ],
+)
+def test_a_journal_of_another_search_is_refused(path, header, says):
+    message = refusal(path, header)
+    assert says in message and "another search" in message
+
+
+@pytest.mark.parametrize("line", [0, 1, 3, 5])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"",
+        b"not json",
+        b"[1, 2]",
+        b"12",
+        b'{"evaluation": 3}',
+        b"\xff\xfe\x00\x01",
+        b'{"a": 1, "b": 2}',
+        b'{"evaluation": 1, "phase": "p", "origin": "seed"',
+        json.dumps(asdict(FIRST) | {"score": float("nan")}).encode(),
+        json.dumps(asdict(FIRST) | {"score": "high"}).encode(),
+        json.dumps(asdict(FIRST) | {"score": 10**400}).encode(),
+        json.dumps(asdict(FIRST) | {"elapsed": float("inf")}).encode(),
+        json.dumps(asdict(FIRST) | {"surplus": 1}).encode(),
+    ],
+)
+def test_a_corrupt_line_is_refused_and_named(path, line, bad):
+    lines = path.read_bytes().splitlines()
+    lines[line] = bad
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    message = refusal(path)
+    assert f"line {line + 1} " in message or line == 0
+
+
+@pytest.mark.parametrize("content", [b"weights of a network", b"weights\nof a network", b"\x00" * 100, b"{}"])
+def test_a_file_that_is_no_journal_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(content)
+    refusal(path)
+
+
+def test_an_empty_file_is_a_new_journal(tmp_path):
+    path = tmp_path / "j.jsonl"
+    path.touch()
+    assert list(Journal(HEADER, path)) == []
+    assert json.loads(path.read_bytes())["space"] == "S0"

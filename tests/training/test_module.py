@@ -1,0 +1,117 @@
+"""The LightningModule and the averaged weights beside it, through a short real training."""
+
+import pytest
+import torch
+from lightning import Trainer
+from timm.utils import ModelEmaV3
+
+import esformer
+from callbacks.ema import EMA
+from callbacks.seeding import StepSeed
+from esformer.checkpoint import CheckpointError
+from esformer.genotype import Genotype
+from esformer.training.data import IGNORE, ImageDataModule
+from esformer.training.datasets import DataConfig
+from esformer.training.module import ESFormerModule, accuracies
+from esformer.training.recipe import Recipe
+
+RECIPE = Recipe(epochs=1, warmup_epochs=0, batch_size=64, lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A module after four steps, its averaged weights, and its checkpoint."""
+    torch.manual_seed(0)
+    module = ESFormerModule(Genotype.shipped("efficientformerv2_s0"), RECIPE, num_classes=10, img_size=32)
+    data = ImageDataModule(DataConfig("digits", img_size=32, num_classes=10, crop_pct=1.0, workers=0), RECIPE)
+    ema, seen = EMA(decay=0.5), []
+
+    class Watch(StepSeed):
+        """Averages by hand what the callback averages."""
+
+        def on_fit_start(self, trainer, pl_module):
+            self.by_hand = ModelEmaV3(pl_module.model, decay=0.5, use_warmup=True)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(outputs["loss"].item())
+            self.by_hand.update(pl_module.model, step=trainer.global_step)
+
+    watch = Watch(0)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_train_batches=4,
+        limit_val_batches=2,
+        callbacks=[ema, watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, data)
+    path = tmp_path_factory.mktemp("trained") / "last.ckpt"
+    trainer.save_checkpoint(path)
+    return module, ema, watch, path, trainer, data
+
+
+def test_the_average_is_that_of_the_raw_weights_and_another(trained):
+    module, ema, watch, *_ = trained
+    for (name, a), b in zip(
+        ema.ema.module.state_dict().items(), watch.by_hand.module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    assert not torch.equal(ema.ema.module.head.weight, module.model.head.weight)
+
+
+def test_both_weights_are_evaluated_and_neither_is_exchanged(trained):
+    module, ema, _, _, trainer, data = trained
+    raw = {name: value.clone() for name, value in module.model.state_dict().items()}
+    metrics = trainer.validate(module, data, verbose=False)[0]
+    assert all(torch.equal(value, raw[name]) for name, value in module.model.state_dict().items())
+    images, labels = zip(*(data.val_set[i] for i in range(128)), strict=True)
+    labels = torch.tensor(labels)
+    with torch.no_grad():
+        for network, name in ((module.model.eval(), "val"), (ema.ema.module, "val_ema")):
+            logits = network(torch.stack(images))
+            assert metrics[f"{name}/top1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+            top5 = (logits.topk(5).indices == labels[:, None]).any(1).float().mean().item()
+            assert metrics[f"{name}/top5"] == pytest.approx(top5)
+
+
+def test_the_checkpoint_carries_its_architecture_and_executes_nothing(trained):
+    module, ema, _, path, *_ = trained
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        for network, want in ((esformer.load(path), ema.ema.module), (esformer.load(path, ema=False), module.model)):
+            assert network.genotype == Genotype.shipped("efficientformerv2_s0")
+            torch.testing.assert_close(network(image), want.eval()(image))
+    again = ESFormerModule.load_from_checkpoint(path, weights_only=True)
+    assert again.recipe == RECIPE
+    assert esformer.load(path, num_classes=3)(image).shape == (1, 3)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="neither a file nor one of .*efficientformerv2_s0"):
+        esformer.load("esformer_s9")
+    (tmp_path / "text.ckpt").write_text("weights")
+    with pytest.raises(CheckpointError, match=r"text\.ckpt cannot be read"):
+        esformer.load(tmp_path / "text.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="not one of an ESFormer"):
+        esformer.load(tmp_path / "other.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with pytest.raises(CheckpointError, match="not one of an ESFormer"):
+        esformer.load(tmp_path / "list.ckpt")
+
+
+def test_images_that_fill_up_are_not_counted():
+    metrics = accuracies(10)
+    logits = torch.eye(10)
+    labels = torch.arange(10)
+    metrics.update(logits[:4], torch.tensor([0, 1, 9, IGNORE]))
+    assert metrics.compute()["top1"].item() == pytest.approx(2 / 3)
+    metrics.reset()
+    metrics.update(logits, torch.full_like(labels, IGNORE))
+    metrics.update(logits, labels)
+    assert metrics.compute()["top1"].item() == 1.0
