@@ -53,10 +53,11 @@ class History(Callback):
         self.epochs = state_dict["epochs"]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {name.removesuffix("_epoch"): float(value) for name, value in trainer.callback_metrics.items()}
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": lr, **metrics}
-        row.pop("train/loss_step", None)
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(("train/", "val")) and not name.endswith("_step"):
+                row[name.removesuffix("_epoch")] = float(value)
         self.epochs = [*self.epochs[: trainer.current_epoch], row]
         if trainer.is_global_zero:
             self._write()

@@ -61,13 +61,14 @@ class SearchProgress(SearchCallback):
 
     def on_evaluation(self, stage: SearchStage, evaluation: Evaluation) -> None:
         self._best = max(self._best, evaluation.score)
-        done = evaluation.evaluation if stage.schedule.unit == "evaluations" else evaluation.elapsed / 60
+        counted = stage.schedule.unit == "evaluations"
+        done = evaluation.evaluation if counted else round(evaluation.elapsed / 60, 1)
         what = f"{evaluation.phase}, best {evaluation.proxy} {self._best:.5g}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=what)
         elif time.monotonic() - self._said > self.every:
             self._said = time.monotonic()
-            log.info("search: %.3g of %g %s, %s", done, stage.schedule.total, stage.schedule.unit, what)
+            log.info("search: %s of %g %s, %s", done, stage.schedule.total, stage.schedule.unit, what)
 
     def on_phase_end(self, stage: SearchStage, phase: Phase, best: Scored) -> None:
         price = stage.cost(best.genotype)

@@ -146,6 +146,7 @@ def start_logging() -> None:
     for settled in (
         ".*LeafSpec.*is deprecated",  # Lightning's affair with newer torch
         ".*smaller than the logging interval",  # epochs have a line of their own
+        "Checkpoint directory .* exists and is not empty",  # that is what resuming means
         "Using `DistributedSampler` with the dataloaders",  # the data module sees to it that no image counts twice
     ):
         warnings.filterwarnings("ignore", message=settled)

@@ -35,7 +35,10 @@ def train(
     log.info(
         "training: %d epochs on %s, %d images a step", config.recipe.epochs, config.data.name, config.recipe.batch_size
     )
-    fit.fit(module, data, ckpt_path=run.last if run.last.exists() else None, weights_only=True)
+    try:
+        fit.fit(module, data, ckpt_path=run.last if run.last.exists() else None, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
     metrics = fit.validate(module, data, verbose=False)[0]
     return {
         "top1": metrics["val/top1"],

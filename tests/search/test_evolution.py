@@ -80,7 +80,7 @@ def test_a_crossover_over_budget_is_left_out(population, draw):
 
 def test_mutations_and_samples_keep_the_budget():
     lowest = evolution.cheapest(SPACE, lambda g: cost(g).params)
-    budget = Budget(params=int(cost(lowest).params * 1.3))
+    budget = Budget.for_size("S0")
 
     def allowed(genotype):
         return budget.allows(cost(genotype))

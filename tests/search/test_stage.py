@@ -1,0 +1,200 @@
+from itertools import pairwise
+
+import pytest
+from lightning.fabric.loggers.logger import Logger
+from searches import BUDGET, MINUTES, SHORT, SMALL, SPACE, TINY, by_phase, genotypes, run, timeless
+
+from esformer.choices import GROUPS
+from esformer.model.cost import Budget, cost
+from esformer.search import evolution, stage
+from esformer.search.journal import read
+from esformer.search.schedule import Schedule
+from esformer.search.stage import SearchCallback, SearchStage
+
+
+def best(evaluations, n):
+    """The best n different genotypes, the best first."""
+    scores = {g: e.score for g, e in zip(genotypes(evaluations), evaluations, strict=True)}
+    return sorted(scores, key=scores.get, reverse=True)[:n]
+
+
+def test_counted_in_evaluations_it_is_exact_and_reproducible(fake, tmp_path):
+    results = [run(tmp_path / "one.jsonl"), run()]
+    assert [result.evaluations for result in results] == [80, 80]
+    assert results[0].genotype == results[1].genotype
+    assert timeless(results[0].journal) == timeless(results[1].journal) == timeless(read(tmp_path / "one.jsonl"))
+    assert timeless(run(seed=1).journal) != timeless(results[0].journal)
+    lengths = {phase: len(lines) for phase, lines in by_phase(results[0].journal).items()}
+    starts = {"multi-start 1": 15, "multi-start 2": 15}
+    assert lengths == starts | {"topology 1": 14, "size 1": 14, "topology 2": 14, "size 2": 8}
+    assert [e.evaluation for e in results[0].journal] == list(range(1, 81))
+
+
+def test_the_result_is_the_best_of_the_last_phase(fake):
+    result = run()
+    last = by_phase(result.journal)["size 2"]
+    assert result.score == max(e.score for e in last)
+    assert result.genotype == best(last, 1)[0] and result.cost == cost(result.genotype)
+    assert result.seconds == pytest.approx(7.0 * len(fake.calls))
+
+
+def test_each_line_says_what_it_is_about(fake):
+    proxies = {"multi-start": "entropic_score", "topology": "entropic_score", "size": "log_synflow"}
+    for e, genotype in zip(result := run().journal, genotypes(result), strict=True):
+        assert genotype in SPACE and BUDGET.allows(cost(genotype))
+        assert (e.params, e.macs) == (cost(genotype).params, cost(genotype).macs)
+        assert e.proxy == proxies[e.phase.split()[0]] and e.score == fake.score(e.proxy, genotype)
+
+
+def test_nothing_is_scored_twice(fake):
+    run()
+    assert len(set(fake.calls)) == len(fake.calls) < 80  # the seeds of a second topology phase may be known
+
+
+def test_a_phase_is_seeded_by_the_best_of_the_one_before(fake):
+    phases = by_phase(run().journal)
+    starts = [best(phases[name], 3) for name in ("multi-start 1", "multi-start 2")]
+    for name, lines in phases.items():
+        origins = [line.origin for line in lines]
+        if name.startswith("multi-start"):
+            assert origins[:8] == ["sample"] * 8 and set(origins[8:]) <= {"mutation", "crossover"}
+    score = {g: e.score for lines in (phases["multi-start 1"], phases["multi-start 2"])
+             for g, e in zip(genotypes(lines), lines, strict=True)}  # fmt: skip
+    seeds = {"topology 1": sorted(starts[0] + starts[1], key=score.get, reverse=True)}
+    seeds |= {now: best(phases[then], 3) for then, now in pairwise(["topology 1", "size 1", "topology 2", "size 2"])}
+    for name, expected in seeds.items():
+        seeded = [line for line in phases[name] if line.origin == "seed"]
+        assert genotypes(seeded) == expected and phases[name][: len(seeded)] == seeded
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_a_phase_only_its_genes_change(fake, seed):
+    phases = by_phase(run(seed=seed).journal)
+    for name, lines in phases.items():
+        fixed = {"topology": "size", "size": "topology"}.get(name.split()[0])
+        if fixed is None:
+            continue
+
+        def unchanged(genotype, fixed=fixed):
+            return tuple(value for (_, gene), value in SPACE.values(genotype).items() if gene in GROUPS[fixed])
+
+        seeds = {unchanged(g) for g in genotypes(line for line in lines if line.origin == "seed")}
+        assert seeds and {unchanged(g) for g in genotypes(lines)} <= seeds
+        assert len({g.digest for g in genotypes(lines)}) > len(seeds)
+
+
+def test_it_finds_what_the_proxy_prizes(fake, monkeypatch):
+    def kernels_and_widths(proxy, genotype, seed, img_size):
+        if proxy == "entropic_score":
+            return float(sum(getattr(block, "kernel", 0) for block in genotype.blocks()))
+        return float(sum(block.head_dim for block in genotype.blocks() if hasattr(block, "head_dim")))
+
+    monkeypatch.setattr(stage, "score", kernels_and_widths)
+    result = run(schedule=Schedule(unit="evaluations", start_length=60, phase_length=100, total=320, **SMALL))
+    first = genotypes(by_phase(result.journal)["multi-start 1"][:8])
+    for proxy in ("entropic_score", "log_synflow"):
+        assert kernels_and_widths(proxy, result.genotype, 0, 0) > max(kernels_and_widths(proxy, g, 0, 0) for g in first)
+
+
+def test_counted_in_minutes_each_phase_ends_by_the_clock(fake):
+    result = run(schedule=MINUTES)
+    began = 0.0
+    for lines in by_phase(result.journal).values():
+        assert 60 <= lines[-1].elapsed - began <= 60 + 7 * stage.BATCH
+        began = lines[-1].elapsed
+    assert result.seconds == pytest.approx(began) and began == pytest.approx(7.0 * len(fake.calls))
+    assert list(by_phase(result.journal)) == ["multi-start 1", "multi-start 2", "topology 1", "size 1"]
+    assert run(schedule=MINUTES).genotype == result.genotype
+
+
+@pytest.mark.parametrize("limit", ["params", "macs"])
+def test_a_budget_that_nothing_fits_is_refused_with_the_cheapests_cost(limit):
+    lowest = cost(evolution.cheapest(SPACE, lambda genotype: getattr(cost(genotype), limit)))
+    least = getattr(lowest, limit)
+    with pytest.raises(
+        ValueError, match=f"no genotype of space S0 fits .*{lowest.params:,} params and {lowest.macs:,} macs"
+    ):
+        SearchStage(SPACE, Budget(**{limit: least - 1}), SHORT)
+    assert getattr(cost(SearchStage(SPACE, Budget(**{limit: least}), SHORT).cheapest), limit) == least
+
+
+def test_a_budget_that_one_or_few_fit_comes_to_an_end(fake, monkeypatch):
+    monkeypatch.setattr(evolution, "MUTATION_TRIES", 10)
+    least = cost(evolution.cheapest(SPACE, lambda genotype: cost(genotype).params)).params
+    long = Schedule(unit="evaluations", start_length=900, phase_length=900, total=2700, **SMALL | {"starts": 1})
+    for slack in (0, 300):
+        budget = Budget(params=least + slack)
+        result = run(schedule=long, budget=budget)
+        found = set(genotypes(result.journal))
+        assert result.evaluations < 2700 and (len(found) == 1) == (slack == 0)
+        assert all(budget.allows(cost(genotype)) for genotype in found)
+
+
+def test_unknown_proxies_are_refused_before_anything_is_scored(fake):
+    for name in ("start_proxy", "topology_proxy", "size_proxy"):
+        with pytest.raises(ValueError, match="no proxy 'synflow'"):
+            run(schedule=Schedule(unit="evaluations", **{name: "synflow"}))
+    assert not fake.calls
+
+
+class Diary(SearchCallback):
+    def __init__(self):
+        self.events = []
+
+    def on_search_start(self, stage):
+        self.events.append(("start", len(stage.journal)))
+
+    def on_phase_start(self, stage, phase):
+        self.events.append(("phase", phase.name))
+
+    def on_evaluation(self, stage, evaluation):
+        assert stage.journal.recorded[-1] is evaluation
+        self.events.append(("evaluation", evaluation.evaluation))
+
+    def on_phase_end(self, stage, phase, best):
+        assert best.score == max(e.score for e in stage.journal if e.phase == phase.name)
+        self.events.append(("end of", phase.name))
+
+    def on_search_end(self, stage, result):
+        self.events.append(("end", result.evaluations))
+
+
+def test_callbacks_are_called_in_order(fake, tmp_path):
+    whole, rest, path = Diary(), Diary(), tmp_path / "journal.jsonl"
+    run(path, TINY, callbacks=[whole])
+    expected = [("start", 0)]
+    for phase, lines in by_phase(read(path)).items():
+        expected += [("phase", phase), *(("evaluation", line.evaluation) for line in lines), ("end of", phase)]
+    expected.append(("end", 36))
+    assert whole.events == expected
+
+    path.write_bytes(
+        b"".join(path.read_bytes().splitlines(keepends=True)[:13])
+    )  # 12 evaluations, 3 of the second phase
+    run(path, TINY, callbacks=[rest])
+    at = expected.index(("evaluation", 13))
+    assert rest.events == [("start", 12), ("phase", "multi-start 2"), *expected[at:]]
+
+
+class Memory(Logger):
+    name, version = "memory", "0"
+
+    def __init__(self):
+        self.metrics = []
+
+    def log_metrics(self, metrics, step=None):
+        self.metrics.append((step, metrics))
+
+    def log_hyperparams(self, params):
+        pass
+
+
+def test_loggers_get_every_evaluation(fake):
+    loggers = [Memory(), Memory()]
+    journal = run(schedule=TINY, loggers=loggers).journal
+    expected = [
+        (e.evaluation, {"evaluation": e.evaluation, e.proxy: e.score, "params": e.params, "macs": e.macs})
+        for e in journal
+    ]
+    expected = [(step, {f"search/{name}": value for name, value in line.items()}) for step, line in expected]
+    assert [logger.metrics for logger in loggers] == [expected, expected]
