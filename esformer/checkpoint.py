@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models._features import FeatureListNet
+from torch import nn
 
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype, shipped_names
@@ -15,34 +17,45 @@ class CheckpointError(ESFormerError):
     """A file that holds no ESFormer; says why."""
 
 
-def load(path_or_name: str | os.PathLike[str], num_classes: int | None = None, ema: bool = True) -> ESFormer:
+def load(
+    path_or_name: str | os.PathLike[str],
+    num_classes: int | None = None,
+    features_only: bool = False,
+    ema: bool = True,
+) -> nn.Module:
     """A network from a checkpoint of this project, in evaluation mode; or, by a shipped name, one with random weights.
 
     Args:
         path_or_name: a `.ckpt` file that training wrote, or a name such as `esformer_s0`.
         num_classes: another number of classes than the checkpoint's gives a new, random classifier.
+        features_only: give timm's wrapper that returns the outputs of the four stages, at strides 4, 8, 16 and 32.
         ema: the averaged weights, if the checkpoint has them; False gives the raw ones.
 
     Raises:
         CheckpointError: there is no such file or name, or it holds no ESFormer. Nothing in the file is executed.
     """
     if str(path_or_name) in shipped_names():
-        genotype = Genotype.shipped(str(path_or_name))
-        return ESFormer(genotype, num_classes=1000 if num_classes is None else num_classes).eval()
-    path = Path(path_or_name)
-    if not path.is_file():
-        raise CheckpointError(f"{path} is neither a file nor one of {', '.join(shipped_names())}")
-    checkpoint = _read(path)
-    settings = checkpoint["hyper_parameters"]
-    genotype = Genotype.from_dict(settings["genotype"])
-    network = ESFormer(genotype, settings["num_classes"], img_size=settings["img_size"])
-    weights = checkpoint.get("ema_state_dict") if ema else None
-    prefix = "model."
-    raw = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    network.load_state_dict(raw if weights is None else weights)
+        network = ESFormer(Genotype.shipped(str(path_or_name)))
+    elif Path(path_or_name).is_file():
+        network = _network(_read(Path(path_or_name)), ema)
+    else:
+        raise CheckpointError(f"{path_or_name} is neither a file nor one of {', '.join(shipped_names())}")
     if num_classes is not None and num_classes != network.num_classes:
         network.reset_classifier(num_classes)
-    return network.eval()
+    network.eval()
+    return FeatureListNet(network, out_indices=(0, 1, 2, 3), flatten_sequential=True) if features_only else network
+
+
+def _network(checkpoint: dict[str, Any], ema: bool) -> ESFormer:
+    settings = checkpoint["hyper_parameters"]
+    network = ESFormer(Genotype.from_dict(settings["genotype"]), settings["num_classes"], img_size=settings["img_size"])
+    raw = {
+        name.removeprefix("model."): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("model.")
+    }
+    network.load_state_dict(checkpoint.get("ema_state_dict", raw) if ema else raw)
+    return network
 
 
 def _read(path: Path) -> dict[str, Any]:

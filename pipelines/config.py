@@ -73,6 +73,8 @@ class TrainerConfig:
     """Arithmetic of the training, by Lightning's name; `bf16-mixed` on GPUs that have it."""
     accumulate: int = 1
     """Batches whose gradients are accumulated into one step."""
+    threads: int | None = None
+    """CPU threads of each process in training; null leaves it to PyTorch."""
     log_every: int = 50
     """Steps between two entries in the log of the losses."""
 

@@ -36,11 +36,13 @@ def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterat
         _check_machine(config)
     with RunFolder.open(pipeline, config, argv) as run:
         made = [] if run.summary.exists() else loggers(config, run)
+        failed = True
         try:
             yield run, made
+            failed = False
         finally:
             for logger in made:
-                logger.experiment.finish()
+                logger.experiment.finish(exit_code=int(failed))
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
 
@@ -63,6 +65,8 @@ def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:
     if torch.distributed.is_initialized():  # the search's processes spoke gloo; training may want another
         torch.distributed.destroy_process_group()
     bar = sys.stdout.isatty()
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
     callbacks: list[Callback] = [
         *([EMA(r.ema_decay)] if r.ema else []),
         StepSeed(config.seed),

@@ -191,7 +191,7 @@ BAD = {  # what stands in a file, and a part of what is said about it
     "huge and hexadecimal.yaml": (b"genotype: 0x1" + b"f" * 5000 + b"\nspace: S0\nstages: []", "bits"),
     "huge inside a list.yaml": (b"genotype: [0x1" + b"f" * 5000 + b"]\nspace: S0\nstages: []", "version"),
     "no such date.yaml": (b"genotype: 2001-99-99", "month"),
-    "a tag that computes.yaml": (b"!!python/object/apply:os.system ['touch executed']", "python/object/apply"),
+    "a tag that computes.yaml": (b"!!python/object/apply:os.system ['touch executed']", "tag"),
     "a tag with a newline.yaml": (b"!a%0Ab c", "tag"),
     "a tag and no date.yaml": (b"!!timestamp soon", "tag|timestamp"),
     "a tag and no number.yaml": (b'genotype: !!int ""', "tag|int"),

@@ -71,7 +71,7 @@ class Downsample(timm_v2.Downsample):
 
 
 class ESFormerBlock(nn.Module):
-    """One block of a genotype: attention, if it is a Transformer layer, then the FFN, each with a skip around it.
+    """A convolution block, which is an FFN, or a Transformer layer, which is attention and then an FFN; skips around each.
 
     B, C, H, W -> B, C', H, W with C' >= C; the missing channels of the FFN's skip are zeros.
     """

@@ -30,7 +30,8 @@ default_cfgs = generate_default_cfgs({"esformer_s0": _cfg(), "esformer_s1": _cfg
 
 
 def _create_esformer(variant: str, pretrained: bool = False, **kwargs: Any) -> ESFormer:
-    kwargs.setdefault("genotype", Genotype.shipped(variant))
+    if "genotype" not in kwargs:
+        kwargs["genotype"] = Genotype.shipped(variant)
     return build_model_with_cfg(
         ESFormer,
         variant,

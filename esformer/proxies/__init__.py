@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -54,18 +56,30 @@ def score(
     proxy = get(proxy) if isinstance(proxy, str) else proxy
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     identity = subject.digest if isinstance(subject, Genotype) else "network"
-    measured = subject if proxy.needs == "genotype" else _network(subject, (height, width))
     total = 0.0
-    for i in range(proxy.draws):
-        digest = hashlib.sha256(f"{proxy.name}/{identity}/{seed}/{height}x{width}/{i}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        total += proxy.measure(measured, Draw(generator, (3, height, width)))
+    with _one_thread():
+        measured = subject if proxy.needs == "genotype" else _network(subject, (height, width))
+        for i in range(proxy.draws):
+            digest = hashlib.sha256(f"{proxy.name}/{identity}/{seed}/{height}x{width}/{i}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            total += proxy.measure(measured, Draw(generator, (3, height, width)))
     mean = total / proxy.draws
     if not math.isfinite(mean):
         raise ProxyError(
             f"{proxy.name} is {mean} for this network at {height} x {width}: its values leave float64's range"
         )
     return mean
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums come out the same to the last bit whatever the number of cores, and parallel searches do not collide."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _network(subject: Genotype | nn.Module, img_size: tuple[int, int]) -> nn.Module:

@@ -112,7 +112,7 @@ class SearchStage:
         for phase in schedule.phases():
             if not get(phase.proxy).higher_is_better:
                 raise ESFormerError(f"{phase.proxy} is better when lower, and a search maximises")
-        self.journal: Journal
+        self.journal = Journal(self._header())
         self._replay: list[Evaluation] = []
         self._known: dict[tuple[str, str], float] = {}
         self._asked = 0

@@ -58,7 +58,8 @@ def test_reopened_it_goes_on_where_it_was(path):
 
 def test_cut_at_any_byte_it_keeps_every_whole_line(path):
     whole = path.read_bytes()
-    for cut in range(len(whole) + 1):
+    ends = [end for end, byte in enumerate(whole, start=1) if byte == ord("\n")]
+    for cut in {*range(0, len(whole), 7), *ends, *(end - 1 for end in ends)}:
         path.write_bytes(whole[:cut])
         kept = max(0, whole[:cut].count(b"\n") - 1)
         journal = Journal(HEADER, path)

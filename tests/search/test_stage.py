@@ -120,13 +120,14 @@ def test_a_budget_that_nothing_fits_is_refused_with_the_cheapests_cost(limit):
 
 def test_a_budget_that_one_or_few_fit_comes_to_an_end(fake, monkeypatch):
     monkeypatch.setattr(evolution, "MUTATION_TRIES", 10)
+    monkeypatch.setattr(stage, "STALE_GENERATIONS", 50)
     least = cost(evolution.cheapest(SPACE, lambda genotype: cost(genotype).params)).params
-    long = Schedule(unit="evaluations", start_length=900, phase_length=900, total=2700, **SMALL | {"starts": 1})
+    long = Schedule(unit="evaluations", start_length=300, phase_length=300, total=900, **SMALL | {"starts": 1})
     for slack in (0, 300):
         budget = Budget(params=least + slack)
         result = run(schedule=long, budget=budget)
         found = set(genotypes(result.journal))
-        assert result.evaluations < 2700 and (len(found) == 1) == (slack == 0)
+        assert result.evaluations < 900 and (len(found) == 1) == (slack == 0)
         assert all(budget.allows(cost(genotype)) for genotype in found)
 
 

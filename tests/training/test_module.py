@@ -89,6 +89,7 @@ def test_the_checkpoint_carries_its_architecture_and_executes_nothing(trained):
     again = ESFormerModule.load_from_checkpoint(path, weights_only=True)
     assert again.recipe == RECIPE
     assert esformer.load(path, num_classes=3)(image).shape == (1, 3)
+    assert [f.shape[-1] for f in esformer.load(path, features_only=True)(image)] == [8, 4, 2, 1]
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

@@ -61,7 +61,7 @@ def test_a_clock_reading_that_rounds_up_to_the_end_of_a_phase_resumes_too(fake, 
     one_start = SMALL | {"start_population": 12, "starts": 1}
     schedule = Schedule(unit="minutes", start_length=1, phase_length=1, total=2, **one_start)
     whole = run(path, schedule)
-    assert whole.journal.recorded[11].elapsed == 60.0 and whole.journal.recorded[12].phase == "multi-start 1"
+    assert whole.journal.recorded[11].elapsed == 60.0
     assert list(run(path, schedule).journal) == list(whole.journal)
 
 
