@@ -71,7 +71,7 @@ class Downsample(timm_v2.Downsample):
 
 
 class ESFormerBlock(nn.Module):
-    """A convolution block, which is an FFN, or a Transformer layer, which is attention and then an FFN; skips around each.
+    """A convolution block, which is an FFN, or a Transformer layer: attention, then an FFN. Each with a skip around it.
 
     B, C, H, W -> B, C', H, W with C' >= C; the missing channels of the FFN's skip are zeros.
     """

@@ -89,17 +89,25 @@ def test_wrong_arguments_are_refused(draw):
         ESFormer(draw(), global_pool="max")
 
 
-@pytest.mark.parametrize("gene", [ConvBlock("ibn", 5, 48, 2), TransformerLayer("convnext", 4, 48, 2, 16)])
 @torch.no_grad()
-def test_the_skip_across_a_growth_is_padded_with_zeros(gene):
-    block = ESFormerBlock(gene, 32, (4, 4), None, 0.0, 1e-5, nn.GELU).eval()
-    x = torch.randn(2, 32, 4, 4)
-    for name in ("ls1", "ls2"):
-        if hasattr(block, name):
-            getattr(block, name).gamma.zero_()
-    assert torch.equal(block(x), torch.cat([x, torch.zeros(2, 16, 4, 4)], dim=1))
-    block.ls2.gamma.fill_(1.0)
-    assert (block(x)[:, 32:] != 0).any()
+def test_a_skip_across_a_growth_is_padded_with_zeros(network, image):
+    grown = []
+
+    def look(block, inputs, output):
+        (x,) = inputs
+        missing = output.shape[1] - x.shape[1]
+        if missing:
+            grown.append(hasattr(block, "token_mixer"))
+            assert torch.equal(output, torch.cat([x, torch.zeros(2, missing, *x.shape[2:])], dim=1))
+
+    for module in network.modules():
+        if isinstance(module, LayerScale2d):
+            module.gamma.zero_()  # only the skips are left
+    for stage in network.stages:
+        for block in stage.blocks:
+            block.register_forward_hook(look)
+    network(image)
+    assert set(grown) == {True, False}  # convolution blocks and Transformer layers
 
 
 def test_every_gene_becomes_its_part(draw):
