@@ -22,8 +22,8 @@ class EntropicScore(Proxy):
     the maximum is taken over the whole activation (`tensor`, which a first measurement on NAS-Bench-101 supports
     best), at each position over the channels (`position`), or for each channel over the positions (`channel`).
 
-    With weights this large an attention's softmax saturates and picks one position, so its queries and keys, and with
-    them the genes heads and head_dim, reach the score only through the width of the values behind it.
+    With weights this large an attention's softmax saturates and picks one position whatever its queries and keys, so the
+    genes heads and head_dim move the score no more than another seed does (measured in docs/results.md).
     """
 
     name: ClassVar[str] = "entropic_score"

@@ -14,7 +14,8 @@ class LogSynflow(Proxy):
     """S = sum over weights of |w log(1 + |dR/dw|)|, where R is the sum of the outputs for an input of ones.
 
     The network is prepared as for Entropic Score. Gradients are then non-negative but for those through a softmax, of
-    which the magnitude counts. A saturated softmax passes none at all, so queries and keys add nothing to the score.
+    which the magnitude counts. A saturated softmax passes none at all, so queries and keys add nothing, and of
+    heads and head_dim only the product counts, through the values (measured in docs/results.md).
     """
 
     name: ClassVar[str] = "log_synflow"
