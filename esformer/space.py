@@ -80,7 +80,8 @@ class SearchSpace:
 
         How many genes, which, and to what is uniform (section 3.5).
         """
-        places, values = self.places(genes), self.values(genotype)
+        places = [place for place in self.places(genes) if len(self.options[place]) > 1]
+        values = self.values(genotype)
         while True:
             chosen = set(rng.sample(places, rng.randint(1, len(places))))
             options = {

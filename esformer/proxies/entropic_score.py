@@ -22,8 +22,8 @@ class EntropicScore(Proxy):
     the maximum is taken over the whole activation (`tensor`, which a first measurement on NAS-Bench-101 supports
     best), at each position over the channels (`position`), or for each channel over the positions (`channel`).
 
-    With weights this large an attention's softmax saturates and picks one position whatever its queries and keys, so the
-    genes heads and head_dim move the score no more than another seed does (measured in docs/results.md).
+    With weights this large an attention's softmax saturates and picks one position whatever its queries and keys, so
+    the genes heads and head_dim move the score no more than another seed does (measured in docs/results.md).
     """
 
     name: ClassVar[str] = "entropic_score"
@@ -63,5 +63,5 @@ class EntropicScore(Proxy):
         }
         over = dims[self.reading]
         maximum = activation.amax(over, keepdim=True) if over else activation
-        a = torch.where(maximum > 0, activation / maximum, 0.0)  # where nothing is active there is no information
+        a = torch.where(maximum == 0, 0.0, activation / maximum)  # where nothing is active there is no information
         return -(a * (a + EPSILON).log()).mean()

@@ -7,7 +7,7 @@ from torch import nn
 
 from esformer.genotype import Genotype
 from esformer.proxies.base import Draw, Needs, Proxy, ProxyError
-from esformer.proxies.prepare import WEIGHTED, draw_weights, prepare
+from esformer.proxies.prepare import draw_weights, prepare, weights
 
 
 class LogSynflow(Proxy):
@@ -27,11 +27,13 @@ class LogSynflow(Proxy):
         assert isinstance(subject, nn.Module)
         network = prepare(subject)
         draw_weights(network, draw.generator)
-        weights = [module.weight for module in network.modules() if isinstance(module, WEIGHTED)]
-        if not weights:
-            raise ProxyError("LogSynflow needs a network with convolutions or linear layers, and found none")
         with torch.enable_grad():
             output = network(torch.ones(1, *draw.image_shape, dtype=torch.float64))
-            gradients = torch.autograd.grad(output.sum(), weights, allow_unused=True)
-        scores = [(w * g.abs().log1p()).abs().sum() for w, g in zip(weights, gradients, strict=True) if g is not None]
+        if not output.requires_grad:
+            raise ProxyError(
+                "LogSynflow needs a network whose output depends on convolutions or linear layers, and found none"
+            )
+        theirs = weights(network)
+        gradients = torch.autograd.grad(output.sum(), theirs, allow_unused=True)
+        scores = [(w * g.abs().log1p()).abs().sum() for w, g in zip(theirs, gradients, strict=True) if g is not None]
         return torch.stack(scores).sum().item()

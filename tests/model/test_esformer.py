@@ -9,10 +9,14 @@ from torch import nn
 from torch.testing import assert_close
 
 from esformer.genotype import ConvBlock, Genotype, TransformerLayer
-from esformer.model.esformer import ESFormer, ESFormerBlock, checkpoint_filter_fn
+from esformer.model.esformer import ESFormer, checkpoint_filter_fn
 from esformer.model.ffn import FFNS, bottleneck_width
 
 PIXELS = 64  # of the image and network fixtures
+
+
+def attends(block):
+    return getattr(block, "token_mixer", None) is not None
 
 
 @pytest.mark.parametrize(("size", "pixels", "kwargs"), [
@@ -97,7 +101,7 @@ def test_a_skip_across_a_growth_is_padded_with_zeros(network, image):
         (x,) = inputs
         missing = output.shape[1] - x.shape[1]
         if missing:
-            grown.append(hasattr(block, "token_mixer"))
+            grown.append(attends(block))
             assert torch.equal(output, torch.cat([x, torch.zeros(2, missing, *x.shape[2:])], dim=1))
 
     for module in network.modules():
@@ -125,8 +129,8 @@ def test_every_gene_becomes_its_part(draw):
             assert (fc1.in_channels, fc1.out_channels, fc2.out_channels) == (chs, hidden, gene.out)
             assert (mid.in_channels, mid.out_channels, mid.groups) == (inside, inside, groups)
             assert mid.kernel_size == (kernel, kernel) and mid.stride == (1, 1)
-            assert (block.token_mixer is not None) == isinstance(gene, TransformerLayer)
-            if block.token_mixer is not None:
+            assert attends(block) == isinstance(gene, TransformerLayer)
+            if attends(block):
                 assert (block.token_mixer.num_heads, block.token_mixer.key_dim) == (gene.heads, gene.head_dim)
             chs = gene.out
     assert [stage.downsample.conv.conv.out_channels for stage in network.stages[1:]] == [

@@ -66,9 +66,3 @@ def test_another_genotype_under_a_registered_name(draw):
     network = timm.create_model("esformer_s0", genotype=draw("S0", seed=9), img_size=32, num_classes=3)
     assert network.genotype == draw("S0", seed=9)
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
-
-
-@pytest.mark.skipif("esformer_s0" in shipped_names(), reason="it is shipped")
-def test_a_name_without_a_genotype_says_what_there_is():
-    with pytest.raises(ValueError, match="efficientformerv2_s0"):
-        timm.create_model("esformer_s0")

@@ -181,24 +181,32 @@ def test_a_score_is_the_mean_of_draws_that_follow_from_its_arguments(draw):
 
 
 def test_a_score_is_the_same_in_any_order_under_any_seed_and_in_any_process(draw, fresh_process):
-    asked = [(name, seed) for name in NAMES for seed in range(3)]
-    expected = {ask: score(ask[0], draw(seed=ask[1]), seed=4, img_size=(32, 64)) for ask in asked}
+    asked = [(name, seed) for name in NAMES for seed in range(2)]
+    expected = {ask: score(ask[0], draw(seed=ask[1]), seed=4, img_size=(32, 40)) for ask in asked}
     assert len(set(expected.values())) == len(asked)
     torch.manual_seed(99)
     random.seed(99)
-    assert {ask: score(ask[0], draw(seed=ask[1]), seed=4, img_size=(32, 64)) for ask in reversed(asked)} == expected
+    assert {ask: score(ask[0], draw(seed=ask[1]), seed=4, img_size=(32, 40)) for ask in reversed(asked)} == expected
     code = (
-        "import random, torch; torch.set_num_threads(1); torch.manual_seed(7)\n"
+        "import random, torch; torch.set_num_threads(2); torch.manual_seed(7)\n"
         "from esformer import SearchSpace, score\n"
         "g = SearchSpace.for_size('S0').sample(random.Random(1))\n"
-        f"print(*(score(name, g, seed=4, img_size=(32, 64)).hex() for name in {NAMES[::-1]}))"
+        f"print(*(score(name, g, seed=4, img_size=(32, 40)).hex() for name in {NAMES[::-1]}))"
     )
     printed = map(float.fromhex, fresh_process("-c", code, PYTHONHASHSEED="3").split())
-    assert list(printed) == pytest.approx([expected[name, 1] for name in NAMES[::-1]], rel=1e-12)
+    assert list(printed) == [expected[name, 1] for name in NAMES[::-1]]  # to the last bit, with other threads too
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scoring_leaves_no_trace(draw, name):
+def test_scoring_leaves_no_trace(draw, three_threads, name):
     network = TwoLayers()
     network.register_forward_hook(lambda *_: None)
     network[1].eval()
@@ -210,12 +218,14 @@ def test_scoring_leaves_no_trace(draw, name):
 
     score(name, network, img_size=8)
     score(name, draw(), img_size=32)
+    with pytest.raises(ProxyError):
+        score(name, nn.Identity(), img_size=8)
 
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(map(torch.equal, (parameter.grad for parameter in network.parameters()), gradients))
     assert [(id(m), m.training, len(m._forward_hooks)) for m in network.modules()] == modules
     assert states == [random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()]  # noqa: NPY002
-    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32 and torch.get_num_threads() == 3
 
 
 def quick(name):
