@@ -68,6 +68,8 @@ class Genotype:
     def __post_init__(self) -> None:
         if not isinstance(self.space, str) or self.space not in SPACES:
             raise GenotypeError(f"space is {_show(self.space)}; it must be one of {', '.join(SPACES)}")
+        if not isinstance(self.stages, tuple) or not all(isinstance(stage, tuple) for stage in self.stages):
+            raise GenotypeError("stages: must be a tuple of tuples of blocks (Genotype.from_dict takes lists)")
         check(self.stages, choices_of(self.space))
 
     def blocks(self) -> Iterator[Block]:
@@ -195,7 +197,10 @@ def _show(value: Any) -> str:
     """A value from an untrusted file, short enough for a message."""
     if isinstance(value, int) and abs(value) >= 10**20:
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer beyond what Python prints, or lists without end
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -213,11 +218,13 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise GenotypeError("is not a genotype: it uses YAML aliases; write every block out")
+        if getattr(self.peek_event(), "tag", None) is not None:
+            raise GenotypeError("is not a genotype: it uses YAML tags; write plain values")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         pairs = [(self.construct_object(key, deep=True), value) for key, value in node.value]
-        _check_repeats([key for key, _ in pairs])
+        _check_keys_of_mapping([key for key, _ in pairs])
         return super().construct_mapping(node, deep)
 
 
@@ -227,18 +234,25 @@ _StrictLoader.yaml_implicit_resolvers = {  # a `<<` merge key is an ordinary, un
 }
 
 
-def _check_repeats(keys: list[Any]) -> None:
-    if repeated := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
-        raise GenotypeError(f"the key {_show(repeated)} stands twice in one mapping")
+def _check_keys_of_mapping(keys: list[Any]) -> None:
+    seen = set()
+    for key in keys:
+        if not isinstance(key, str):
+            raise GenotypeError(f"has a key {_show(key)}; keys are words")
+        if key in seen:
+            raise GenotypeError(f"the key {_show(key)} stands twice in one mapping")
+        seen.add(key)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _check_repeats([key for key, _ in pairs])
+    _check_keys_of_mapping([key for key, _ in pairs])
     return dict(pairs)
 
 
 def _read(path: Path) -> Any:
     try:
+        if path.exists() and not path.is_file():
+            raise GenotypeError("is not a file but a directory or a device")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise GenotypeError(f"is not a genotype: it holds more than {MAX_FILE_BYTES:,} bytes")
         text = path.read_text(encoding="utf-8")

@@ -82,6 +82,8 @@ class SearchSpace:
         """
         places = [place for place in self.places(genes) if len(self.options[place]) > 1]
         values = self.values(genotype)
+        if not places:
+            raise ESFormerError(f"space {self.name} leaves no {genes} gene a choice, so nothing can mutate")
         while True:
             chosen = set(rng.sample(places, rng.randint(1, len(places))))
             options = {

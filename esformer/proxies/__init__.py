@@ -85,7 +85,7 @@ def _one_thread() -> Iterator[None]:
 def _network(subject: Genotype | nn.Module, img_size: tuple[int, int]) -> nn.Module:
     """A float64 network of its own to measure on, built or copied without touching any random state."""
     if isinstance(subject, nn.Module):
-        return copy.deepcopy(subject).double().requires_grad_()
+        return copy.deepcopy(subject).to("cpu", torch.float64).requires_grad_()
     with torch.device("meta"):  # no memory, no initialisation: the proxy draws the weights
         network = ESFormer(subject, img_size=img_size).double()
     network.to_empty(device="cpu")

@@ -85,8 +85,10 @@ class Journal:
     def _recover(self, path: Path) -> list[Evaluation]:
         """The evaluations in the file. A last line that a kill tore off is cut away."""
         whole, newline, torn = path.read_bytes().rpartition(b"\n")
-        lines = whole.splitlines()
+        lines = whole.split(b"\n")
         if not newline:  # not even the header is whole
+            if not json.dumps(self.header).encode().startswith(torn):
+                raise JournalError(f"{path} is not a journal; choose another file")
             self._truncate(path, 0)
             self._write(self.header)
             return []
@@ -109,7 +111,7 @@ class Journal:
 def read(path: str | os.PathLike[str]) -> list[Evaluation]:
     """The evaluations of a journal file, without opening it for a search."""
     whole = Path(path).read_bytes().rpartition(b"\n")[0]
-    return [_evaluation(line, f"{path}: line {n}") for n, line in enumerate(whole.splitlines()[1:], start=2)]
+    return [_evaluation(line, f"{path}: line {n}") for n, line in enumerate(whole.split(b"\n")[1:], start=2)]
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
@@ -127,6 +129,6 @@ def _evaluation(line: bytes, where: str) -> Evaluation:
         evaluation = Evaluation(**_parse(line, where))
         if math.isfinite(evaluation.score) and math.isfinite(evaluation.elapsed):
             return evaluation
-    except TypeError:
+    except (TypeError, OverflowError):
         pass
     raise JournalError(f"{where} is not an evaluation; move the file away to start anew")

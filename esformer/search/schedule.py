@@ -1,5 +1,6 @@
 """The phases of a search (section 3.5) and what drives each: a multi-start, then topology and size in turn."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ class Schedule:
         if self.unit not in ("minutes", "evaluations"):
             raise ESFormerError(f"unit is {self.unit!r}; it must be minutes or evaluations")
         for name in ("starts", "start_length", "phase_length", "seeds"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ESFormerError(f"{name} is {getattr(self, name)}; it must be above 0")
         for prefix in ("start_", ""):
             population, tournament = getattr(self, f"{prefix}population"), getattr(self, f"{prefix}tournament")
@@ -73,7 +74,10 @@ class Schedule:
                 raise ESFormerError(
                     f"{prefix}tournament is {tournament}; it must be from 2 to the {population} of {prefix}population"
                 )
-        if self.total < self.starts * self.start_length:
+        for name in ("start_length", "phase_length", "total"):
+            if self.unit == "evaluations" and getattr(self, name) % 1:
+                raise ESFormerError(f"{name} is {getattr(self, name)}; evaluations are counted in whole numbers")
+        if not self.starts * self.start_length <= self.total < math.inf:
             raise ESFormerError(f"total is {self.total}; the multi-start alone takes {self.starts * self.start_length}")
 
     def phases(self) -> list[Phase]:

@@ -118,11 +118,6 @@ class SearchStage:
         self._asked = 0
         self._elapsed = self._resumed_at = self._began = 0.0
 
-    @property
-    def replaying(self) -> bool:
-        """Whether the evaluation at hand is known from an earlier session."""
-        return self._asked < len(self._replay)
-
     def cost(self, genotype: Genotype) -> Cost:
         """What a genotype of this search costs."""
         return cost(genotype, self.cost_img_size, self.num_classes)
@@ -136,6 +131,7 @@ class SearchStage:
         if state["header"] != self._header() or self.checkpoint is not None:
             raise JournalError("the state is of another search, or this one has a checkpoint file to go on from")
         self._replay = [Evaluation(**evaluation) for evaluation in state["evaluations"]]
+        self.journal.recorded = list(self._replay)
 
     def run(self) -> SearchResult:
         """Run all phases, or what is left of them."""
@@ -172,14 +168,15 @@ class SearchStage:
 
         waiting = first_generation(self.space, seeds, phase.population, rng, phase.genes, self._allowed, self.cheapest)
         while left() > 0 and stale < STALE_GENERATIONS:
-            if not announced and not self.replaying:
-                self.fabric.call("on_phase_start", self, phase)
-                announced = True
-            offspring, waiting = waiting[: min(BATCH, left())], waiting[BATCH:]
+            offspring, waiting = waiting[:BATCH], waiting[BATCH:]
             if not offspring:
                 offspring = generation(self.space, population, phase.tournament, rng, phase.genes, self._allowed)
+            offspring = offspring[: left()]
+            if not announced and self._asked + len(offspring) > len(self._replay):  # not all of it is replayed
+                self.fabric.call("on_phase_start", self, phase)
+                announced = True
             known = len(self._known)
-            for scored in self._evaluate(phase, offspring[: left()]):
+            for scored in self._evaluate(phase, offspring):
                 population.add(scored)
                 best[scored.genotype.digest] = scored
             stale = 0 if len(self._known) > known or waiting else stale + 1
@@ -195,13 +192,17 @@ class SearchStage:
         replayed = self._replay[self._asked : self._asked + len(offspring)]
         fresh = offspring[len(replayed) :]
         scored = [self._recall(phase, child, line) for child, line in zip(offspring, replayed, strict=False)]
-        scores, seconds = self._score(phase.proxy, [child.genotype for child in fresh])
-        for child, value, took in zip(fresh, scores, seconds, strict=True):
-            scored.append(self._record(phase, child, value, took))
+        if fresh:
+            seconds = self._score(phase.proxy, [child.genotype for child in fresh])
+            self._elapsed = round(self._clock(), 4)  # as the journal keeps it, for a resumed search must decide alike
+            scored += [self._record(phase, child, seconds.pop(child.genotype.digest, 0.0)) for child in fresh]
         return scored
 
-    def _score(self, proxy: str, genotypes: list[Genotype]) -> tuple[list[float], list[float]]:
-        """Scores and the seconds they took; each rank scores every world_size-th of those that are not known."""
+    def _score(self, proxy: str, genotypes: list[Genotype]) -> dict[str, float]:
+        """Add unknown genotypes' scores to the known ones; gives the seconds that each took, by its digest.
+
+        Each rank scores every world_size-th of them.
+        """
         unknown = {g.digest: g for g in genotypes if (proxy, g.digest) not in self._known}
         measured: Any = torch.zeros(2, len(unknown), dtype=torch.float64)
         for i, genotype in enumerate(unknown.values()):
@@ -211,13 +212,12 @@ class SearchStage:
                 measured[1, i] = time.perf_counter() - start
         if unknown and self.fabric.world_size > 1:
             measured = self.fabric.all_reduce(measured, reduce_op="sum")
-        took = dict(zip(unknown, measured[1].tolist(), strict=True))
-        self._known |= {(proxy, d): v for d, v in zip(unknown, measured[0].tolist(), strict=True)}
-        self._elapsed = self._clock()
-        return [self._known[proxy, g.digest] for g in genotypes], [took.pop(g.digest, 0.0) for g in genotypes]
+        self._known |= {(proxy, digest): value for digest, value in zip(unknown, measured[0].tolist(), strict=True)}
+        return dict(zip(unknown, measured[1].tolist(), strict=True))
 
-    def _record(self, phase: Phase, child: Offspring, value: float, seconds: float) -> Scored:
+    def _record(self, phase: Phase, child: Offspring, seconds: float) -> Scored:
         genotype, price = child.genotype, self.cost(child.genotype)
+        value = self._known[phase.proxy, genotype.digest]
         self._asked += 1
         evaluation = Evaluation(
             self._asked,
@@ -228,7 +228,7 @@ class SearchStage:
             price.params,
             price.macs,
             round(seconds, 4),
-            round(self._elapsed, 4),
+            self._elapsed,
             genotype.to_dict(),
         )
         self.journal.append(evaluation)
