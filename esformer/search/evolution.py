@@ -50,6 +50,19 @@ class Population:
         return best[0].genotype, best[min(1, len(best) - 1)].genotype
 
 
+class Best:
+    """The best genotypes seen, each once."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.ranking: list[Scored] = []
+        """The best first."""
+
+    def add(self, scored: Scored) -> None:
+        if all(scored.genotype != other.genotype for other in self.ranking):
+            self.ranking = sorted([*self.ranking, scored], key=lambda s: s.score, reverse=True)[: self.size]
+
+
 def sample(space: SearchSpace, rng: random.Random, allowed: Allowed, cheapest: Genotype) -> Genotype:
     """A random genotype within the budget: drawn uniformly, then crossed with the cheapest one until it fits."""
     genotype = space.sample(rng)

@@ -14,7 +14,7 @@ from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost, cost
 from esformer.proxies import get, score
-from esformer.search.evolution import Offspring, Population, Scored, cheapest, first_generation, generation
+from esformer.search.evolution import Best, Offspring, Population, Scored, cheapest, first_generation, generation
 from esformer.search.journal import Evaluation, Journal, JournalError
 from esformer.search.schedule import Phase, Schedule
 from esformer.space import SearchSpace
@@ -157,14 +157,14 @@ class SearchStage:
     def _evolve(self, phase: Phase, seeds: list[Genotype]) -> list[Scored]:
         """One phase; returns the best that it scored, the best first."""
         rng = random.Random(f"{self.seed}/{phase.name}")
-        population, best = Population(phase.population), dict[str, Scored]()
+        population, best = Population(phase.population), Best(self.schedule.seeds)
         asked, began, stale, announced = self._asked, self._elapsed, 0, False
 
         def left() -> int:
             """How many more evaluations the phase may ask for now."""
             if self.schedule.unit == "evaluations":
                 return int(phase.length) - (self._asked - asked)
-            return BATCH if self._elapsed - began < phase.length * 60 or not best else 0
+            return BATCH if self._elapsed - began < phase.length * 60 or not best.ranking else 0
 
         waiting = first_generation(self.space, seeds, phase.population, rng, phase.genes, self._allowed, self.cheapest)
         while left() > 0 and stale < STALE_GENERATIONS:
@@ -178,14 +178,11 @@ class SearchStage:
             known = len(self._known)
             for scored in self._evaluate(phase, offspring):
                 population.add(scored)
-                best[scored.genotype.digest] = scored
+                best.add(scored)
             stale = 0 if len(self._known) > known or waiting else stale + 1
-            for digest in sorted(best, key=lambda digest: best[digest].score)[: -self.schedule.seeds]:
-                del best[digest]
-        ranking = sorted(best.values(), key=_score, reverse=True)
         if announced:
-            self.fabric.call("on_phase_end", self, phase, ranking[0])
-        return ranking
+            self.fabric.call("on_phase_end", self, phase, best.ranking[0])
+        return best.ranking
 
     def _evaluate(self, phase: Phase, offspring: list[Offspring]) -> list[Scored]:
         """Score the offspring, from the journal, from memory or on all ranks, and put them on record."""
