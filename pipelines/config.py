@@ -46,6 +46,11 @@ class SearchConfig(Schedule):
     extended: bool = False
     """Search the space of Table 5, in which the residual bottleneck is an FFN too."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.img_size < 32:
+            raise ConfigError(f"img_size is {self.img_size}; it must be at least 32")
+
 
 @dataclass
 class BudgetConfig:
@@ -78,6 +83,12 @@ class TrainerConfig:
     log_every: int = 50
     """Steps between two entries in the log of the losses."""
 
+    def __post_init__(self) -> None:
+        for name in ("devices", "num_nodes", "accumulate", "threads", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+
 
 @dataclass
 class WandbConfig:
@@ -87,6 +98,10 @@ class WandbConfig:
     """`online`, `offline` (to be sent with `wandb sync`), `disabled`, or `auto`: online where there is a login."""
     project: str = "esformer"
     """Project in which the run appears."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("auto", "online", "offline", "disabled"):
+            raise ConfigError(f"mode is {self.mode!r}; it must be auto, online, offline or disabled")
 
 
 @dataclass
@@ -138,10 +153,13 @@ def compose(size: str = "S0", quick: bool = False, overrides: Sequence[str] = ()
         for name, section in tree.items():
             if isinstance(section, DictConfig):
                 _check_section(str(name), section)
-        return OmegaConf.to_object(tree)  # type: ignore[return-value]
+        config: Config = OmegaConf.to_object(tree)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         reason = (error.msg or str(error)).splitlines()[0]
         raise ConfigError(f"{error.full_key}: {reason}" if error.full_key else reason) from None
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed is {config.seed}; it must be from 0 to {2**32 - 1}")
+    return config
 
 
 def _check_section(name: str, section: DictConfig) -> None:

@@ -28,6 +28,8 @@ from pipelines.tracking import loggers
 def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterator[tuple[RunFolder, list[WandbLogger]]]:
     """The run's folder and loggers. Whatever is wrong with the configuration is said here, before any work."""
     start_logging()
+    if config.genotype is not None and pipeline != "train":
+        raise ConfigError("genotype is a setting of pipelines.train; a search finds its own")
     if pipeline != "search" or config.data.num_classes is None:  # a search looks at no image
         config.data = resolve(config.data)
         world_size = config.trainer.devices * config.trainer.num_nodes

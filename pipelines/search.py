@@ -26,13 +26,16 @@ def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "G
     from esformer.search.stage import SearchStage
     from esformer.space import SearchSpace
     from pipelines.launch import search_fabric
+    from pipelines.run import is_main
 
     if run.genotype.exists():
         return Genotype.load(run.genotype)
     space = SearchSpace.for_size(config.size, config.search.extended)
     log.info("space %s holds %.3g genotypes", space.name, space.cardinality)
     settings = {name: value for name, value in vars(config.search).items() if name in Schedule.__dataclass_fields__}
-    fabric = search_fabric(config, [SearchProgress(sys.stdout.isatty()), SearchPicture(run.path)], loggers)
+    fabric = search_fabric(
+        config, [SearchProgress(bar=sys.stdout.isatty() and is_main()), SearchPicture(run.path)], loggers
+    )
     result = SearchStage(
         space,
         budget(config),

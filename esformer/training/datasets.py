@@ -1,5 +1,6 @@
 """The images: scikit-learn's digits, CIFAR-10, or any folder of class folders (ImageNet is one)."""
 
+import math
 import os
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 from esformer.errors import ESFormerError
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "random")
 VALIDATION_FOLDERS = ("val", "validation", "test")
 
 
@@ -44,6 +46,21 @@ class DataConfig:
     """How images are resized."""
     workers: int = 4
     """Processes that load images, for each device."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("img_size", 32), ("num_classes", 1), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DataError(f"{name} is {value}; it must be at least {least}")
+        for name in ("hflip", "crop_pct"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        for name, count in (("mean", 3), ("std", 3), ("crop_scale", 2), ("crop_ratio", 2)):
+            values = getattr(self, name)
+            if len(values) != count or not all(0 < value < math.inf or name == "mean" for value in values):
+                raise DataError(f"{name} is {values}; it must be {count} numbers above 0")
+        if self.interpolation not in INTERPOLATIONS:
+            raise DataError(f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
 
 
 class ImageDataset(Sized, Protocol):

@@ -50,6 +50,8 @@ class Recipe:
     """Decay of the average; in the first steps 1 - (1 + step)^-2/3 where that is less."""
 
     def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ESFormerError(f"epochs is {self.epochs}; it must be at least 1")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ESFormerError(
                 f"warmup_epochs is {self.warmup_epochs}; it must be from 0 to less than the {self.epochs} epochs"

@@ -67,6 +67,15 @@ def test_choices_come_before_single_settings():
         ("size=S9", "size is 'S9'; it must be one of S0, S1, S2"),
         ("wandb=off", "wandb is a section; set one of its fields, such as wandb.mode"),
         ("seed=1.5", "seed: Value '1.5'"),
+        ("seed=-1", "seed is -1; it must be from 0 to 4294967295"),
+        ("trainer.devices=0", "trainer.devices is 0; it must be at least 1"),
+        ("data.workers=-1", "data.workers is -1; it must be at least 0"),
+        ("data.img_size=16", "data.img_size is 16; it must be at least 32"),
+        ("data.mean=[0,0]", "data.mean is [0.0, 0.0]; it must be 3 numbers"),
+        ("data.interpolation=cubic", "data.interpolation is 'cubic'; it must be one of bicubic"),
+        ("search.img_size=8", "search.img_size is 8; it must be at least 32"),
+        ("wandb.mode=maybe", "wandb.mode is 'maybe'; it must be auto, online, offline or disabled"),
+        ("recipe.epochs=0", "recipe.epochs is 0; it must be at least 1"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(wrong, message):

@@ -89,6 +89,8 @@ def test_training_takes_a_genotype_file_and_leaves_everything(tmp_path):
         (full, ["--quick", "trainer.accumulate=3"], "recipe.batch_size=64 does not divide"),
         (full, ["data=folder", "data.root=/nowhere"], "data.root is /nowhere, which is not a folder"),
         (full, ["--quick", "wandb.mode=maybe"], "wandb.mode is 'maybe'"),
+        (full, ["--quick", "genotype=mine.yaml"], "genotype is a setting of pipelines.train"),
+        (full, ["--quick", "trainer.accelerator=gpu"], "the trainer cannot run as the settings trainer.* ask"),
         (train, ["--quick", "genotype=nowhere.yaml"], "nowhere.yaml: cannot be read: No such file"),
     ],
 )
