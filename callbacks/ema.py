@@ -6,7 +6,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from timm.utils import ModelEmaV3
 
-from esformer.training.module import accuracies
+from esformer.training.module import accuracies, broadcast_buffers
 
 
 class EMA(Callback):
@@ -14,7 +14,7 @@ class EMA(Callback):
 
     The copy is a network of its own: the weights in training are never exchanged for it, so no moment exists at which a
     checkpoint could confuse the two. It logs `val_ema/top1` and `val_ema/top5`; checkpoints hold it as
-    `ema_state_dict`.
+    `state_dict_ema`, where timm looks for it first.
 
     Args:
         decay: how much of the average each step keeps. In the first steps it keeps less, 1 - (1 + step)^-2/3, so that
@@ -43,7 +43,9 @@ class EMA(Callback):
             self.ema.update(pl_module.model, step=self._step)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.ema is not None
         self.accuracy.to(pl_module.device).reset()
+        broadcast_buffers(self.ema.module)
 
     @torch.no_grad()
     def on_validation_batch_end(
@@ -60,8 +62,8 @@ class EMA(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert self.ema is not None
-        checkpoint["ema_state_dict"] = self.ema.module.state_dict()
+        checkpoint["state_dict_ema"] = self.ema.module.state_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert self.ema is not None
-        self.ema.module.load_state_dict(checkpoint["ema_state_dict"])
+        self.ema.module.load_state_dict(checkpoint["state_dict_ema"])

@@ -37,7 +37,7 @@ def load(
     if str(path_or_name) in shipped_names():
         network = ESFormer(Genotype.shipped(str(path_or_name)))
     elif Path(path_or_name).is_file():
-        network = _network(_read(Path(path_or_name)), ema)
+        network = _network(Path(path_or_name), ema)
     else:
         raise CheckpointError(f"{path_or_name} is neither a file nor one of {', '.join(shipped_names())}")
     if num_classes is not None and num_classes != network.num_classes:
@@ -46,24 +46,33 @@ def load(
     return FeatureListNet(network, out_indices=(0, 1, 2, 3), flatten_sequential=True) if features_only else network
 
 
-def _network(checkpoint: dict[str, Any], ema: bool) -> ESFormer:
-    settings = checkpoint["hyper_parameters"]
-    network = ESFormer(Genotype.from_dict(settings["genotype"]), settings["num_classes"], img_size=settings["img_size"])
-    raw = {
-        name.removeprefix("model."): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith("model.")
-    }
-    network.load_state_dict(checkpoint.get("ema_state_dict", raw) if ema else raw)
-    return network
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint that training wrote, without executing anything in it.
 
-
-def _read(path: Path) -> dict[str, Any]:
+    Raises:
+        CheckpointError: the file cannot be read, or holds something else.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from None
-    if not isinstance(checkpoint, dict) or "genotype" not in checkpoint.get("hyper_parameters", {}):
-        raise CheckpointError(f"{path} is a checkpoint, but not one of an ESFormer's training")
+    settings = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if not isinstance(settings, dict) or not {"genotype", "num_classes", "img_size"} <= settings.keys():
+        raise CheckpointError(f"{path} is not a checkpoint of an ESFormer's training")
     return checkpoint
+
+
+def _network(path: Path, ema: bool) -> ESFormer:
+    checkpoint = read(path)
+    settings = checkpoint["hyper_parameters"]
+    try:
+        genotype = Genotype.from_dict(settings["genotype"])
+        network = ESFormer(genotype, settings["num_classes"], img_size=settings["img_size"])
+        raw = checkpoint["state_dict"]
+        raw = {name.removeprefix("model."): value for name, value in raw.items() if name.startswith("model.")}
+        network.load_state_dict(checkpoint.get("state_dict_ema", raw) if ema else raw)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ESFormerError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} holds no weights of the network that it describes: {reason}") from None
+    return network

@@ -95,3 +95,8 @@ def choices_of(space: str) -> Choices:
         raise ESFormerError(f"there is no search space {space!r}; there are {', '.join(SPACES)}")
     plain = Choices(space, _SIZES[size])
     return plain if space == size else replace(plain, ffn=(*plain.ffn, "bottleneck"))
+
+
+def bottleneck_width(out: int, ratio: int) -> int:
+    """Channels inside a residual bottleneck: `out / ratio` to the nearest multiple of 4, at least 4."""
+    return max(4, (out + 2 * ratio) // (4 * ratio) * 4)

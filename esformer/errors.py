@@ -3,3 +3,8 @@
 
 class ESFormerError(ValueError):
     """A sentence that says what is wrong, where, and what would be right; pipelines print it without a traceback."""
+
+    def __init__(self, message: str) -> None:
+        if "Original Traceback" in message:  # a DataLoader's worker hands an error on with its traceback in the message
+            message = message.rstrip().splitlines()[-1].partition(": ")[2]
+        super().__init__(message)

@@ -1,6 +1,7 @@
 """The command line that all pipelines share: `--size S2 --quick key=value ...`, `--help`, `--print-config`."""
 
 import argparse
+import errno
 import shutil
 import sys
 import textwrap
@@ -12,6 +13,8 @@ from pipelines.config import Config, compose, settings, to_yaml
 
 USER_ERROR = 2
 """Exit code of what the user can mend."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""A disk that is full or not to be written to."""
 
 
 def parse(story: str, argv: Sequence[str] | None = None) -> Config:
@@ -43,6 +46,8 @@ def run(main: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
     except (ESFormerError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+            raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(USER_ERROR)
     sys.exit()

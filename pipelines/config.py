@@ -3,6 +3,8 @@
 import ast
 import difflib
 import inspect
+import math
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -11,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -61,6 +64,12 @@ class BudgetConfig:
     macs: float | None = None
     """Most multiply-accumulates of one image of the data's size."""
 
+    def __post_init__(self) -> None:
+        for name in ("params", "macs"):
+            limit = getattr(self, name)
+            if limit is not None and not 1 <= limit < math.inf:
+                raise ConfigError(f"{name} is {limit}; it must be at least 1")
+
 
 @dataclass
 class TrainerConfig:
@@ -100,6 +109,8 @@ class WandbConfig:
     """Project in which the run appears."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w. -]{1,128}", self.project):
+            raise ConfigError(f"project is {self.project!r}; it must be letters, digits, spaces, '.', '_' and '-'")
         if self.mode not in ("auto", "online", "offline", "disabled"):
             raise ConfigError(f"mode is {self.mode!r}; it must be auto, online, offline or disabled")
 
@@ -154,6 +165,8 @@ def compose(size: str = "S0", quick: bool = False, overrides: Sequence[str] = ()
             if isinstance(section, DictConfig):
                 _check_section(str(name), section)
         config: Config = OmegaConf.to_object(tree)  # type: ignore[assignment]
+    except yaml.YAMLError as error:
+        raise ConfigError(f"a setting is not a YAML value: {getattr(error, 'problem', error)}") from None
     except OmegaConfBaseException as error:
         reason = (error.msg or str(error)).splitlines()[0]
         raise ConfigError(f"{error.full_key}: {reason}" if error.full_key else reason) from None
@@ -176,7 +189,7 @@ def to_yaml(config: Config) -> str:
 
 def differences(old: str, new: str) -> list[str]:
     """What makes two configurations (as YAML) different runs: one phrase a key."""
-    before, after = (dict(_leaves(OmegaConf.create(text))) for text in (old, new))
+    before, after = (dict(_leaves(yaml.safe_load(text))) for text in (old, new))
     return [
         f"{key} was {before.get(key)}, is {after.get(key)}"
         for key in {**before, **after}
@@ -186,10 +199,10 @@ def differences(old: str, new: str) -> list[str]:
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, DictConfig):
+        if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
+            yield f"{prefix}{key}", value
 
 
 def _split(override: str) -> tuple[str, str]:

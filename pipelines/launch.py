@@ -17,10 +17,11 @@ from callbacks.ema import EMA
 from callbacks.pictures import History
 from callbacks.progress import EpochLines
 from callbacks.seeding import StepSeed
-from esformer.training.data import device_batch_size
+from esformer.training.data import ImageDataModule, device_batch_size
 from esformer.training.datasets import resolve
 from pipelines.config import Config, ConfigError
 from pipelines.run import RunFolder, start_logging
+from pipelines.search import stage
 from pipelines.tracking import loggers
 
 
@@ -30,12 +31,12 @@ def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterat
     start_logging()
     if config.genotype is not None and pipeline != "train":
         raise ConfigError("genotype is a setting of pipelines.train; a search finds its own")
+    if pipeline != "train":
+        stage(config)
     if pipeline != "search" or config.data.num_classes is None:  # a search looks at no image
         config.data = resolve(config.data)
-        world_size = config.trainer.devices * config.trainer.num_nodes
-        device_batch_size(config.recipe.batch_size, world_size, config.trainer.accumulate)
     if pipeline != "search":
-        _check_machine(config)
+        _check_training(config)
     with RunFolder.open(pipeline, config, argv) as run:
         made = [] if run.summary.exists() else loggers(config, run)
         failed = True
@@ -106,9 +107,18 @@ def _machine(config: Config) -> dict[str, Any]:
     return {name: getattr(t, name) for name in names}
 
 
-def _check_machine(config: Config) -> None:
-    """Refuse a machine that is not there before the search rather than after it."""
+def _check_training(config: Config) -> None:
+    """Refuse a machine that is not there, and images that cannot be read, before the search rather than after it."""
+    t = config.trainer
     try:
         Trainer(**_machine(config), logger=False, enable_checkpointing=False, enable_model_summary=False)
     except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         raise ConfigError(f"the trainer cannot run as the settings trainer.* ask: {error}") from None
+    device_batch_size(config.recipe.batch_size, t.devices * t.num_nodes, t.accumulate)
+    data = ImageDataModule(config.data, config.recipe)
+    try:
+        data.setup("fit")
+    except (AssertionError, KeyError) as error:  # timm's ways to refuse an augmentation
+        name = config.recipe.auto_augment
+        raise ConfigError(f"recipe.auto_augment={name} is no augmentation that timm knows ({error})") from None
+    data.train_set[0], data.val_set[0]

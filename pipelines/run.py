@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from lightning.fabric.utilities.rank_zero import _get_rank
+import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -71,9 +72,10 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a run that is over, printed again; None while it is not."""
-        if not self.summary.exists():
+        try:
+            summary = json.loads(self.summary.read_text())
+        except (OSError, ValueError):
             return None
-        summary = json.loads(self.summary.read_text())
         if is_main():
             log.info("%s is finished; a new run needs another run.dir", self.path)
             show(summary)
@@ -83,8 +85,11 @@ class RunFolder:
         text = f"# python -m pipelines.{pipeline}\n{to_yaml(config)}"
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; run.dir must be a folder")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another run.dir") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -98,10 +103,14 @@ class RunFolder:
             if others:
                 raise RunError(f"{self.path} holds no run but other files ({others[0]}); choose another run.dir")
         else:
-            before = self.config.read_text(encoding="utf-8")
-            changed = differences(before, text)
-            if before.splitlines()[:1] != text.splitlines()[:1]:
-                changed.insert(0, f"it is a run of {before.splitlines()[0].removeprefix('# ')}")
+            before = self.config.read_text(encoding="utf-8", errors="replace")
+            try:
+                changed = differences(before, text)
+            except (yaml.YAMLError, AttributeError):
+                raise RunError(f"{self.config} is damaged; choose another run.dir") from None
+            command = before.partition("\n")[0]
+            if command != text.partition("\n")[0]:
+                changed.insert(0, f"it is a run of {command.removeprefix('# ')}")
             if changed:
                 raise RunError(f"{self.path} holds another run: {'; '.join(changed)}; choose another run.dir")
             log.info("going on in %s", self.path)
@@ -130,7 +139,7 @@ class RunFolder:
 
 def is_main() -> bool:
     """Whether this process is the one that writes and prints: rank 0, or the only one."""
-    return not _get_rank()
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def start_logging() -> None:

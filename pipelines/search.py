@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
     from esformer.genotype import Genotype
+    from esformer.search.stage import SearchStage
     from pipelines.run import RunFolder
 
 log = logging.getLogger("esformer")
@@ -22,52 +23,63 @@ def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "G
     from callbacks.pictures import SearchPicture
     from callbacks.progress import SearchProgress
     from esformer.genotype import Genotype
-    from esformer.search.schedule import Schedule
-    from esformer.search.stage import SearchStage
     from esformer.space import SearchSpace
     from pipelines.launch import search_fabric
-    from pipelines.run import is_main
+    from pipelines.run import RunError, is_main
 
     if run.genotype.exists():
-        return Genotype.load(run.genotype)
-    space = SearchSpace.for_size(config.size, config.search.extended)
-    log.info("space %s holds %.3g genotypes", space.name, space.cardinality)
-    settings = {name: value for name, value in vars(config.search).items() if name in Schedule.__dataclass_fields__}
-    fabric = search_fabric(
-        config, [SearchProgress(bar=sys.stdout.isatty() and is_main()), SearchPicture(run.path)], loggers
-    )
-    result = SearchStage(
-        space,
-        budget(config),
-        Schedule(**settings),
-        seed=config.seed,
-        img_size=config.search.img_size,
-        cost_img_size=config.data.img_size,
-        num_classes=config.data.num_classes or 1000,
-        checkpoint=run.journal,
-        fabric=fabric,
-    ).run()
+        genotype = Genotype.load(run.genotype)
+        if genotype not in SearchSpace.for_size(config.size, config.search.extended):
+            raise RunError(f"{run.genotype} is of space {genotype.space}, which this run does not search")
+        return genotype
+    progress = SearchProgress(bar=sys.stdout.isatty() and is_main())
+    fabric = search_fabric(config, [progress, SearchPicture(run.path)], loggers)
+    search_stage = stage(config, checkpoint=run.journal, fabric=fabric)
+    log.info("space %s holds %.3g genotypes", search_stage.space.name, search_stage.space.cardinality)
+    result = search_stage.run()
     if fabric.is_global_zero:
         result.genotype.save(run.genotype, comment=f"found by: {run.command}\nin {result.evaluations} evaluations")
     fabric.barrier()
     return result.genotype
 
 
-def budget(config: Config) -> Any:
-    """The budget that the configuration gives."""
+def stage(config: Config, **where: Any) -> "SearchStage":
+    """The search that the configuration asks for, not yet run.
+
+    Args:
+        config: the configuration.
+        where: checkpoint and fabric of the stage.
+
+    Raises:
+        ESFormerError: it asks for what cannot be: a budget that nothing fits, an unknown proxy.
+    """
     from esformer.model.cost import Budget
+    from esformer.search.stage import SearchStage
+    from esformer.space import SearchSpace
 
     limits = vars(config.budget)
-    return Budget(**{name: None if limit is None else int(limit) for name, limit in limits.items()})
+    return SearchStage(
+        SearchSpace.for_size(config.size, config.search.extended),
+        Budget(**{name: None if limit is None else int(limit) for name, limit in limits.items()}),
+        config.search,
+        seed=config.seed,
+        img_size=config.search.img_size,
+        cost_img_size=config.data.img_size,
+        num_classes=config.data.num_classes or 1000,
+        **where,
+    )
 
 
 def search_summary(config: Config, run: "RunFolder", genotype: "Genotype") -> dict[str, Any]:
     """What `summary.json` says of the search."""
     from esformer.model.cost import cost
-    from esformer.search.journal import read
+    from esformer.search.journal import JournalError, read
 
     price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
-    last = read(run.journal)[-1]
+    journal = read(run.journal)
+    if not journal:
+        raise JournalError(f"{run.journal} holds no evaluation, but {run.genotype} was found; choose another run.dir")
+    last = journal[-1]
     return {
         "size": config.size,
         "genotype": str(run.genotype),
@@ -75,7 +87,7 @@ def search_summary(config: Config, run: "RunFolder", genotype: "Genotype") -> di
         "macs": price.macs,
         "search_evaluations": last.evaluation,
         "search_seconds": last.elapsed,
-        "search_score": {last.proxy: max(e.score for e in read(run.journal) if e.phase == last.phase)},
+        "search_score": {last.proxy: max(e.score for e in journal if e.phase == last.phase)},
     }
 
 

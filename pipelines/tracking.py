@@ -1,10 +1,12 @@
 """Weights & Biases: one run for both stages, continued after every restart."""
 
 import logging
+import re
 import secrets
 
 from lightning.pytorch.loggers import WandbLogger
 
+from esformer.atomic import write_text
 from pipelines.config import Config, to_yaml
 from pipelines.run import RunFolder, is_main
 
@@ -21,12 +23,10 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
 
     if mode == "auto":
         mode = "online" if wandb.login(prompt=False) else "offline"
-    if not run.wandb_id.exists():
-        run.wandb_id.write_text(secrets.token_hex(4))
     experiment = wandb.init(
         project=config.wandb.project,
         name=run.path.name,
-        id=run.wandb_id.read_text(),
+        id=_run_id(run),
         dir=run.path,
         mode=mode,  # type: ignore[arg-type]
         resume="allow",
@@ -38,3 +38,12 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
     if mode == "offline":
         log.info("W&B is offline; send the run with: wandb sync %s", run.path / "wandb" / "offline-run-*")
     return [WandbLogger(experiment=experiment)]
+
+
+def _run_id(run: RunFolder) -> str:
+    """The id under which W&B knows the run, the same after every restart."""
+    known = run.wandb_id.read_text(errors="replace") if run.wandb_id.exists() else ""
+    if not re.fullmatch("[0-9a-f]{8}", known):
+        known = secrets.token_hex(4)
+        write_text(run.wandb_id, known)
+    return known

@@ -36,9 +36,11 @@ def train(
         "training: %d epochs on %s, %d images a step", config.recipe.epochs, config.data.name, config.recipe.batch_size
     )
     try:
-        fit.fit(module, data, ckpt_path=run.last if run.last.exists() else None, weights_only=True)
-    except SystemExit:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from None
+        fit.fit(module, data, ckpt_path=_resume_from(run, genotype), weights_only=True)
+    except SystemExit:
+        if fit.interrupted:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
     metrics = fit.validate(module, data, verbose=False)[0]
     return {
         "top1": metrics["val/top1"],
@@ -47,6 +49,18 @@ def train(
         "ema_top5": metrics.get("val_ema/top5"),
         "checkpoint": str(run.last),
     }
+
+
+def _resume_from(run: "RunFolder", genotype: "Genotype") -> Path | None:
+    """The last checkpoint of the run, if there is one; it must be whole and of this genotype."""
+    from esformer.checkpoint import read
+    from pipelines.run import RunError
+
+    if not run.last.exists():
+        return None
+    if read(run.last)["hyper_parameters"]["genotype"] != genotype.to_dict():
+        raise RunError(f"{run.last} is of another genotype than {run.genotype}; train that one with another run.dir")
+    return run.last
 
 
 def given_genotype(config: Config) -> "Genotype":
@@ -61,13 +75,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Training alone: any genotype file goes in."""
     config = cli.parse(__doc__, argv)
     genotype = given_genotype(config)
+    from esformer.genotype import Genotype
     from esformer.model.cost import cost
     from pipelines.launch import prepare
-    from pipelines.run import is_main
+    from pipelines.run import RunError, is_main
 
     with prepare("train", config, argv) as (run, loggers):
         if summary := run.finished():
             return summary
+        if run.genotype.exists() and Genotype.load(run.genotype) != genotype:
+            raise RunError(f"{run.path} trains another genotype; choose another run.dir")
         if is_main():
             genotype.save(run.genotype, comment=f"given as {config.genotype or 'the shipped one'}")
         price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)

@@ -9,6 +9,7 @@ parameters, and `(weights + 2 * out) * positions` MACs.
 
 from dataclasses import asdict, dataclass
 
+from esformer.choices import bottleneck_width
 from esformer.errors import ESFormerError
 from esformer.genotype import ConvBlock, Genotype, TransformerLayer
 
@@ -67,8 +68,8 @@ def cost(genotype: Genotype, img_size: int | tuple[int, int] = 224, num_classes:
             elif block.ffn == "convnext":
                 hidden = chs * block.ratio
                 weights, norms = kernel * chs + hidden * (chs + out), chs + hidden + out
-            else:  # "bottleneck": its width as in ffn.bottleneck_width, which is not imported: torch would come with it
-                hidden = max(4, (out + 2 * block.ratio) // (4 * block.ratio) * 4)
+            else:
+                hidden = bottleneck_width(out, block.ratio)
                 weights, norms = hidden * (chs + kernel * hidden + out), 2 * hidden + out
             params += weights + 3 * norms + out  # and LayerScale
             macs += (weights + 2 * norms) * full

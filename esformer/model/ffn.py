@@ -8,6 +8,8 @@ from timm.layers import ConvNormAct
 from timm.models.efficientformer_v2 import ConvNorm
 from torch import Tensor, nn
 
+from esformer.choices import bottleneck_width
+
 
 class InvertedBottleneck(nn.Module):
     """1x1 expand, depthwise k x k, 1x1 project (Figure 3, left). With k = 3 it is EfficientFormerV2's FFN."""
@@ -55,11 +57,6 @@ class ResidualBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.mid(self.fc1(x)))
-
-
-def bottleneck_width(out_chs: int, ratio: int) -> int:
-    """Channels inside a residual bottleneck: `out_chs / ratio` to the nearest multiple of 4, at least 4."""
-    return max(4, (out_chs + 2 * ratio) // (4 * ratio) * 4)
 
 
 FFNS: dict[str, type[InvertedBottleneck] | type[ConvNeXtBlock] | type[ResidualBottleneck]] = {

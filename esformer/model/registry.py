@@ -21,7 +21,6 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stem.conv1.conv",
         "classifier": "head",
-        "license": "mit",
         **kwargs,
     }
 

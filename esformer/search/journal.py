@@ -109,8 +109,15 @@ class Journal:
 
 
 def read(path: str | os.PathLike[str]) -> list[Evaluation]:
-    """The evaluations of a journal file, without opening it for a search."""
-    whole = Path(path).read_bytes().rpartition(b"\n")[0]
+    """The evaluations of a journal file, without opening it for a search.
+
+    Raises:
+        JournalError: there is no such file, or it is not a journal.
+    """
+    try:
+        whole = Path(path).read_bytes().rpartition(b"\n")[0]
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read: {error.strerror}") from None
     return [_evaluation(line, f"{path}: line {n}") for n, line in enumerate(whole.split(b"\n")[1:], start=2)]
 
 

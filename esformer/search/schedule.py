@@ -1,11 +1,13 @@
 """The phases of a search (section 3.5) and what drives each: a multi-start, then topology and size in turn."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from esformer.choices import Group
 from esformer.errors import ESFormerError
+
+MAX_PHASES = 10_000
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,10 @@ class Schedule:
                 raise ESFormerError(
                     f"{prefix}tournament is {tournament}; it must be from 2 to the {population} of {prefix}population"
                 )
+        if (self.total - self.starts * self.start_length) / self.phase_length > MAX_PHASES:
+            raise ESFormerError(
+                f"total is {self.total}; at {self.phase_length} each that is more than {MAX_PHASES} phases"
+            )
         for name in ("start_length", "phase_length", "total"):
             if self.unit == "evaluations" and getattr(self, name) % 1:
                 raise ESFormerError(f"{name} is {getattr(self, name)}; evaluations are counted in whole numbers")
@@ -108,4 +114,4 @@ class Schedule:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as the journal keeps them."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(Schedule)}

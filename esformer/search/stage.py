@@ -128,8 +128,10 @@ class SearchStage:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict` when run; not with a checkpoint file, which is a state of its own."""
-        if state["header"] != self._header() or self.checkpoint is not None:
-            raise JournalError("the state is of another search, or this one has a checkpoint file to go on from")
+        if self.checkpoint is not None:
+            raise JournalError(f"this search goes on from its checkpoint file, {self.checkpoint}")
+        if state["header"] != self._header():
+            raise JournalError("the state is of another search")
         self._replay = [Evaluation(**evaluation) for evaluation in state["evaluations"]]
         self.journal.recorded = list(self._replay)
 
@@ -138,9 +140,11 @@ class SearchStage:
         self._open_journal()
         self.fabric.call("on_search_start", self)
         found: list[Scored] = []
+        end = 0.0  # of each phase as planned, so that what one takes too long does not add up
         for phase in self.schedule.phases():
             seeds = sorted(found, key=_score, reverse=True) if phase.seeded else []
-            best = self._evolve(phase, [seed.genotype for seed in seeds])
+            end += phase.length
+            best = self._evolve(phase, [seed.genotype for seed in seeds], end)
             found = best if phase.seeded else found + best  # the multi-start's populations seed together
         best_of_all = max(found, key=_score)
         result = SearchResult(
@@ -154,17 +158,17 @@ class SearchStage:
         self.fabric.call("on_search_end", self, result)
         return result
 
-    def _evolve(self, phase: Phase, seeds: list[Genotype]) -> list[Scored]:
-        """One phase; returns the best that it scored, the best first."""
+    def _evolve(self, phase: Phase, seeds: list[Genotype], end: float) -> list[Scored]:
+        """One phase, up to the given minute or evaluation of the search; returns its best, the best first."""
         rng = random.Random(f"{self.seed}/{phase.name}")
         population, best = Population(phase.population), Best(self.schedule.seeds)
-        asked, began, stale, announced = self._asked, self._elapsed, 0, False
+        stale, announced = 0, False
 
         def left() -> int:
             """How many more evaluations the phase may ask for now."""
             if self.schedule.unit == "evaluations":
-                return int(phase.length) - (self._asked - asked)
-            return BATCH if self._elapsed - began < phase.length * 60 or not best.ranking else 0
+                return round(end) - self._asked
+            return BATCH if self._elapsed < end * 60 or not best.ranking else 0
 
         waiting = first_generation(self.space, seeds, phase.population, rng, phase.genes, self._allowed, self.cheapest)
         while left() > 0 and stale < STALE_GENERATIONS:
@@ -295,9 +299,22 @@ class SearchStage:
         return genotype
 
 
-def search(space: SearchSpace, budget: Budget, schedule: Schedule, seed: int = 0, **kwargs: Any) -> SearchResult:
-    """Find the best genotype of a space within a budget: `SearchStage(...).run()`, whose arguments these are."""
-    return SearchStage(space, budget, schedule, seed, **kwargs).run()
+def search(
+    space: SearchSpace,
+    budget: Budget,
+    schedule: Schedule,
+    seed: int = 0,
+    *,
+    callbacks: Sequence[Any] = (),
+    loggers: Iterable[Any] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> SearchResult:
+    """Find the best genotype of a space within a budget: runs a SearchStage, whose arguments these are."""
+    stage = SearchStage(
+        space, budget, schedule, seed, callbacks=callbacks, loggers=loggers, checkpoint=checkpoint, **settings
+    )
+    return stage.run()
 
 
 def _score(scored: Scored) -> float:

@@ -10,7 +10,8 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from esformer.training.datasets import DataConfig, DataError, ImageDataset, build, resolve
+from esformer.training.datasets import DataConfig, DataError, resolve
+from esformer.training.images import ImageDataset, build
 from esformer.training.recipe import Recipe
 
 IGNORE = -1

@@ -1,11 +1,9 @@
-"""The images: scikit-learn's digits, CIFAR-10, or any folder of class folders (ImageNet is one)."""
+"""Which images: scikit-learn's digits, CIFAR-10, or any folder of class folders (ImageNet is one); are they there?"""
 
 import math
 import os
-from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 from esformer.errors import ESFormerError
 
@@ -59,17 +57,10 @@ class DataConfig:
             values = getattr(self, name)
             if len(values) != count or not all(0 < value < math.inf or name == "mean" for value in values):
                 raise DataError(f"{name} is {values}; it must be {count} numbers above 0")
+            if count == 2 and values[0] > values[1]:
+                raise DataError(f"{name} is {values}; the smaller number comes first")
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
-
-
-class ImageDataset(Sized, Protocol):
-    """A data set whose items are images and class numbers."""
-
-    def __getitem__(self, index: int) -> tuple[Any, int]: ...
-
-
-Transform = Callable[[Any], Any]
 
 
 def resolve(config: DataConfig) -> DataConfig:
@@ -78,6 +69,8 @@ def resolve(config: DataConfig) -> DataConfig:
     Raises:
         DataError: an unknown name, no root, or a root without the folders that it needs.
     """
+    if config.name in ("digits", "cifar10") and config.num_classes != 10:
+        raise DataError(f"data.num_classes is {config.num_classes}; {config.name} has 10 classes")
     if config.name == "digits":
         return config
     if config.name not in ("imagenet", "folder", "cifar10"):
@@ -93,7 +86,7 @@ def resolve(config: DataConfig) -> DataConfig:
     if config.name == "cifar10" and (Path(root) / "cifar-10-batches-py").is_dir():
         return config
     train, val = folders(root)
-    classes = [sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) for folder in (train, val)]
+    classes = [classes_in(folder) for folder in (train, val)]
     if not classes[0]:
         raise DataError(f"{train} has no class folders; each class needs a folder of its images there")
     if classes[0] != classes[1]:
@@ -117,35 +110,6 @@ def folders(root: str) -> tuple[Path, Path]:
     return train, val
 
 
-def build(config: DataConfig, train: bool, transform: Transform) -> ImageDataset:
-    """The training or the validation images of a resolved configuration, each a PIL image through `transform`."""
-    if config.name == "digits":
-        return Digits(train, transform)
-    assert config.root is not None
-    from torchvision import datasets
-
-    if (Path(config.root) / "cifar-10-batches-py").is_dir():
-        return datasets.CIFAR10(config.root, train=train, transform=transform)
-    return datasets.ImageFolder(folders(config.root)[0 if train else 1], transform=transform)
-
-
-class Digits:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; a fifth, the same always, is held out for validation."""
-
-    def __init__(self, train: bool, transform: Transform) -> None:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        images, labels = load_digits(return_X_y=True)
-        split = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
-        self.images, self.labels = (split[0], split[2]) if train else (split[1], split[3])
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        pixels = (self.images[index].reshape(8, 8) * (255 / 16)).astype("uint8")
-        return self.transform(Image.fromarray(pixels).convert("RGB")), int(self.labels[index])
+def classes_in(folder: Path) -> list[str]:
+    """The class folders in a folder; hidden ones are none."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))

@@ -10,7 +10,7 @@ from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.utils.clip_grad import dispatch_clip_grad
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, MetricCollection
@@ -82,6 +82,9 @@ class ESFormerModule(LightningModule):
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(images))
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        broadcast_buffers(self.model)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, targets = batch
         logits = self(images).float()
@@ -109,6 +112,13 @@ class ESFormerModule(LightningModule):
             head = set(self.model.get_classifier().parameters()) if self.recipe.clip_mode == "agc" else set()
             parameters = [p for p in self.model.parameters() if p not in head]
             dispatch_clip_grad(parameters, self.recipe.clip_grad, self.recipe.clip_mode)
+
+
+def broadcast_buffers(network: nn.Module) -> None:
+    """Give every rank the norm statistics of rank 0, which are those that a checkpoint gets."""
+    if torch.distributed.is_initialized():
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 def accuracies(num_classes: int) -> MetricCollection:

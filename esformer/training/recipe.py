@@ -1,5 +1,6 @@
 """Table 2: how an ESFormer is trained. The defaults are its column for S0 and S1."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,22 +53,22 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ESFormerError(f"epochs is {self.epochs}; it must be at least 1")
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ESFormerError(
-                f"warmup_epochs is {self.warmup_epochs}; it must be from 0 to less than the {self.epochs} epochs"
-            )
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ESFormerError(f"warmup_epochs is {self.warmup_epochs}; it must be from 0 to the {self.epochs} epochs")
         if self.clip_mode not in ("norm", "value", "agc"):
             raise ESFormerError(f"clip_mode is {self.clip_mode!r}; it must be norm, value or agc")
         if self.batch_size < 2 or (self.mixes and self.batch_size % 2):
             raise ESFormerError(f"batch_size is {self.batch_size}; it must be an even number, for Mixup pairs images")
         for name in ("mixup", "cutmix", "clip_grad", "weight_decay", "warmup_lr", "min_lr"):
-            if not getattr(self, name) >= 0:
-                raise ESFormerError(f"{name} is {getattr(self, name)}; it must not be below 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ESFormerError(f"{name} is {getattr(self, name)}; it must be a number, not below 0")
         for name in ("mixup_prob", "mixup_switch_prob", "random_erasing", "drop_path", "smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ESFormerError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise ESFormerError(f"lr is {self.lr}; it must be above 0")
+        if max(self.min_lr, self.warmup_lr) > self.lr:
+            raise ESFormerError(f"lr is {self.lr}; min_lr and warmup_lr must not be above it")
 
     @property
     def mixes(self) -> bool:

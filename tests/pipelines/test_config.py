@@ -59,7 +59,7 @@ def test_choices_come_before_single_settings():
         ("serach.total=3", "did you mean 'search.total'"),
         ("recipe.lr=fast", "recipe.lr: Value 'fast' of type 'str' could not be converted"),
         ("recipe.lr=nan", "recipe.lr is nan; it must be above 0"),
-        ("recipe.epochs=3", "recipe.warmup_epochs is 20; it must be from 0 to less than the 3 epochs"),
+        ("recipe.epochs=3", "recipe.warmup_epochs is 20; it must be from 0 to the 3 epochs"),
         ("search.unit=hours", "search.unit is 'hours'; it must be minutes or evaluations"),
         ("recipe.epochs", "is not a setting; write key=value"),
         ("data=mnist", "data=mnist: there is no such choice; there are cifar10, digits, folder, imagenet"),

@@ -7,7 +7,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from esformer.training.data import IGNORE, EpochSampler, ImageDataModule, Padded, Seeded, device_batch_size
-from esformer.training.datasets import DataConfig, DataError, build, resolve
+from esformer.training.datasets import DataConfig, DataError, resolve
+from esformer.training.images import build
 from esformer.training.recipe import Recipe
 
 

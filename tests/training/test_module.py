@@ -99,10 +99,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"text\.ckpt cannot be read"):
         esformer.load(tmp_path / "text.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError, match="not one of an ESFormer"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of an ESFormer"):
         esformer.load(tmp_path / "other.ckpt")
     torch.save([1, 2], tmp_path / "list.ckpt")
-    with pytest.raises(CheckpointError, match="not one of an ESFormer"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of an ESFormer"):
         esformer.load(tmp_path / "list.ckpt")
 
 

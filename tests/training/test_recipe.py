@@ -109,7 +109,7 @@ def test_norm_clipping():
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(epochs=3, warmup_epochs=3),
+        dict(epochs=3, warmup_epochs=4),
         dict(clip_mode="max"),
         dict(batch_size=63),
         dict(lr=0.0),
