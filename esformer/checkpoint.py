@@ -54,9 +54,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from None
+    except Exception:
+        raise CheckpointError(f"{path} is damaged, or is no file of weights and settings alone") from None
     settings = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(settings, dict) or not {"genotype", "num_classes", "img_size"} <= settings.keys():
         raise CheckpointError(f"{path} is not a checkpoint of an ESFormer's training")

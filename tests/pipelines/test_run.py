@@ -4,7 +4,9 @@ import json
 
 import pytest
 import yaml
+from PIL import Image
 
+from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from pipelines import cli, full, search, train
 from pipelines.config import compose
@@ -77,6 +79,52 @@ def test_training_takes_a_genotype_file_and_leaves_everything(tmp_path):
         assert (tmp_path / "t" / name).stat().st_size > 0, name
     assert (tmp_path / "t" / "checkpoints" / "last.ckpt").exists()
     assert train.main(command) == summary
+
+
+def test_what_is_refused_claims_no_folder(tmp_path):
+    for wrong in ("recipe.auto_augment=foo", "trainer.precision=abc", "budget.macs=1", "data.num_classes=5"):
+        with pytest.raises(ESFormerError):
+            full.main([*FAST, wrong, "run.dir=claimed"])
+    assert not (tmp_path / "claimed").exists()
+
+
+def test_a_started_run_refuses_damaged_or_other_files(tmp_path):
+    Genotype.shipped("efficientformerv2_s0").save(tmp_path / "mine.yaml")
+    command = [*FAST, "genotype=mine.yaml", "run.dir=t", "recipe.epochs=1", "recipe.batch_size=1024"]
+    train.main(command)
+    (tmp_path / "t" / "summary.json").write_text("{")  # as good as unfinished
+    checkpoint = tmp_path / "t" / "checkpoints" / "last.ckpt"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ESFormerError, match="last.ckpt is damaged"):
+        train.main(command)
+    checkpoint.write_bytes(whole)
+    Genotype.shipped("esformer_s0").save(tmp_path / "mine.yaml")
+    with pytest.raises(ESFormerError, match="t trains another genotype"):
+        train.main(command)
+    Genotype.shipped("esformer_s0").save(tmp_path / "t" / "genotype.yaml")
+    with pytest.raises(ESFormerError, match="last.ckpt is of another genotype"):
+        train.main(command)
+    (tmp_path / "t" / "config.yaml").write_text("[1, 2")
+    with pytest.raises(ESFormerError, match="config.yaml is damaged"):
+        train.main(command)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_read_is_named(tmp_path, workers):
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(8):
+                Image.new("RGB", (32, 32)).save(tmp_path / split / label / f"{i}.png")
+    (tmp_path / "train" / "b" / "3.png").write_text("no image")
+    (tmp_path / "train" / ".cache").mkdir()
+    settings = ["data=folder", f"data.root={tmp_path}", "data.img_size=32", f"data.workers={workers}"]
+    settings += ["recipe=quick", "recipe.epochs=1", "recipe.batch_size=4", "genotype=efficientformerv2_s0", "run.dir=t"]
+    with pytest.raises(ESFormerError) as caught:
+        train.main(["wandb.mode=disabled", "trainer.accelerator=cpu", *settings])
+    assert str(caught.value).startswith(f"{tmp_path}/train/b/3.png is not an image that can be read")
+    assert "Traceback" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The LightningModule and the averaged weights beside it, through a short real training."""
 
 import pytest
+import timm
 import torch
 from lightning import Trainer
 from timm.utils import ModelEmaV3
 
 import esformer
+import esformer.model.registry
 from callbacks.ema import EMA
 from callbacks.seeding import StepSeed
 from esformer.checkpoint import CheckpointError
@@ -92,11 +94,24 @@ def test_the_checkpoint_carries_its_architecture_and_executes_nothing(trained):
     assert [f.shape[-1] for f in esformer.load(path, features_only=True)(image)] == [8, 4, 2, 1]
 
 
+def test_timm_opens_the_checkpoint_and_takes_the_average(trained):
+    _, ema, _, path, *_ = trained
+    network = timm.create_model(
+        "esformer_s0",
+        checkpoint_path=str(path),
+        genotype=Genotype.shipped("efficientformerv2_s0"),
+        num_classes=10,
+        img_size=32,
+    )
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, ema.ema.module.state_dict()[name]), name
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="neither a file nor one of .*efficientformerv2_s0"):
         esformer.load("esformer_s9")
     (tmp_path / "text.ckpt").write_text("weights")
-    with pytest.raises(CheckpointError, match=r"text\.ckpt cannot be read"):
+    with pytest.raises(CheckpointError, match=r"text\.ckpt is damaged, or is no file of weights"):
         esformer.load(tmp_path / "text.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match="is not a checkpoint of an ESFormer"):
