@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,10 @@ from esformer.atomic import write_text
 from pipelines.config import Config, ConfigError, differences, to_yaml
 
 log = logging.getLogger("esformer")
+
+
+PATIENCE = 10.0
+"""Seconds to wait for a folder: after a kill, processes that load images hold its lock until they miss their parent."""
 
 
 class RunError(ConfigError):
@@ -90,14 +95,7 @@ class RunFolder:
             self._lock = (self.path / ".lock").open("w")
         except OSError as error:
             raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another run.dir") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"another process is at work in {self.path}; wait for it, or choose another run.dir"
-            ) from None
-        except OSError:
-            log.warning("%s is on a file system without locks; start only one process there", self.path)
+        self._wait_for_lock(self._lock)
         if not self.config.exists():
             others = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
             if others:
@@ -115,6 +113,19 @@ class RunFolder:
                 raise RunError(f"{self.path} holds another run: {'; '.join(changed)}; choose another run.dir")
             log.info("going on in %s", self.path)
         write_text(self.config, text)
+
+    def _wait_for_lock(self, lock: IO[str]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    message = f"another process is at work in {self.path}; wait for it, or choose another run.dir"
+                    raise RunError(message) from None
+                time.sleep(0.2)
+            except OSError:
+                return log.warning("%s is on a file system without locks; start only one process there", self.path)
 
     def _log_to_file(self) -> None:
         if is_main():

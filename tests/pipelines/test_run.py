@@ -43,7 +43,8 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path):
     assert (tmp_path / "r" / "config.yaml").read_text() == before
 
 
-def test_a_folder_at_work_or_with_other_files_is_refused(tmp_path):
+def test_a_folder_at_work_or_with_other_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.run.PATIENCE", 0.3)
     with RunFolder.open("full", compose("S0", True, ["run.dir=r"]), []), pytest.raises(RunError, match="at work in r"):
         RunFolder.open("full", compose("S0", True, ["run.dir=r"]), [])
     (tmp_path / "mine").mkdir()
