@@ -31,10 +31,10 @@ def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterat
     start_logging()
     if config.genotype is not None and pipeline != "train":
         raise ConfigError("genotype is a setting of pipelines.train; a search finds its own")
-    if pipeline != "train":
-        stage(config)
     if pipeline != "search" or config.data.num_classes is None:  # a search looks at no image
         config.data = resolve(config.data)
+    if pipeline != "train":
+        stage(config)
     if pipeline != "search":
         _check_training(config)
     with RunFolder.open(pipeline, config, argv) as run:

@@ -81,6 +81,8 @@ class RunFolder:
             summary = json.loads(self.summary.read_text())
         except (OSError, ValueError):
             return None
+        if not isinstance(summary, dict):
+            return None
         if is_main():
             log.info("%s is finished; a new run needs another run.dir", self.path)
             show(summary)
