@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from esformer.model.cost import Budget
+from esformer.search.schedule import Schedule
+from esformer.training.recipe import Recipe
 from pipelines.cli import parse
 from pipelines.config import ConfigError, compose, differences, settings, to_yaml
 
@@ -42,6 +45,13 @@ def test_a_size_sets_its_defaults(size, params, total, clip):
         clip,
     )
     assert (config.data.name, config.data.num_classes, config.search.unit) == ("imagenet", 1000, "minutes")
+
+
+def test_the_library_and_the_configuration_files_agree():
+    paper = compose("S0")
+    assert (paper.recipe, paper.search.to_dict()) == (Recipe(), Schedule().to_dict())
+    for size in ("S0", "S1", "S2"):
+        assert compose(size).budget.params == Budget.for_size(size).params
 
 
 def test_choices_come_before_single_settings():

@@ -1,5 +1,7 @@
 """The images: what they are, in which order they come, and that none is counted twice."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,14 @@ def test_augmentation_depends_on_epoch_and_image_alone():
     torch.manual_seed(2)
     assert torch.equal(first, epoch(4, workers=2))
     assert not torch.equal(first, epoch(5, workers=0))
+
+
+def test_a_resumed_epoch_starts_with_its_own_order():
+    data = digits()
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, current_epoch=3)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    assert (loader.sampler.epoch, data.train_set.epoch) == (3, 3)
 
 
 def test_loading_leaves_the_random_state_alone():

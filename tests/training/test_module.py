@@ -121,6 +121,22 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         esformer.load(tmp_path / "list.ckpt")
 
 
+def test_every_rank_evaluates_with_the_norms_of_rank_0(tmp_path, fresh_process):
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "import torch\n"
+        "from esformer.training.module import broadcast_buffers\n"
+        "torch.distributed.init_process_group('gloo')\n"
+        "norm = torch.nn.BatchNorm2d(2)\n"
+        "norm.running_mean.fill_(5 + torch.distributed.get_rank())\n"
+        "broadcast_buffers(norm)\n"
+        "assert norm.running_mean.tolist() == [5.0, 5.0], norm.running_mean\n"
+    )
+    fresh_process(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script
+    )  # fails with either rank
+
+
 def test_images_that_fill_up_are_not_counted():
     metrics = accuracies(10)
     logits = torch.eye(10)
