@@ -1,0 +1,97 @@
+"""What scores say about accuracies: against hand-made cases, brute force and theory."""
+
+import itertools
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from esformer.benchmarks import correlation
+from esformer.benchmarks.correlation import Correlation, Selection, correlate, select, top_mean
+
+
+def pairs(n, strength, seed=0):
+    generator = np.random.default_rng(seed)
+    accuracies = generator.normal(size=n)
+    return accuracies, strength * accuracies + math.sqrt(1 - strength**2) * generator.normal(size=n)
+
+
+def tau_b(x, y):
+    signs = [(np.sign(x[i] - x[j]), np.sign(y[i] - y[j])) for i, j in itertools.combinations(range(len(x)), 2)]
+    concordant = sum(a * b for a, b in signs)
+    return concordant / math.sqrt(sum(a * a for a, _ in signs) * sum(b * b for _, b in signs))
+
+
+def test_coefficients_with_ties():
+    accuracies = np.array([90.0, 91.0, 92.0, 93.0, 93.0, 80.0])
+    scores = np.array([1.0, 2.0, 2.0, 5.0, 4.0, 3.0])
+    found = correlate(accuracies, scores)
+    assert found.kendall == pytest.approx(tau_b(accuracies, scores))
+    ranks = np.array([2, 3, 4, 5.5, 5.5, 1]), np.array([1, 2.5, 2.5, 6, 5, 4])
+    assert found.spearman == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+def test_only_the_order_of_the_scores_counts():
+    accuracies, scores = pairs(200, 0.5)
+    found = correlate(accuracies, scores)
+    assert correlate(accuracies, np.exp(scores)) == found
+    assert correlate(accuracies, -scores).spearman == pytest.approx(-found.spearman)
+    shuffled = np.random.default_rng(1).permutation(200)
+    assert correlate(accuracies[shuffled], scores[shuffled]).kendall == pytest.approx(found.kendall)
+
+
+def test_intervals_are_as_wide_as_theory_says():
+    accuracies, scores = pairs(1000, 0.6)
+    found = correlate(accuracies, scores)
+    low, high = found.spearman_interval
+    assert low < found.spearman < high
+    half = 1.96 * math.sqrt((1 + found.spearman**2 / 2) / (1000 - 3))  # on Fisher's scale (Bonett and Wright)
+    theory = math.tanh(math.atanh(found.spearman) + half) - math.tanh(math.atanh(found.spearman) - half)
+    assert high - low == pytest.approx(theory, rel=0.15)
+    assert found.kendall_interval[0] < found.kendall < found.kendall_interval[1]
+    assert found.resamples == 1000
+    assert correlate(accuracies, scores) == found
+    assert correlate(accuracies, scores, seed=1).spearman_interval != found.spearman_interval
+
+
+def test_large_tables_take_fewer_resamples(monkeypatch):
+    monkeypatch.setattr(correlation, "ENOUGH", 30_000)
+    accuracies, scores = pairs(150, 0.6)
+    assert correlate(accuracies, scores).resamples == 200
+    monkeypatch.setattr(correlation, "ENOUGH", 1)
+    assert correlate(accuracies, scores).resamples == correlation.FEWEST
+
+
+def test_a_selection_shows_its_ties():
+    accuracies = np.array([94.0, 93.0, 93.0, 92.0, 91.0])
+    assert select(accuracies, np.array([1, 7, 2, 7, 7])) == Selection(3, 93.0, 92.0, 91.0, 2, 11 / 3, 5)
+    assert select(accuracies, np.array([9, 7, 2, 7, 7])) == Selection(1, 94.0, 94.0, 94.0, 1, 1.0, 1)
+    assert select(accuracies, np.array([1, 2, 9, 7, 7])).best_rank == 2  # as good as the other 93
+
+
+@pytest.mark.parametrize("scores", [[5, 4, 3, 2, 1], [5, 4, 4, 4, 1], [5, 5, 5, 5, 5], [1, 5, 5, 2, 2]])
+def test_the_mean_of_the_top_is_that_over_all_orders_of_the_tied(scores):
+    accuracies, scores = np.array([90.0, 91.5, 93.0, 94.0, 70.0]), np.array(scores)
+    orders = [
+        o for o in itertools.permutations(range(5)) if all(scores[a] >= scores[b] for a, b in itertools.pairwise(o))
+    ]
+    expected = np.mean([accuracies[list(order[:3])].mean() for order in orders])
+    assert top_mean(accuracies, scores, k=3) == pytest.approx(expected)
+    assert top_mean(accuracies, scores) == pytest.approx(accuracies.mean())  # fewer than ten: all of them
+
+
+def test_where_nothing_can_be_said():
+    assert correlate(np.array([]), np.array([])) == Correlation(0)
+    two = correlate(np.array([90.0, 91.0]), np.array([1.0, 2.0]))
+    assert (two.n, two.spearman, two.selected.best) == (2, None, 91.0)
+    constant = correlate(np.array([90.0, 91.0, 92.0]), np.ones(3))
+    assert (constant.spearman, constant.kendall_interval, constant.resamples) == (None, None, 0)
+    assert constant.selected == Selection(3, 92.0, 91.0, 90.0, 1, 2.0, 3)
+
+
+def test_resamples_of_three_may_hold_one_alone():
+    found = correlate(np.array([90.0, 91.0, 92.0]), np.array([1.0, 2.0, 2.0]))
+    numbers = [found.spearman, found.kendall, *found.spearman_interval, *found.kendall_interval]
+    assert np.isfinite(numbers).all()
+    assert "nan" not in str(asdict(found))

@@ -1,0 +1,215 @@
+import base64
+import json
+import random
+import struct
+
+import pytest
+import torch
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from torch import nn
+
+from esformer.benchmarks import get
+from esformer.benchmarks.base import Entry
+from esformer.benchmarks.nasbench101 import Cell, Vertex, parse, vertex_widths
+from esformer.topology import Block
+
+BENCHMARK = get("nasbench101")
+TABLE = "nasbench101_full.csv.gz"
+
+
+@pytest.mark.slow
+def test_every_row(table, counted_as_built):
+    entries = BENCHMARK.read(table(TABLE))
+    assert len(entries) == 423_624
+    assert entries[0] == Entry("7:100110100001001010101:3p331", 92.0606, 8_555_530)
+    wrong = [entry for entry in entries if BENCHMARK.params(entry.architecture) != entry.params]
+    assert not wrong, wrong[:3]
+    sample = random.Random(0).sample(entries, 60)
+    counted_as_built(BENCHMARK, [entry.architecture for entry in sample])
+    for entry in sample:
+        (block,) = BENCHMARK.topology(entry.architecture).blocks
+        assert sum(block.convs.values()) + sum(block.pools.values()) + block.skips <= block.slots
+
+
+def test_parameters_by_hand():
+    stem_and_head = 27 * 128 + 256 + 512 * 10 + 10
+    projections = sum(
+        a * b + 2 * b for a, b in zip((128, 128, 128, 128, 256, 256, 256, 512, 512), [128] * 3 + [256] * 3 + [512] * 3)
+    )
+    assert BENCHMARK.params("2:1:") == stem_and_head + projections == 882_570  # the table's one cell without operation
+    convs = sum(3 * (9 * c * c + 2 * c) for c in (128, 256, 512))
+    assert BENCHMARK.params("3:101:3") == stem_and_head + projections + convs
+    assert BENCHMARK.params("3:101:p") == stem_and_head + projections
+    assert BENCHMARK.params("3:111:p") == stem_and_head + 2 * projections
+
+
+def notation(edges, ops):
+    """Of a cell with these edges, such as 01 for the one from the input to the first inner vertex."""
+    n = len(ops) + 2
+    return f"{n}:{''.join(str(int(f'{a}{b}' in edges.split())) for a in range(n) for b in range(a + 1, n))}:{ops}"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "out", "widths"),
+    [
+        (notation("01 12 23", "31"), 100, [100, 100, 100]),
+        (notation("01 02 03 14 24 34", "333"), 128, [43, 43, 42, 128]),  # the first take what is left over
+        (notation("01 12 13 24 34", "333"), 128, [64, 64, 64, 128]),
+        (notation("01 12 14 03 25 35 45", "3333"), 128, [43, 43, 43, 42, 128]),  # the first feeds 43 and 42
+        (notation("01", ""), 7, [7]),
+    ],
+)
+def test_widths(architecture, out, widths):
+    assert vertex_widths(parse(architecture), out) == widths
+
+
+def test_useless_vertices_are_pruned():
+    alone = parse(notation("01 12", "3"))
+    assert alone == [Vertex("3", [], True), Vertex("", [1], False)]
+    to_nowhere, from_nowhere = notation("01 02 13", "31"), notation("02 12 23", "13")
+    assert parse(to_nowhere) == parse(from_nowhere) == alone
+    assert BENCHMARK.params(to_nowhere) == BENCHMARK.params("3:101:3")
+    assert BENCHMARK.topology(to_nowhere) == BENCHMARK.topology("3:101:3")
+
+
+def test_cell_adds_truncates_and_concatenates():
+    cell = parse(notation("01 03 12 13 14 24 34", "313"))
+    module = Cell(cell, 4, 5).eval()
+    assert vertex_widths(cell, 5) == [2, 2, 1, 5]
+    x = torch.randn(1, 4, 6, 6)
+    v1 = module.ops[0](module.projections["1"](x))
+    v2 = module.ops[1](v1)
+    v3 = module.ops[2](v1[:, :1] + module.projections["3"](x))
+    assert torch.allclose(module(x), torch.cat([v1, v2, v3], 1))
+    assert list(module.projections) == ["1", "3"]
+
+
+def test_the_input_is_added_to_the_output():
+    module = Cell(parse("3:111:p"), 4, 4).eval()
+    x = torch.randn(1, 4, 6, 6)
+    pooled = nn.functional.max_pool2d(module.projections["1"](x), 3, 1, 1)
+    assert torch.allclose(module(x), pooled + module.projections["2"](x))
+
+
+def test_stacks():
+    network = BENCHMARK.network("3:101:3").eval()
+    seen = []
+    for module in network:
+        module.register_forward_hook(lambda *call: seen.append(tuple(call[-1].shape[1:])))
+    network(torch.randn(1, 3, 32, 32))
+    stacks = [(128, 32, 32)] * 4 + [(128, 16, 16)] + [(256, 16, 16)] * 3 + [(256, 8, 8)] + [(512, 8, 8)] * 3
+    assert seen == [*stacks, (512, 1, 1), (512,), (10,)]
+    assert [type(module) for module in network[0]] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    norm = network[0][1]
+    assert norm.momentum == pytest.approx(1 - 0.997) and norm.eps == 1e-5
+
+
+def test_topology():
+    topology = BENCHMARK.topology("7:100110100001001010101:3p331")
+    assert topology.largest_pool == 3
+    (block,) = topology.blocks
+    assert block.convs == {3: 3, 1: 1} and block.pools == {3: 1} and block.channels == 128
+    assert BENCHMARK.topology("2:1:").blocks == (Block(8, {3: 0, 1: 0}, {3: 0}, 0, 128),)
+    # into 2 come 0 and 1: one branch; into the output 2 and, beside it, 0: another
+    assert BENCHMARK.topology(notation("01 02 03 12 23", "3p")).blocks[0].skips == 2
+    assert BENCHMARK.topology("3:111:3").blocks[0].skips == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("3:10:3", "2 digits"),
+        ("3:101:33", "2 operations"),
+        ("3:101:5", "must be a number"),
+        ("3:102:3", "must be a number"),
+        ("8:1:3", "from 2 to 7"),
+        ("3:100:3", "no path"),
+        ("2:0:", "no path"),
+        ("5:1111111111:333", "10 edges"),
+        ("3:101:3\n", "must be a number"),
+        ("\u0663:101:3", "must be a number"),
+    ],
+)
+def test_refused(wrong, words, refused):
+    for call in (BENCHMARK.network, BENCHMARK.params, BENCHMARK.topology):
+        refused(lambda: call(wrong), words)
+
+
+# The official file, as nasbench's own protocol buffer and TensorFlow's record format describe it
+
+
+def metrics_class():
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="model_metrics.proto", package="nasbench")
+    evaluation = file.message_type.add(name="EvaluationData")
+    names = ("current_epoch", "training_time", "train_accuracy", "validation_accuracy", "test_accuracy")
+    for number, name in enumerate(names, 1):
+        evaluation.field.add(name=name, number=number, type=kinds.TYPE_DOUBLE, label=kinds.LABEL_OPTIONAL)
+    evaluation.field.add(name="checkpoint_path", number=6, type=kinds.TYPE_STRING, label=kinds.LABEL_OPTIONAL)
+    metrics = file.message_type.add(name="ModelMetrics")
+    metrics.field.add(
+        name="evaluation_data",
+        number=1,
+        type=kinds.TYPE_MESSAGE,
+        label=kinds.LABEL_REPEATED,
+        type_name=".nasbench.EvaluationData",
+    )
+    metrics.field.add(name="trainable_parameters", number=2, type=kinds.TYPE_INT32, label=kinds.LABEL_OPTIONAL)
+    metrics.field.add(name="total_time", number=3, type=kinds.TYPE_DOUBLE, label=kinds.LABEL_OPTIONAL)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("nasbench.ModelMetrics"))
+
+
+def record(key, epochs, matrix, ops, accuracies, params=7):
+    metrics = metrics_class()(trainable_parameters=params, total_time=2.0)
+    for accuracy in accuracies:
+        metrics.evaluation_data.add(test_accuracy=accuracy, train_accuracy=1.0, checkpoint_path="model.ckpt-1")
+    raw = base64.encodebytes(metrics.SerializeToString()).decode()
+    return json.dumps([key, epochs, matrix, ops, raw]).encode()
+
+
+def frame(data):
+    return struct.pack("<QI", len(data), 1) + data + struct.pack("<I", 2)
+
+
+CHAIN = ("010001000", "input,conv3x3-bn-relu,output")
+WIDE = ("0110" + "0011" + "0001" + "0000", "input,maxpool3x3,conv1x1-bn-relu,output")
+RECORDS = [
+    record("b", 108, *WIDE, [0.1, 0.5, 0.9], params=11),
+    record("a", 108, *CHAIN, [0.1, 0.5, 0.8]),
+    record("b", 108, *WIDE, [0.1, 0.5, 0.6]),
+    record("b", 36, *WIDE, [0.1, 0.2, 0.3]),
+]
+
+
+def test_official_file(tmp_path):
+    path = tmp_path / "nasbench_only108.tfrecord"
+    path.write_bytes(b"".join(map(frame, RECORDS)))
+    first, second = BENCHMARK.read(path)
+    assert (first.architecture, first.params, second.architecture, second.params) == ("4:110111:p1", 11, "3:101:3", 7)
+    assert first.accuracy == pytest.approx(75) and second.accuracy == pytest.approx(80)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no architecture"),
+        (frame(RECORDS[3]), "no architecture"),
+        (b"short", "record 1 "),
+        (frame(RECORDS[0]) + frame(RECORDS[1])[:-1], "record 2 "),
+        (struct.pack("<QI", 2**62, 0), "record 1 "),
+        (frame(b"{]"), "record 1 "),
+        (frame(RECORDS[0]) + frame(b"[1, 2]"), "record 2 "),
+        (frame(json.dumps(["a", 108, *CHAIN, "AAAA"]).encode()), "record 1 "),
+        (frame(record("a", 108, *CHAIN, [])), "record 1 "),
+        (frame(record("a", 108, "0", CHAIN[1], [0.5])), "record 1 "),
+        (frame(record("a", 108, CHAIN[0], "input,conv7x7,output", [0.5])), "record 1 "),
+        (frame(record("a", 108, *CHAIN, [50.0])), "percent"),
+    ],
+)
+def test_damaged_official_file(tmp_path, refused, content, words):
+    path = tmp_path / "damaged.tfrecord"
+    path.write_bytes(content)
+    refused(lambda: BENCHMARK.read(path), str(path), words)
+    refused(lambda: BENCHMARK.read(tmp_path / "absent.tfrecord"), "No such file")
