@@ -7,17 +7,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from esformer.genotype import Genotype
 from esformer.model.esformer import Attention2d, Attention2dDownsample, ESFormer
-from esformer.proxies.base import Draw, Proxy, ProxyError
+from esformer.proxies.activations import Activations
+from esformer.proxies.base import Draw, Proxy, ProxyError, Subject
 from esformer.proxies.entropic_score import EntropicScore
+from esformer.proxies.grad_norm import GradNorm
+from esformer.proxies.grasp import GraSP
 from esformer.proxies.log_synflow import LogSynflow
+from esformer.proxies.macs import MACs
+from esformer.proxies.meco import MeCo
+from esformer.proxies.naswot import NASWOT
+from esformer.proxies.parameters import Parameters
+from esformer.proxies.sed import SED
+from esformer.proxies.synflow import Synflow
+from esformer.proxies.zen_score import ZenScore
+from esformer.proxies.zico import ZiCo
+from esformer.topology import Topology
 
-__all__ = ["Draw", "Proxy", "ProxyError", "get", "names", "score"]
+__all__ = ["Draw", "Proxy", "ProxyError", "Subject", "get", "names", "score"]
 
-_PROXIES: dict[str, Proxy] = {proxy.name: proxy for proxy in (EntropicScore(), LogSynflow())}
+_PROXIES: dict[str, Proxy] = {
+    proxy.name: proxy
+    for proxy in (
+        EntropicScore(),
+        EntropicScore("position"),
+        EntropicScore("channel"),
+        LogSynflow(),
+        Synflow(),
+        NASWOT(),
+        SED(),
+        GradNorm(),
+        GraSP(),
+        ZenScore(),
+        ZiCo(),
+        MeCo(),
+        Parameters(),
+        MACs(),
+        Activations(),
+    )
+}
 
 
 def names() -> list[str]:
@@ -37,7 +69,13 @@ def get(name: str) -> Proxy:
 
 
 def score(
-    proxy: str | Proxy, subject: Genotype | nn.Module, seed: int = 0, img_size: int | tuple[int, int] = 224
+    proxy: str | Proxy,
+    subject: Subject,
+    seed: int = 0,
+    img_size: int | tuple[int, int] = 224,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    identity: str | None = None,
 ) -> float:
     """The score of an architecture before any training: a pure function of its arguments.
 
@@ -46,49 +84,88 @@ def score(
 
     Args:
         proxy: the name of a proxy, or one that is configured differently.
-        subject: a genotype, scored as an ESFormer of 1,000 classes, or a network that takes B, 3, H, W.
+        subject: a genotype, scored as an ESFormer of 1,000 classes; a network that takes B, 3, H, W; or, for a proxy
+            that needs no network, a topology.
         seed: another seed draws other weights and inputs.
         img_size: height and width of the input in pixels; one number means square.
+        images: B, 3, H, W, for the proxies that need a batch; their size then counts instead of `img_size`.
+        labels: the classes of the images, B.
+        identity: what tells this subject from others, so that it has draws of its own; a genotype's is its digest, and
+            networks without one all draw alike.
 
     Raises:
         ProxyError: the subject cannot be scored, or its score is not finite.
     """
     proxy = get(proxy) if isinstance(proxy, str) else proxy
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    identity = subject.digest if isinstance(subject, Genotype) else "network"
+    if proxy.needs == "batch":
+        images, labels = _check_batch(proxy, images, labels)
+        height, width = images.shape[-2:]
+    if identity is None:
+        identity = subject.digest if isinstance(subject, Genotype) else "network"
+    generator = torch.Generator()
+    draw = Draw(generator, (3, height, width), images, labels)
     total = 0.0
-    with _one_thread():
-        measured = subject if proxy.needs == "genotype" else _network(subject, (height, width))
+    with _quiet():
+        measured = subject if proxy.needs == "genotype" else _network(proxy, subject, (height, width))
         for i in range(proxy.draws):
             digest = hashlib.sha256(f"{proxy.name}/{identity}/{seed}/{height}x{width}/{i}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            total += proxy.measure(measured, Draw(generator, (3, height, width)))
+            generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            try:
+                total += proxy.measure(measured, draw)
+            except (RuntimeError, TypeError, AttributeError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                shape = " x ".join(map(str, draw.image_shape))
+                raise ProxyError(f"{proxy.name} cannot run this network on images of {shape}: {reason}") from error
     mean = total / proxy.draws
+    kind = str(proxy.dtype).removeprefix("torch.")
     if not math.isfinite(mean):
         raise ProxyError(
-            f"{proxy.name} is {mean} for this network at {height} x {width}: its values leave float64's range"
+            f"{proxy.name} is {mean} for this network at {height} x {width}: its values leave {kind}'s range"
         )
     return mean
 
 
+def _check_batch(proxy: Proxy, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    if images is None or labels is None:
+        raise ProxyError(f"{proxy.name} needs real images and their classes: give images=(B, 3, H, W) and labels=(B)")
+    if images.ndim != 4 or labels.shape != images.shape[:1] or not len(images):
+        shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
+        raise ProxyError(f"images and labels are {shapes}; they must be (B, 3, H, W) and (B)")
+    return images.to("cpu", proxy.dtype), labels.cpu()
+
+
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums come out the same to the last bit whatever the number of cores, and parallel searches do not collide."""
-    before = torch.get_num_threads()
+def _quiet() -> Iterator[None]:
+    """What is global stays as it was: threads, random state, the fused attention that bypasses modules.
+
+    On one thread sums come out the same to the last bit whatever the number of cores, and parallel searches do not
+    collide.
+    """
+    threads, fused = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
     torch.set_num_threads(1)
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        # of the ways to compute attention, only the plain one can be differentiated twice, as GraSP does
+        with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _network(subject: Genotype | nn.Module, img_size: tuple[int, int]) -> nn.Module:
-    """A float64 network of its own to measure on, built or copied without touching any random state."""
+def _network(proxy: Proxy, subject: Subject, img_size: tuple[int, int]) -> nn.Module:
+    """A network of its own to measure on, built or copied without touching any random state."""
+    if isinstance(subject, Topology):
+        raise ProxyError(f"{proxy.name} needs a network; a topology is enough for sed only")
+    device = "meta" if proxy.needs == "network" else "cpu"
     if isinstance(subject, nn.Module):
-        return copy.deepcopy(subject).to("cpu", torch.float64).requires_grad_()
+        return copy.deepcopy(subject).to(device, proxy.dtype).requires_grad_()
     with torch.device("meta"):  # no memory, no initialisation: the proxy draws the weights
-        network = ESFormer(subject, img_size=img_size).double()
-    network.to_empty(device="cpu")
+        network = ESFormer(subject, img_size=img_size).to(proxy.dtype)
+    if device == "meta":
+        return network
+    network.to_empty(device=device)
     for module in network.modules():
         if isinstance(module, Attention2d | Attention2dDownsample):
             module.init_non_persistent_buffers()  # where each position finds its attention bias

@@ -2,15 +2,19 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
+from esformer.topology import Topology
 
-Needs = Literal["genotype", "forward", "gradient", "batch"]
+Subject = Genotype | Topology | nn.Module
+"""What can be scored."""
+
+Needs = Literal["genotype", "network", "forward", "gradient", "batch"]
 
 
 class ProxyError(ESFormerError):
@@ -37,23 +41,26 @@ class Draw:
 class Proxy(ABC):
     """A training-free metric of an architecture.
 
-    `esformer.score` does what all proxies share: it copies or builds the network in float64, seeds a `Draw` from what
-    is scored, takes the mean over `draws` measurements and refuses a score that is not finite. A proxy only measures.
+    `esformer.score` does what all proxies share: it copies or builds the network, seeds a `Draw` from what is scored,
+    takes the mean over `draws` measurements and refuses a score that is not finite. A proxy only measures.
     """
 
-    name: ClassVar[str]
+    name: str
     """What it is called in configurations, journals and tables."""
     needs: ClassVar[Needs]
-    """The most expensive thing it uses: only the genotype, a forward, a gradient, or images with labels."""
+    """The most expensive thing it uses: only the genotype (or a topology); a network to look at, on PyTorch's meta
+    device; a forward; a gradient; or a batch of images with labels."""
     higher_is_better: ClassVar[bool] = True
     source: ClassVar[str]
     """Paper, section and equation."""
     draws: ClassVar[int] = 1
     """How many measurements, each with new random weights and inputs, a score is the mean of."""
+    dtype: ClassVar[torch.dtype] = torch.float32
+    """Of the network, and so of the images; float64 where values explode because norms are off."""
 
     @abstractmethod
-    def measure(self, subject: nn.Module | Genotype, draw: Draw) -> float:
-        """One measurement. `subject` is a network that the proxy may change, or the genotype if it needs nothing else.
+    def measure(self, subject: Any, draw: Draw) -> float:
+        """One measurement. `subject` is a network that the proxy may change, or what was given if it needs no network.
 
         The next draw measures the same network as this one left it, so whatever is random must be drawn anew.
 

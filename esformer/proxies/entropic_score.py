@@ -5,7 +5,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from esformer.genotype import Genotype
 from esformer.proxies.base import Draw, Needs, Proxy, ProxyError
 from esformer.proxies.prepare import draw_weights, prepare
 
@@ -26,19 +25,19 @@ class EntropicScore(Proxy):
     the genes heads and head_dim move the score no more than another seed does (measured in docs/results.md).
     """
 
-    name: ClassVar[str] = "entropic_score"
     needs: ClassVar[Needs] = "forward"
     source: ClassVar[str] = (
         "Entropic Score metric: Decoupling Topology and Size in Training-free NAS, section 3.2, eq. 1"
     )
     draws: ClassVar[int] = 3
+    dtype: ClassVar[torch.dtype] = torch.float64
 
     def __init__(self, reading: Reading = "tensor") -> None:
         self.reading = reading
+        self.name = "entropic_score" if reading == "tensor" else f"entropic_score_{reading}"
 
     @torch.no_grad()
-    def measure(self, subject: nn.Module | Genotype, draw: Draw) -> float:
-        assert isinstance(subject, nn.Module)
+    def measure(self, subject: nn.Module, draw: Draw) -> float:
         entropies: list[Tensor] = []
         network = prepare(subject)
         draw_weights(network, draw.generator)

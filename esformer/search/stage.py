@@ -110,8 +110,11 @@ class SearchStage:
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1, callbacks=list(callbacks), loggers=list(loggers))
         self.cheapest = self._cheapest()
         for phase in schedule.phases():
-            if not get(phase.proxy).higher_is_better:
-                raise ESFormerError(f"{phase.proxy} is better when lower, and a search maximises")
+            proxy = get(phase.proxy)
+            if not proxy.higher_is_better:
+                raise ESFormerError(f"{proxy.name} is better when lower, and a search maximises")
+            if proxy.needs == "batch":
+                raise ESFormerError(f"{proxy.name} looks at real images, and a search has none; choose another proxy")
         self.journal = Journal(self._header())
         self._replay: list[Evaluation] = []
         self._known: dict[tuple[str, str], float] = {}

@@ -1,0 +1,23 @@
+"""Multiply-accumulates of one image, as fvcore counts them."""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from esformer.proxies.base import Draw, Needs, Proxy
+
+
+class MACs(Proxy):
+    """How many multiply-accumulates one image takes."""
+
+    name = "macs"
+    needs: ClassVar[Needs] = "forward"
+    source: ClassVar[str] = "a count, by fvcore's rules, as in Table 3 of the Entropic Score paper"
+
+    def measure(self, subject: nn.Module, draw: Draw) -> float:
+        from fvcore.nn import FlopCountAnalysis
+
+        image = torch.zeros(1, *draw.image_shape)
+        analysis = FlopCountAnalysis(subject.eval(), image).unsupported_ops_warnings(False)
+        return analysis.uncalled_modules_warnings(False).total()

@@ -1,0 +1,18 @@
+"""The number of parameters: the baseline that a proxy has to beat."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from esformer.proxies.base import Draw, Needs, Proxy
+
+
+class Parameters(Proxy):
+    """How many learnable numbers the network has."""
+
+    name = "parameters"
+    needs: ClassVar[Needs] = "network"
+    source: ClassVar[str] = "a count; the #Param of SED's Table 2"
+
+    def measure(self, subject: nn.Module, draw: Draw) -> float:
+        return sum(parameter.numel() for parameter in subject.parameters())

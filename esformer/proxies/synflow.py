@@ -1,0 +1,44 @@
+"""Synflow: the flow of signal through the weights of a network that only adds."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from esformer.proxies.base import Draw, Needs, Proxy, ProxyError
+from esformer.proxies.prepare import draw_weights, prepare, weights
+
+
+class Synflow(Proxy):
+    """S = sum over weights of |w dR/dw|, where R is the sum of the outputs for an input of ones.
+
+    The network is prepared as for Entropic Score (FreeREA's way, which LogSynflow shares), so every summand is
+    non-negative but for those behind a softmax.
+    """
+
+    name = "synflow"
+    needs: ClassVar[Needs] = "gradient"
+    source: ClassVar[str] = (
+        "Pruning neural networks without any data by iteratively conserving synaptic flow (NeurIPS 2020), section 5; "
+        "summed over the network as in Zero-Cost Proxies for Lightweight NAS (ICLR 2021), section 3.2"
+    )
+    draws: ClassVar[int] = 3
+    dtype: ClassVar[torch.dtype] = torch.float64
+
+    def measure(self, subject: nn.Module, draw: Draw) -> float:
+        network = prepare(subject)
+        draw_weights(network, draw.generator)
+        with torch.enable_grad():
+            output = network(torch.ones(1, *draw.image_shape, dtype=torch.float64))
+        if not output.requires_grad:
+            raise ProxyError(
+                f"{self.name} needs a network whose output depends on convolutions or linear layers, and found none"
+            )
+        theirs = weights(network)
+        gradients = torch.autograd.grad(output.sum(), theirs, allow_unused=True)
+        flows = [self.flow(w, g).sum() for w, g in zip(theirs, gradients, strict=True) if g is not None]
+        return torch.stack(flows).sum().item()
+
+    def flow(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """What each weight adds to the score."""
+        return (weight * gradient).abs()
