@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -32,7 +32,98 @@ class RunError(ConfigError):
     """A folder that this run cannot use; says what is in the way."""
 
 
-class RunFolder:
+class Folder:
+    """A folder in which one process at a time works, and always on the same thing.
+
+    Args:
+        path: the folder.
+        command: what a person types to start this work.
+        option: with what a person chooses another folder.
+    """
+
+    def __init__(self, path: Path, command: str, option: str = "run.dir") -> None:
+        self.path, self.command, self.option = path, command, option
+        self.config = path / "config.yaml"
+        self._lock: IO[str] | None = None
+
+    def claim(self, title: str, settings: str) -> None:
+        """Make the folder or find it again, and keep other processes out.
+
+        Args:
+            title: what kind of work it is.
+            settings: what the results depend on, as YAML.
+
+        Raises:
+            RunError: it holds other work, or another process is at work in it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file; {self.option} must be a folder")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another {self.option}") from None
+        self._wait_for_lock(self._lock)
+        others = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
+        known = self.config.exists()
+        if others and not known:
+            raise RunError(f"{self.path} holds no run but other files ({others[0]}); choose another {self.option}")
+        self.agree(self.config, title, settings)
+        if known:
+            log.info("going on in %s", self.path)
+
+    def agree(self, file: Path, title: str, settings: str) -> None:
+        """Keep settings in a file of the folder; refuse them if it says others already."""
+        text = f"# {title}\n{settings}"
+        if file.exists():
+            before = file.read_text(encoding="utf-8", errors="replace")
+            try:
+                changed = differences(before, text)
+            except (yaml.YAMLError, AttributeError):
+                raise RunError(f"{file} is damaged; choose another {self.option}") from None
+            first = before.partition("\n")[0]
+            if first != text.partition("\n")[0]:
+                changed.insert(0, f"it is a run of {first.removeprefix('# ')}")
+            if changed:
+                raise RunError(f"{self.path} holds another run: {'; '.join(changed)}; choose another {self.option}")
+        write_text(file, text)
+
+    def _wait_for_lock(self, lock: IO[str]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    message = f"another process is at work in {self.path}; wait for it, or choose another {self.option}"
+                    raise RunError(message) from None
+                time.sleep(0.2)
+            except OSError:
+                return log.warning("%s is on a file system without locks; start only one process there", self.path)
+
+    def log_to_file(self) -> None:
+        """Write what is said to people into `log.txt` too."""
+        if is_main():
+            handler = logging.FileHandler(self.path / "log.txt")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+            log.addHandler(handler)
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
+            handler.close()
+            log.removeHandler(handler)
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class RunFolder(Folder):
     """The files of a run.
 
     Args:
@@ -41,15 +132,13 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, command: str) -> None:
-        self.path, self.command = path, command
-        self.config = path / "config.yaml"
+        super().__init__(path, command)
         self.genotype = path / "genotype.yaml"
         self.journal = path / "journal.jsonl"
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
         self.summary = path / "summary.json"
         self.wandb_id = path / "wandb_id"
-        self._lock: IO[str] | None = None
 
     @classmethod
     def open(cls, pipeline: str, config: Config, argv: Sequence[str] | None = None) -> "RunFolder":
@@ -64,8 +153,8 @@ class RunFolder:
             shlex.join(["python", "-m", f"pipelines.{pipeline}", *argv]),
         )
         if is_main():
-            run._claim(pipeline, config)
-        run._log_to_file()
+            run.claim(f"python -m pipelines.{pipeline}", to_yaml(config))
+        run.log_to_file()
         return run
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
@@ -87,67 +176,6 @@ class RunFolder:
             log.info("%s is finished; a new run needs another run.dir", self.path)
             show(summary)
         return summary
-
-    def _claim(self, pipeline: str, config: Config) -> None:
-        text = f"# python -m pipelines.{pipeline}\n{to_yaml(config)}"
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; run.dir must be a folder")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another run.dir") from None
-        self._wait_for_lock(self._lock)
-        if not self.config.exists():
-            others = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
-            if others:
-                raise RunError(f"{self.path} holds no run but other files ({others[0]}); choose another run.dir")
-        else:
-            before = self.config.read_text(encoding="utf-8", errors="replace")
-            try:
-                changed = differences(before, text)
-            except (yaml.YAMLError, AttributeError):
-                raise RunError(f"{self.config} is damaged; choose another run.dir") from None
-            command = before.partition("\n")[0]
-            if command != text.partition("\n")[0]:
-                changed.insert(0, f"it is a run of {command.removeprefix('# ')}")
-            if changed:
-                raise RunError(f"{self.path} holds another run: {'; '.join(changed)}; choose another run.dir")
-            log.info("going on in %s", self.path)
-        write_text(self.config, text)
-
-    def _wait_for_lock(self, lock: IO[str]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    message = f"another process is at work in {self.path}; wait for it, or choose another run.dir"
-                    raise RunError(message) from None
-                time.sleep(0.2)
-            except OSError:
-                return log.warning("%s is on a file system without locks; start only one process there", self.path)
-
-    def _log_to_file(self) -> None:
-        if is_main():
-            handler = logging.FileHandler(self.path / "log.txt")
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-            log.addHandler(handler)
-
-    def close(self) -> None:
-        """Let another process have the folder."""
-        for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
-            handler.close()
-            log.removeHandler(handler)
-        if self._lock is not None:
-            self._lock.close()
-
-    def __enter__(self) -> "RunFolder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def is_main() -> bool:

@@ -1,0 +1,276 @@
+"""Correlate: score the architectures of a benchmark without training, and compare with their trained accuracies.
+
+Scores are kept as they come: the same command goes on after a kill, and with more proxies or a larger sample in the
+same folder only what is missing is computed. Leaves scores.csv, result.json, figure.png (Figure 2) and report.md.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from esformer.errors import ESFormerError
+from pipelines import cli
+
+if TYPE_CHECKING:
+    from esformer.benchmarks.base import Entry
+    from pipelines.figures import Panel
+    from pipelines.scoring import Job, ScoreFile
+
+log = logging.getLogger("esformer")
+
+
+class CorrelateError(ESFormerError):
+    """What was asked for cannot be; says what can."""
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What a command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--benchmark", required=True, help="nasbench101, nats-tss, nats-sss, channel-bench-resnet or darts")
+    add("--table", required=True, type=Path, metavar="FILE", help="the benchmark's architectures and accuracies")
+    add("--dataset", help="cifar10, cifar100 or imagenet16-120, where the benchmark has them (default its first)")
+    add("--proxies", metavar="A,B,...", help="what to score with (default all that need nothing that is not given)")
+    add("--sample", type=_count, metavar="N", help="how many architectures, drawn by the seed (default all)")
+    add("--seed", type=int, default=0, help="of the sample, the scores' random draws and the bootstrap (default 0)")
+    add("--workers", type=_count, default=1, help="processes that score, each on one thread (default 1)")
+    add("--images", type=Path, metavar="DIR", help="one folder of images a class, for proxies that look at real images")
+    add("--batch-size", type=_count, default=64, help="how many of these images (default 64)")
+    add("--out", type=Path, metavar="DIR", help="where it all goes (default runs/correlate-BENCHMARK-DATASET)")
+    return parser.parse_args(argv)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be a number from 1 on")
+    return int(text)
+
+
+def choose_proxies(asked: str | None, images: Path | None) -> list[str]:
+    """The proxies that were asked for, or all that can run."""
+    from esformer.proxies import get, names
+
+    if asked is None:
+        return [name for name in names() if images is not None or get(name).needs != "batch"]
+    chosen = list(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip()))
+    if not chosen:
+        raise CorrelateError("--proxies names none; give at least one, such as entropic_score")
+    for name in chosen:
+        if get(name).needs == "batch" and images is None:
+            raise CorrelateError(f"{name} looks at real images; give a folder of them with --images")
+    return chosen
+
+
+def draw_sample(entries: "list[Entry]", size: int | None, seed: int) -> "list[Entry]":
+    """The first of one permutation, so that a larger sample holds a smaller one, and a killed run a random one."""
+    import numpy as np
+
+    if not 0 <= seed < 2**32:
+        raise CorrelateError(f"--seed is {seed}; it must be from 0 to {2**32 - 1}")
+    if size is not None and size > len(entries):
+        raise CorrelateError(f"--sample is {size}, but the table has {len(entries)} architectures")
+    return [entries[i] for i in np.random.default_rng(seed).permutation(len(entries))[:size]]
+
+
+def digest_of(table: Path) -> str:
+    """SHA-256 of a file; of a folder, that of its files' digests."""
+    if table.is_dir():
+        digests = [digest_of(file) for file in sorted(table.rglob("*")) if file.is_file()]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+    with table.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Score what is not scored yet, then say how well the scores order the architectures."""
+    options = parse(argv)
+    import yaml
+
+    from esformer import benchmarks
+    from esformer.proxies import get
+    from pipelines.run import Folder, start_logging
+    from pipelines.scoring import Job, ScoreFile, read_batch
+
+    start_logging()
+    benchmark = benchmarks.get(options.benchmark)
+    dataset = options.dataset or next(iter(benchmark.datasets))
+    images = benchmark.dataset(dataset)
+    proxies = choose_proxies(options.proxies, options.images)
+    table = benchmark.read(options.table, dataset)
+    sample = draw_sample(table, options.sample, options.seed)
+    batch = None
+    if any(get(proxy).needs == "batch" for proxy in proxies):
+        batch = read_batch(options.images, options.batch_size, images.num_classes, images.img_size, options.seed)
+    digest = digest_of(options.table)
+    meaning = {"benchmark": benchmark.name, "dataset": dataset, "table_sha256": digest, "seed": options.seed}
+
+    out = options.out or Path("runs") / f"correlate-{benchmark.name}-{dataset}"
+    command = shlex.join(["python", "-m", "pipelines.correlate", *(sys.argv[1:] if argv is None else argv)])
+    with Folder(out, command, "--out") as folder:
+        folder.claim("python -m pipelines.correlate", yaml.safe_dump(meaning, sort_keys=False))
+        if batch is not None:  # a file of its own: proxies that look at no image may come before or after
+            shown = {"batch_size": options.batch_size, "names_sha256": batch.digest}
+            folder.agree(folder.path / "images.yaml", "images of python -m pipelines.correlate", yaml.safe_dump(shown))
+        folder.log_to_file()
+        with closing(ScoreFile(folder.path / "scores.csv")) as scores:
+            job = Job(benchmark.name, dataset, options.seed, batch)
+            score_missing(job, [entry.architecture for entry in sample], proxies, scores, options.workers)
+        drawn = set(sample)
+        panels, statistics = evaluate([entry for entry in table if entry in drawn], proxies, scores, options.seed)
+        result = {
+            **meaning,
+            "source": benchmark.source,
+            "architectures": len(table),
+            "sample": len(sample),
+            "best_of_sample": max(entry.accuracy for entry in sample),
+            "images": None if batch is None else len(batch.images),
+            "command": command,
+            "proxies": statistics,
+        }
+        publish(folder.path, result, panels)
+    return result
+
+
+def score_missing(job: "Job", architectures: list[str], proxies: list[str], scores: "ScoreFile", workers: int) -> None:
+    """Score what the file lacks, in worker processes."""
+    from pipelines.scoring import Progress, score_all
+
+    tasks = scores.missing(architectures, proxies)
+    known = len(architectures) - len(tasks)
+    log.info("%s architectures to score, %s known, with %s", f"{len(tasks):,}", f"{known:,}", ", ".join(proxies))
+    if not tasks:
+        return
+    with Progress(len(architectures), known) as progress, closing(score_all(job, tasks, workers)) as coming:
+        for scored in coming:
+            for score in scored:
+                scores.append(score)
+            progress.advance()
+
+
+def evaluate(
+    entries: "list[Entry]", proxies: list[str], scores: "ScoreFile", seed: int
+) -> "tuple[list[Panel], dict[str, Any]]":
+    """What each proxy's scores say about the accuracies: a panel of the figure, and the statistics."""
+    import numpy as np
+
+    from esformer.benchmarks.correlation import correlate
+    from esformer.proxies import get
+    from pipelines.figures import Panel
+
+    panels, statistics = [], {}
+    for name in proxies:
+        lines = [scores.known[entry.architecture, name] for entry in entries]
+        pairs = [(e.accuracy, s.score) for e, s in zip(entries, lines, strict=True) if s.score is not None]
+        accuracies, values = np.array(pairs, dtype=float).reshape(-1, 2).T
+        upwards = get(name).higher_is_better
+        found = asdict(correlate(accuracies, values if upwards else -values, seed))
+        errors = Counter(line.error for line in lines if line.error)
+        statistics[name] = {
+            **found,
+            "unscored": errors.total(),
+            "errors": dict(errors.most_common(3)),
+            "higher_is_better": upwards,
+            "seconds": median(line.seconds for line in lines),
+        }
+        rho = _with_interval(found["spearman"], found["spearman_interval"], "none", digits=2)
+        panels.append(Panel(f"{name}{'' if upwards else ' (lower is better)'}  rho = {rho}", values, accuracies))
+    return panels, statistics
+
+
+def publish(folder: Path, result: dict[str, Any], panels: "list[Panel]") -> None:
+    """Leave `result.json`, `figure.png` and `report.md`; print the report's tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from esformer.atomic import write_text
+    from pipelines.figures import draw_correlations
+
+    title = (
+        f"{result['benchmark']}, {result['dataset']}: {result['sample']:,} of {result['architectures']:,} architectures"
+    )
+    draw_correlations(panels, title, folder / "figure.png")
+    write_text(folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    tables = [correlation_table(result["proxies"]), selection_table(result["proxies"])]
+    write_text(folder / "report.md", report(title, result, [_markdown(rows) for rows in tables]))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for head, *rows in tables:
+        table = Table(*head)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    log.info("%s holds scores.csv, result.json, figure.png and report.md", folder)
+
+
+def report(title: str, result: dict[str, Any], tables: list[str]) -> str:
+    """The report as Markdown."""
+    images = f", {result['images']} real images" if result["images"] else ""
+    lines = [
+        f"# {title}",
+        f"Found by `{result['command']}`: seed {result['seed']}{images}."
+        f" Benchmark: {result['source']}. Best accuracy of the sample: {result['best_of_sample']:.2f} %.",
+        "Rank correlation of score and test accuracy, with 95 % bootstrap intervals, and the median seconds that one"
+        " architecture takes on one thread:",
+        tables[0],
+        "What the highest score selects: accuracy in percent, and rank by accuracy in the sample (1 is the best):",
+        tables[1],
+        "![score against accuracy](figure.png)",
+        "The accuracy's axis is logarithmic in the error, so that good networks stay apart.",
+    ]
+    for name, found in result["proxies"].items():
+        if not found["higher_is_better"]:
+            lines.append(f"Of {name} a lower score promises more: it was negated for correlation and selection.")
+        for error, count in found["errors"].items():
+            lines.append(f"{name} could not score {count:,} of the sample: {error}.")
+    return "\n\n".join(lines) + "\n"
+
+
+def correlation_table(proxies: dict[str, Any]) -> list[list[str]]:
+    """A head and a row for each proxy."""
+    rows = [["proxy", "n", "unscored", "Spearman", "Kendall", "seconds"]]
+    for name, found in proxies.items():
+        nothing = "too few" if found["n"] < 3 else "constant"
+        rho = _with_interval(found["spearman"], found["spearman_interval"], nothing)
+        tau = _with_interval(found["kendall"], found["kendall_interval"], nothing)
+        rows.append([name, f"{found['n']:,}", f"{found['unscored']:,}", rho, tau, f"{found['seconds']:.3g}"])
+    return rows
+
+
+def selection_table(proxies: dict[str, Any]) -> list[list[str]]:
+    """A head and a row for each proxy; ties are shown as ties."""
+    rows = [["proxy", "its maximum selects", "mean of its top 10"]]
+    for name, found in proxies.items():
+        s = found["selected"]
+        if s is None:
+            text, top = "nothing", ""
+        else:
+            best = f"{s['best']:.2f} (rank {s['best_rank']:,})"
+            mean, worst = (f"{k} {s[k]:.2f} (rank {s[f'{k}_rank']:,.0f})" for k in ("mean", "worst"))
+            text = best if s["tied"] == 1 else f"{s['tied']:,} tied: best {best}, {mean}, {worst}"
+            top = f"{found['top10_mean']:.2f}"
+        rows.append([name, text, top])
+    return rows
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None, nothing: str, digits: int = 3) -> str:
+    if value is None or interval is None:
+        return nothing
+    return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
+
+
+if __name__ == "__main__":
+    cli.run(main)

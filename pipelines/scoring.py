@@ -1,0 +1,290 @@
+"""Scores of many architectures: worker processes that compute them, and the file in which each is kept at once."""
+
+import csv
+import hashlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esformer.errors import ESFormerError
+
+log = logging.getLogger("esformer")
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+"""Of CIFAR-10's training images, channel by channel; the networks of the benchmarks saw images brought to these."""
+
+
+class ScoringError(ESFormerError):
+    """Scores that cannot be computed or kept; says what is in the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One line of `scores.csv`."""
+
+    architecture: str
+    proxy: str
+    score: float | None
+    """None if the proxy cannot score it."""
+    seconds: float
+    error: str = ""
+    """Why not."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that all architectures are shown."""
+
+    images: np.ndarray
+    """B, 3, H, W, normalised."""
+    labels: np.ndarray
+    digest: str
+    """Of the names of all images among which these were drawn."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all architectures have in common."""
+
+    benchmark: str
+    dataset: str
+    seed: int = 0
+    batch: Batch | None = None
+
+
+Task = tuple[str, list[str]]
+"""An architecture and the proxies that it lacks; its network is built once for all of them."""
+
+
+class ScoreFile:
+    """The scores that are known; on disk as soon as they are appended. A last line that a kill tore off is cut away.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ScoringError: it holds something else.
+    """
+
+    HEADER = [field.name for field in fields(Score)]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[tuple[str, str], Score] = {}
+        content = path.read_bytes() if path.exists() else b""
+        whole, newline, _ = content.rpartition(b"\n")
+        if newline:
+            self._read(whole.decode("utf-8", errors="replace").split("\n"))
+        with path.open("ab") as file:
+            file.truncate(len(whole + newline))
+        self._file = path.open("a", encoding="utf-8", newline="", buffering=1)  # a line at a time
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        if not newline:
+            self._writer.writerow(self.HEADER)
+
+    def append(self, score: Score) -> None:
+        self.known[score.architecture, score.proxy] = score
+        self._writer.writerow(astuple(score))
+
+    def missing(self, architectures: Iterable[str], proxies: Sequence[str]) -> list[Task]:
+        """What is still to be computed."""
+        tasks = ((a, [p for p in proxies if (a, p) not in self.known]) for a in architectures)
+        return [(architecture, lacking) for architecture, lacking in tasks if lacking]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _read(self, lines: list[str]) -> None:
+        for number, row in enumerate(csv.reader(lines), start=1):
+            try:
+                if number == 1 and row != self.HEADER:
+                    raise ValueError
+                if number > 1:
+                    architecture, proxy, score, seconds, error = row
+                    value = float(score) if score else None
+                    self.known[architecture, proxy] = Score(architecture, proxy, value, float(seconds), error)
+            except ValueError:
+                raise ScoringError(f"{self.path}: line {number} is not a line of scores; mend or remove it") from None
+
+
+def score_all(job: Job, tasks: Sequence[Task], workers: int) -> Generator[list[Score], None, None]:
+    """Compute what is missing in worker processes; the scores of an architecture come as soon as they are there.
+
+    Close this generator (`contextlib.closing`) where you may leave it early: that ends the workers.
+
+    Raises:
+        ScoringError: a worker died.
+    """
+    coming = iter(tasks)
+    running: set[Future[list[Score]]] = set()
+    with _pool(job, min(workers, len(tasks))) as pool:
+        try:
+            # few in flight: a table of hundreds of thousands takes no memory, and results come as they are made
+            while running := running | {pool.submit(_score, *t) for t in islice(coming, 4 * workers - len(running))}:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool:
+            raise ScoringError(
+                "a worker process died, most likely for want of memory; what is scored is kept:"
+                " start the same command again, with fewer --workers if it happens again"
+            ) from None
+
+
+@contextmanager
+def _pool(job: Job, workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that end with this one, however it ends."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
+    before = set(multiprocessing.active_children())
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.terminate()
+            worker.join()
+        raise
+    pool.shutdown()
+
+
+_job: Job
+"""In a worker: what it works on."""
+
+
+def _start_worker(job: Job) -> None:
+    global _job
+    _job = job
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries among themselves
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent sees to the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _score(architecture: str, proxies: list[str]) -> list[Score]:
+    """All the proxies that an architecture lacks; its network is built once, when the first needs it."""
+    import torch
+
+    from esformer import benchmarks
+    from esformer.proxies import Subject, get, score
+
+    benchmark = benchmarks.get(_job.benchmark)
+    img_size = benchmark.datasets[_job.dataset].img_size
+    network: torch.nn.Module | None = None
+    torch.manual_seed(_job.seed)  # of whatever a proxy leaves as it was built: the order of the tasks must not matter
+    scores = []
+    for proxy in proxies:
+        needs, value, error = get(proxy).needs, None, ""
+        began = time.perf_counter()
+        try:
+            if needs == "genotype":
+                subject: Subject = benchmark.topology(architecture)
+            else:
+                subject = network = network or benchmark.network(architecture, _job.dataset)
+            images = _images() if needs == "batch" else {}
+            began = time.perf_counter()
+            value = score(proxy, subject, seed=_job.seed, img_size=img_size, identity=architecture, **images)
+        except ESFormerError as failure:
+            error = " ".join(str(failure).split())
+        scores.append(Score(architecture, proxy, value, round(time.perf_counter() - began, 6), error))
+    return scores
+
+
+def _images() -> dict[str, Any]:
+    import torch
+
+    assert _job.batch is not None
+    return {"images": torch.from_numpy(_job.batch.images), "labels": torch.from_numpy(_job.batch.labels)}
+
+
+def read_batch(folder: Path, size: int, num_classes: int, img_size: int, seed: int) -> Batch:
+    """Draw a batch of images from a folder of class folders, or from its `train`, if it has one.
+
+    Raises:
+        ESFormerError: there are too few images or too many classes, or an image cannot be read.
+    """
+    from PIL import Image
+
+    from esformer.training.images import Folder, read_image
+
+    folder = folder / "train" if (folder / "train").is_dir() else folder
+    if not folder.is_dir():
+        raise ScoringError(f"--images is {folder}, which is not a folder")
+    try:
+        found = Folder(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise ScoringError(f"{folder} must hold one folder of images a class: {error}") from None
+    if len(found.classes) > num_classes:
+        raise ScoringError(f"{folder} has {len(found.classes)} classes, but the dataset has only {num_classes}")
+    if len(found.samples) < size:
+        raise ScoringError(f"{folder} has {len(found.samples)} images, but --batch-size is {size}")
+    names = "\n".join(str(Path(path).relative_to(folder)) for path, _ in found.samples)
+    drawn = [found.samples[i] for i in np.random.default_rng(seed).permutation(len(found.samples))[:size]]
+    side = (img_size, img_size)
+    pixels = np.stack([np.asarray(read_image(path).resize(side, Image.Resampling.BICUBIC)) for path, _ in drawn])
+    images = ((pixels / 255 - MEAN) / STD).astype(np.float32).transpose(0, 3, 1, 2)  # B, H, W, 3 -> B, 3, H, W
+    labels = np.array([label for _, label in drawn])
+    return Batch(np.ascontiguousarray(images), labels, hashlib.sha256(names.encode()).hexdigest())
+
+
+class Progress:
+    """How far the scoring is: a bar on a terminal, a line now and then otherwise.
+
+    Args:
+        total: architectures in all.
+        done: those whose scores were known.
+        every: seconds between two lines.
+    """
+
+    def __init__(self, total: int, done: int, every: float = 15) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.total, self.before, self.done, self.every = total, done, done, every
+        self._began = self._said = time.monotonic()
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Bar(TextColumn("architectures"), *columns, disable=not sys.stdout.isatty())
+        self._task = self._bar.add_task("", total=total, completed=done)
+
+    def advance(self) -> None:
+        """One more is scored."""
+        self.done += 1
+        self._bar.advance(self._task)
+        now = time.monotonic()
+        if self._bar.disable and now - self._said > self.every:
+            self._said = now
+            pace = (self.done - self.before) / (now - self._began)
+            left = timedelta(seconds=round((self.total - self.done) / pace))
+            log.info("%s of %s architectures, %.3g a second, %s left", self.done, self.total, pace, left)
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

@@ -1,0 +1,331 @@
+"""Correlate: scored once and only once, whatever is killed; the same figures in any order; wrong inputs."""
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from esformer.benchmarks.base import Entry
+from esformer.benchmarks.correlation import correlate as correlation
+from esformer.errors import ESFormerError
+from esformer.proxies import get, names
+from pipelines import cli, correlate
+from pipelines.run import Folder
+from pipelines.scoring import Job, Score, ScoreFile, ScoringError, read_batch, score_all
+
+TABLE = {
+    "1111111": 91.7,
+    "1112111": 91.9,
+    "1121211": 92.3,
+    "2121112": 92.4,
+    "1111222": 92.1,
+    "2222222": 93.2,
+}
+COMMAND = ["--benchmark", "channel-bench-resnet", "--table", "table.csv"]
+NETWORKLESS = ["--proxies", "sed"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{architecture},{accuracy},1" for architecture, accuracy in TABLE.items()]
+    Path("table.csv").write_text("\n".join(["arch,test_acc_mean,params", *lines]) + "\n")
+
+
+def images(folder, classes=("cat", "dog"), each=3, size=(40, 36)):
+    generator = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = generator.integers(256, size=(*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def lines(folder):
+    with (Path(folder) / "scores.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def figures(folder):
+    """What a run found, without how long it took and by what command."""
+    result = json.loads((Path(folder) / "result.json").read_text())
+    del result["command"]
+    for found in result["proxies"].values():
+        del found["seconds"]
+    return result
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "pipelines.correlate", *COMMAND, *arguments]
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True
+    )
+
+
+def wait_for_lines(process, folder, more_than):
+    file, deadline = Path(folder) / "scores.csv", time.monotonic() + 60
+    while not file.exists() or file.read_bytes().count(b"\n") <= more_than:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return file.read_bytes()
+
+
+def wait_until_all_ended(session):
+    deadline = time.monotonic() + 5
+    while True:
+        found = subprocess.run(["ps", "-eo", "sid=,stat="], capture_output=True, text=True).stdout
+        if not any(int(sid) == session and state[0] != "Z" for sid, state in map(str.split, found.splitlines())):
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_everything_is_left_and_more_is_added(tmp_path):
+    folder = tmp_path / "out"
+    asked = [*COMMAND, "--out", str(folder), "--workers", "2"]
+    result = correlate.main([*asked, "--proxies", "sed,macs", "--sample", "4"])
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert (folder / "figure.png").stat().st_size > 10_000
+    first = lines(folder)
+    assert len(first) == 8
+
+    shown = ["--images", str(images(tmp_path / "photos" / "train").parent), "--batch-size", "4"]
+    correlate.main([*asked, "--proxies", "macs,naswot,sed", *shown])
+    assert lines(folder)[:8] == first
+    assert len({(row["architecture"], row["proxy"]) for row in lines(folder)}) == len(lines(folder)) == 18
+
+    smaller = correlate.main([*asked, "--proxies", "sed,macs", "--sample", "4", "--workers", "1"])
+    assert smaller["proxies"] == result["proxies"]
+    assert len(lines(folder)) == 18
+    assert smaller["proxies"]["sed"]["n"] == 4
+    report = (folder / "report.md").read_text()
+    assert report.startswith("# channel-bench-resnet, cifar10: 4 of 6 architectures\n")
+    assert "| macs | 4 | 0 |" in report
+    assert smaller["command"] in report
+
+    assert set(yaml.safe_load((folder / "config.yaml").read_text())) == {"benchmark", "dataset", "table_sha256", "seed"}
+    with pytest.raises(ESFormerError, match="seed was 0, is 1; choose another --out"):
+        correlate.main([*asked, *NETWORKLESS, "--seed", "1"])
+    with pytest.raises(ESFormerError, match="batch_size was 4, is 5; choose another --out"):
+        correlate.main([*asked, "--proxies", "naswot", *shown[:2], "--batch-size", "5"])
+
+
+@pytest.mark.slow
+def test_stopped_on_the_way(tmp_path):
+    rows = [f"1111{''.join(digits)},9{i % 7},1\n" for i, digits in enumerate(product("123", "12", "12"))]
+    Path("table.csv").write_text("arch,test_acc_mean,params\n" + "".join(rows))
+    command = ["--proxies", "entropic_score,sed", "--workers", "2"]
+    correlate.main([*COMMAND, *command, "--out", "calm"])
+    lines_before = 0
+    for sign in (signal.SIGINT, signal.SIGKILL):
+        process = start(*command, "--out", "stopped")
+        wait_for_lines(process, "stopped", lines_before + 3)
+        if sign == signal.SIGINT:
+            os.killpg(process.pid, sign)  # a terminal's Ctrl-C reaches the workers too
+        else:
+            process.kill()
+        out = process.communicate(timeout=10)[0]
+        assert "Traceback" not in out
+        assert sign == signal.SIGKILL or out.splitlines()[-1] == "stopped; the same command goes on from here"
+        wait_until_all_ended(process.pid)
+        before = Path("stopped/scores.csv").read_bytes()
+        lines_before = before.count(b"\n")
+    Path("stopped/scores.csv").write_bytes(before + b"1234123,entr")
+    correlate.main([*COMMAND, *command, "--out", "stopped"])
+    assert Path("stopped/scores.csv").read_bytes().startswith(before)
+    computed = [(row["architecture"], row["proxy"]) for row in lines("stopped")]
+    assert len(set(computed)) == len(computed) == 24 > lines_before
+    assert figures("stopped") == figures("calm")
+
+
+def test_a_worker_that_dies_is_one_sentence():
+    tasks = [(architecture, ["entropic_score", "log_synflow"]) for architecture in TABLE]
+    with closing(score_all(Job("channel-bench-resnet", "cifar10"), tasks, workers=2)) as coming:
+        first = next(coming)
+        assert [score.proxy for score in first] == ["entropic_score", "log_synflow"]
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(ScoringError, match="a worker process died"):
+            list(coming)
+    assert not multiprocessing.active_children()
+
+
+def test_the_score_file(tmp_path):
+    path = tmp_path / "scores.csv"
+    kept = [Score("a,b", "sed", 1 / 3, 0.5), Score("c", "sed", None, 0.25, 'cannot, as "they" say')]
+    with closing(ScoreFile(path)) as scores:
+        for score in kept:
+            scores.append(score)
+            assert path.read_bytes().endswith(b"\n")  # on disk at once
+    whole = path.read_bytes()
+    for torn in (b"", b"d,sed,0.1", b'"d'):
+        path.write_bytes(whole + torn)
+        with closing(ScoreFile(path)) as scores:
+            assert list(scores.known.values()) == kept
+            assert scores.missing(["a,b", "d", "c"], ["sed", "macs"]) == [
+                ("a,b", ["macs"]),
+                ("d", ["sed", "macs"]),
+                ("c", ["macs"]),
+            ]
+        assert path.read_bytes() == whole
+    path.write_bytes(whole[:10])  # killed in the first line
+    with closing(ScoreFile(path)) as scores:
+        assert not scores.known
+    for damaged, line in ((b"thesis\n", 1), (whole + b"d,sed,high,0.1,\n", 4), (whole + b"d,sed\n", 4)):
+        path.write_bytes(damaged)
+        with pytest.raises(ScoringError, match=f"scores.csv: line {line} is not a line of scores"):
+            ScoreFile(path)
+        assert path.read_bytes() == damaged
+
+
+def test_the_same_figures_in_any_order_and_ties_as_ties(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(get("macs"), "higher_is_better", False, raising=False)
+    entries = [Entry(architecture, accuracy) for architecture, accuracy in TABLE.items()]
+    values = {
+        "sed": [1, 2, 2, 7, 7, 7],
+        "macs": [5, 4, 2, 2, 3, 1],
+        "parameters": [3] * 6,
+        "naswot": [1, 4, None, 2, 3, 5],
+    }
+    made = [
+        Score(e.architecture, proxy, v, 0.5, "" if v is not None else "images all alike")
+        for proxy, column in values.items()
+        for e, v in zip(entries, column, strict=True)
+    ]
+    found = []
+    for order in (made, made[::-1]):
+        with closing(ScoreFile(tmp_path / f"{len(found)}.csv")) as scores:
+            for score in order:
+                scores.append(score)
+            found.append(correlate.evaluate(entries, list(values), scores, seed=0))
+    (panels, statistics), (_, again) = found
+    assert statistics == again
+    accuracies = np.array(list(TABLE.values()))
+    assert statistics["sed"]["spearman"] == correlation(accuracies, np.array(values["sed"])).spearman
+    assert statistics["macs"]["selected"]["best"] == 93.2  # the fewest
+    assert statistics["macs"]["spearman"] == correlation(accuracies, -np.array(values["macs"])).spearman > 0
+    assert statistics["parameters"]["spearman"] is None
+    assert (statistics["naswot"]["n"], statistics["naswot"]["unscored"]) == (5, 1)
+
+    result = {
+        "benchmark": "b", "dataset": "d", "sample": 6, "architectures": 6, "command": "c", "seed": 0, "images": None,
+        "source": "s", "best_of_sample": 93.2, "proxies": statistics,
+    }  # fmt: skip
+    correlate.publish(tmp_path, result, panels)
+    report = (tmp_path / "report.md").read_text()
+    assert "3 tied: best 93.20 (rank 1), mean 92.57 (rank 2), worst 92.10 (rank 4)" in report
+    assert "| parameters | 6 | 0 | constant | constant | 0.5 |" in report
+    assert "Of macs a lower score promises more" in report
+    assert "naswot could not score 1 of the sample: images all alike." in report
+    assert "NaN" not in (tmp_path / "result.json").read_text()
+    assert "3 tied" in capsys.readouterr().out
+
+
+def test_a_batch_of_images(tmp_path):
+    folder = images(tmp_path / "photos", each=5)
+    batch = read_batch(folder, size=6, num_classes=10, img_size=16, seed=0)
+    assert (batch.images.shape, batch.images.dtype, batch.labels.shape) == ((6, 3, 16, 16), np.float32, (6,))
+    again, other = (read_batch(folder, 6, 10, 16, seed) for seed in (0, 1))
+    assert (again.images == batch.images).all()
+    assert (other.images != batch.images).any()
+    assert other.digest == batch.digest
+    assert len(np.unique(read_batch(folder, 10, 2, 8, 0).images, axis=0)) == 10  # none twice
+    Image.new("RGB", (20, 20), (255, 0, 128)).save(tmp_path / "photos" / "cat" / "more.png")
+    assert read_batch(folder, 6, 10, 16, 0).digest != batch.digest
+    plain = images(tmp_path / "plain", classes=["one"], each=0)
+    Image.new("RGB", (20, 30), (255, 0, 128)).save(plain / "one" / "0.png")
+    pixel = read_batch(plain, 1, 10, 32, 0).images[0, :, 5, 7]
+    assert pixel == pytest.approx(
+        [(1 - 0.4914) / 0.2470, (0 - 0.4822) / 0.2435, (128 / 255 - 0.4465) / 0.2616], abs=1e-6
+    )
+
+
+def test_a_larger_sample_holds_a_smaller_one():
+    entries = [Entry(str(i), 90.0) for i in range(100)]
+    drawn = correlate.draw_sample(entries, 50, seed=3)
+    assert correlate.draw_sample(entries, 20, seed=3) == drawn[:20]
+    assert correlate.draw_sample(entries, 20, seed=4) != drawn[:20]
+    assert set(correlate.draw_sample(entries, None, seed=3)) == set(entries)
+
+
+def test_the_default_is_every_proxy_that_can_run(tmp_path):
+    assert correlate.choose_proxies(None, tmp_path) == names()
+    without = correlate.choose_proxies(None, None)
+    assert {get(name).needs for name in set(names()) - set(without)} == {"batch"}
+    assert {"sed", "log_synflow"} <= set(without)
+
+
+def test_help_is_quick(fresh_process):
+    heavy = fresh_process(
+        "-c",
+        "import sys, pipelines.correlate as c; print({'torch', 'scipy', 'matplotlib', 'numpy'} & set(sys.modules))",
+    )
+    assert heavy == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmark", "nasbench"], "there is no benchmark 'nasbench'; there are nasbench101"),
+        (["--table", "none.csv"], "none.csv: cannot be read as a CSV file: No such file or directory"),
+        (["--dataset", "cifar100"], "channel-bench-resnet has no dataset 'cifar100'; it has cifar10"),
+        (["--proxies", "sed,magic"], "there is no proxy 'magic'; there are activations"),
+        (["--proxies", ","], "--proxies names none"),
+        (["--proxies", "naswot"], "naswot looks at real images; give a folder of them with --images"),
+        (["--proxies", "naswot", "--images", "none"], "--images is none, which is not a folder"),
+        (["--proxies", "naswot", "--images", "broken/one"], "broken/one must hold one folder of images a class"),
+        (["--proxies", "naswot", "--images", "photos"], "photos has 2 images, but --batch-size is 64"),
+        (["--proxies", "naswot", "--images", "many"], "many has 11 classes, but the dataset has only 10"),
+        (["--proxies", "naswot", "--images", "broken", "--batch-size", "1"], "broken/one/0.png is not an image"),
+        (["--sample", "7"], "--sample is 7, but the table has 6 architectures"),
+        (["--seed", "-1"], "--seed is -1; it must be from 0 to 4294967295"),
+        (["--out", "table.csv"], "table.csv is a file; --out must be a folder"),
+        (["--out", "photos"], "photos holds no run but other files"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(arguments, message, capsys):
+    images(Path("photos"), each=1, size=(8, 8))
+    images(Path("many"), classes=map(str, range(11)), each=1, size=(8, 8))
+    images(Path("broken"), classes=["one"], each=0)
+    Path("broken/one/0.png").write_text("no image")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: correlate.main([*COMMAND, *NETWORKLESS, *arguments]))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("wrong", [["--workers", "0"], ["--sample", "-3"], ["--batch-size", "many"]])
+def test_counts_that_are_none(wrong, capsys):
+    with pytest.raises(SystemExit) as caught:
+        correlate.main([*COMMAND, *wrong])
+    assert caught.value.code == 2
+    assert "it must be a number from 1 on" in capsys.readouterr().err
+
+
+def test_one_process_a_folder(monkeypatch):
+    monkeypatch.setattr("pipelines.run.PATIENCE", 0.3)
+    with Folder(Path("out"), "", "--out") as other:
+        other.claim("python -m pipelines.correlate", "seed: 0\n")
+        with pytest.raises(
+            ESFormerError, match="another process is at work in out; wait for it, or choose another --out"
+        ):
+            correlate.main([*COMMAND, *NETWORKLESS, "--out", "out"])
