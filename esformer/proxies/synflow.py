@@ -35,7 +35,7 @@ class Synflow(Proxy):
                 f"{self.name} needs a network whose output depends on convolutions or linear layers, and found none"
             )
         theirs = weights(network)
-        gradients = torch.autograd.grad(output.sum(), theirs, allow_unused=True)
+        gradients = torch.autograd.grad(output, theirs, torch.ones_like(output), allow_unused=True)
         flows = [self.flow(w, g).sum() for w, g in zip(theirs, gradients, strict=True) if g is not None]
         return torch.stack(flows).sum().item()
 

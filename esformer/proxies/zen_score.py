@@ -52,4 +52,6 @@ class ZenScore(Proxy):
         first = maps[0].clone()
         network(x + STEP * e)
         difference = (maps[0] - first).abs().double().sum() / BATCH
+        if difference == 0:
+            raise ProxyError(f"{self.name} is not defined here: the last feature map does not depend on the input")
         return (difference.log() + sum(scales)).item()
