@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from esformer.errors import ESFormerError
 from esformer.genotype import ConvBlock, Genotype
 
 Count: TypeAlias = int | np.ndarray
@@ -40,6 +41,10 @@ class Topology:
 
     blocks: tuple[Block, ...]
     largest_pool: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise ESFormerError("a topology has no blocks; it must have at least one")
 
     @classmethod
     def of(cls, genotype: Genotype) -> "Topology":

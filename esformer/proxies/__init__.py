@@ -97,7 +97,10 @@ def score(
         ProxyError: the subject cannot be scored, or its score is not finite.
     """
     proxy = get(proxy) if isinstance(proxy, str) else proxy
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if not isinstance(subject, Genotype | Topology | nn.Module):
+        kind = type(subject).__name__
+        raise ProxyError(f"a {kind} cannot be scored, but a Genotype, a network (nn.Module) or a Topology can")
+    height, width = map(int, img_size if isinstance(img_size, tuple) else (img_size, img_size))
     if proxy.needs == "batch":
         images, labels = _check_batch(proxy, images, labels)
         height, width = images.shape[-2:]
@@ -106,17 +109,21 @@ def score(
     generator = torch.Generator()
     draw = Draw(generator, (3, height, width), images, labels)
     total = 0.0
-    with _quiet():
-        measured = subject if proxy.needs == "genotype" else _network(proxy, subject, (height, width))
-        for i in range(proxy.draws):
-            digest = hashlib.sha256(f"{proxy.name}/{identity}/{seed}/{height}x{width}/{i}".encode()).digest()
-            generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            try:
+    try:
+        with _quiet():
+            measured = subject if proxy.needs == "genotype" else _network(proxy, subject, (height, width))
+            for i in range(proxy.draws):
+                digest = hashlib.sha256(f"{proxy.name}/{identity}/{seed}/{height}x{width}/{i}".encode()).digest()
+                generator.manual_seed(number := int.from_bytes(digest[:8], "big") >> 1)
+                torch.manual_seed(number)  # for what a network draws by itself
                 total += proxy.measure(measured, draw)
-            except (RuntimeError, TypeError, AttributeError) as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                shape = " x ".join(map(str, draw.image_shape))
-                raise ProxyError(f"{proxy.name} cannot run this network on images of {shape}: {reason}") from error
+    except ProxyError:
+        raise
+    except Exception as error:  # somebody's network can raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ProxyError(
+            f"{proxy.name} cannot run this network on images of 3 x {height} x {width}: {reason}"
+        ) from error
     mean = total / proxy.draws
     kind = str(proxy.dtype).removeprefix("torch.")
     if not math.isfinite(mean):
@@ -132,7 +139,10 @@ def _check_batch(proxy: Proxy, images: Tensor | None, labels: Tensor | None) -> 
     if images.ndim != 4 or labels.shape != images.shape[:1] or not len(images):
         shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
         raise ProxyError(f"images and labels are {shapes}; they must be (B, 3, H, W) and (B)")
-    return images.to("cpu", proxy.dtype), labels.cpu()
+    if labels.is_floating_point() or labels.min() < 0:
+        raise ProxyError("labels must be the numbers of the classes, from 0 on")
+    # a copy: a network may work on its input in place
+    return images.detach().to("cpu", proxy.dtype, copy=True), labels.cpu().long()
 
 
 @contextmanager
@@ -158,14 +168,11 @@ def _network(proxy: Proxy, subject: Subject, img_size: tuple[int, int]) -> nn.Mo
     """A network of its own to measure on, built or copied without touching any random state."""
     if isinstance(subject, Topology):
         raise ProxyError(f"{proxy.name} needs a network; a topology is enough for sed only")
-    device = "meta" if proxy.needs == "network" else "cpu"
     if isinstance(subject, nn.Module):
-        return copy.deepcopy(subject).to(device, proxy.dtype).requires_grad_()
+        return copy.deepcopy(subject).to("cpu", proxy.dtype).requires_grad_()
     with torch.device("meta"):  # no memory, no initialisation: the proxy draws the weights
         network = ESFormer(subject, img_size=img_size).to(proxy.dtype)
-    if device == "meta":
-        return network
-    network.to_empty(device=device)
+    network.to_empty(device="cpu")
     for module in network.modules():
         if isinstance(module, Attention2d | Attention2dDownsample):
             module.init_non_persistent_buffers()  # where each position finds its attention bias

@@ -13,7 +13,7 @@ class Activations(Proxy):
     """How many activation layers a forward goes through: N of equation 1."""
 
     name = "activations"
-    needs: ClassVar[Needs] = "network"
+    needs: ClassVar[Needs] = "forward"
     source: ClassVar[str] = (
         "Entropic Score metric: Decoupling Topology and Size in Training-free NAS, section 3.2, N of eq. 1"
     )
@@ -24,7 +24,7 @@ class Activations(Proxy):
         for module in subject.eval().modules():
             if is_activation(module):
                 module.register_forward_pre_hook(lambda module, _inputs: calls.append(module))
-        subject(torch.zeros(1, *draw.image_shape, device="meta"))
+        subject(torch.zeros(1, *draw.image_shape))
         if not calls:
             raise ProxyError(f"{self.name} counts activation modules, and this network has none that runs")
         return len(calls)

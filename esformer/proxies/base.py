@@ -14,7 +14,7 @@ from esformer.topology import Topology
 Subject = Genotype | Topology | nn.Module
 """What can be scored."""
 
-Needs = Literal["genotype", "network", "forward", "gradient", "batch"]
+Needs = Literal["genotype", "forward", "gradient", "batch"]
 
 
 class ProxyError(ESFormerError):
@@ -48,8 +48,8 @@ class Proxy(ABC):
     name: str
     """What it is called in configurations, journals and tables."""
     needs: ClassVar[Needs]
-    """The most expensive thing it uses: only the genotype (or a topology); a network to look at, on PyTorch's meta
-    device; a forward; a gradient; or a batch of images with labels."""
+    """The most expensive thing it uses: only the genotype (or a topology), a forward, a gradient, or a batch of images
+    with labels."""
     higher_is_better: ClassVar[bool] = True
     source: ClassVar[str]
     """Paper, section and equation."""

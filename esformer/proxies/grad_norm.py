@@ -2,12 +2,11 @@
 
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from esformer.proxies.base import Draw, Needs, Proxy
-from esformer.proxies.loss import cross_entropy
-from esformer.proxies.prepare import initialise, weights
+from esformer.proxies.gradients import by_weights, cross_entropy
+from esformer.proxies.prepare import initialise
 
 
 class GradNorm(Proxy):
@@ -21,5 +20,4 @@ class GradNorm(Proxy):
         assert draw.images is not None and draw.labels is not None
         network = initialise(subject, draw.generator)
         loss = cross_entropy(network, draw.images, draw.labels)
-        gradients = torch.autograd.grad(loss, weights(network), allow_unused=True)
-        return sum(g.double().norm().item() for g in gradients if g is not None)
+        return sum(gradient.double().norm().item() for _, gradient in by_weights(loss, network))

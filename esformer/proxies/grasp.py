@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from esformer.proxies.base import Draw, Needs, Proxy
-from esformer.proxies.loss import cross_entropy
-from esformer.proxies.prepare import initialise, weights
+from esformer.proxies.gradients import by_weights, cross_entropy
+from esformer.proxies.prepare import initialise
 
 
 class GraSP(Proxy):
@@ -28,10 +28,7 @@ class GraSP(Proxy):
         assert draw.images is not None and draw.labels is not None
         network = initialise(subject, draw.generator)
         loss = cross_entropy(network, draw.images, draw.labels)
-        theirs = weights(network)
-        gradients = torch.autograd.grad(loss, theirs, create_graph=True, allow_unused=True)
-        used = [(w, g) for w, g in zip(theirs, gradients, strict=True) if g is not None]
+        gradients = [g for _, g in by_weights(loss, network, create_graph=True)]
         with torch.enable_grad():
-            flow = torch.stack([(g * g.detach()).sum() for _, g in used]).sum()
-        products = torch.autograd.grad(flow, [w for w, _ in used], allow_unused=True)
-        return -sum((w * h).double().sum().item() for (w, _), h in zip(used, products, strict=True) if h is not None)
+            flow = torch.stack([(g * g.detach()).sum() for g in gradients]).sum()
+        return -sum((w * product).double().sum().item() for w, product in by_weights(flow, network))

@@ -31,6 +31,8 @@ class MeCo(Proxy):
         def correlate(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if not isinstance(output, Tensor) or output.ndim != 4:
                 return
+            if not output.isfinite().all():
+                raise ProxyError(f"{self.name} is not defined here: a feature map is not finite")
             channels = output[0].flatten(1).double()  # C, positions
             if channels.shape[0] >= channels.shape[1]:
                 smallest.append(channels.new_zeros(()))
@@ -40,7 +42,8 @@ class MeCo(Proxy):
         for module in network.modules():
             if not len(module._modules):
                 module.register_forward_hook(correlate)
-        network(torch.randn(1, *draw.image_shape, generator=draw.generator))
+        image = torch.randn(1, *draw.image_shape, generator=draw.generator)
+        network(image.expand(2, -1, -1, -1))  # twice the same: a batch norm refuses a single value
         if not smallest:
             raise ProxyError(f"{self.name} needs a network with feature maps (B, C, H, W), and found none")
         return torch.stack(smallest).sum().item()

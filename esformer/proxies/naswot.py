@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from esformer.proxies.base import Draw, Needs, Proxy, ProxyError
+from esformer.proxies.gradients import forward
 from esformer.proxies.prepare import initialise, is_activation
 
 
@@ -34,7 +35,9 @@ class NASWOT(Proxy):
         found = [module for module in network.modules() if is_activation(module)]
         for module in found:
             module.register_forward_pre_hook(agree)  # before, for an activation may work in place
-        network(draw.images)
+        output = forward(network, draw.images)
+        if not output.isfinite().all():
+            raise ProxyError(f"{self.name} is not defined here: the network's output is not finite")
         if not kernel.any():
             raise ProxyError(f"{self.name} needs a network with activation modules, and found none that runs")
         sign, logdet = torch.linalg.slogdet(kernel)

@@ -11,7 +11,7 @@ class Parameters(Proxy):
     """How many learnable numbers the network has."""
 
     name = "parameters"
-    needs: ClassVar[Needs] = "network"
+    needs: ClassVar[Needs] = "forward"
     source: ClassVar[str] = "a count; the #Param of SED's Table 2"
 
     def measure(self, subject: nn.Module, draw: Draw) -> float:

@@ -8,7 +8,10 @@ from torch.nn.modules import activation as torch_activations
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NORMS = (
+    *(_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm),
+    *(nn.RMSNorm, timm.layers.RmsNorm, timm.layers.RmsNorm2d),
+)
 LAYER_SCALES = (timm.layers.LayerScale, timm.layers.LayerScale2d)
 _NOT_POINTWISE = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.Threshold, nn.GLU)
 ACTIVATIONS = tuple(
@@ -38,16 +41,15 @@ def prepare(network: nn.Module) -> nn.Module:
             setattr(network, name, nn.ReLU())
         else:
             prepare(child)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters(recurse=False):
-            if "bias" in name:  # also EfficientFormerV2's attention_biases
-                parameter.zero_()
+    _neutralise(network)
     return network.eval()
 
 
 def weights(network: nn.Module) -> list[nn.Parameter]:
-    """The weights of a prepared network: of its convolutions, linear layers and attentions."""
-    return [p for name, p in network.named_parameters() if p.ndim > 1 and name.endswith("weight")]
+    """The weights of a network: of its convolutions, linear layers and attentions, not of its norms."""
+    norms = {id(p) for module in network.modules() if isinstance(module, NORMS) for p in module.parameters()}
+    named = network.named_parameters()
+    return [p for name, p in named if p.ndim > 1 and name.endswith("weight") and id(p) not in norms]
 
 
 def draw_weights(network: nn.Module, generator: torch.Generator, nonnegative: bool = True) -> None:
@@ -72,16 +74,26 @@ def initialise(network: nn.Module, generator: torch.Generator) -> nn.Module:
                 if isinstance(child, LAYER_SCALES):
                     setattr(module, name, nn.Identity())
             if isinstance(module, NORMS):
-                module.train()
+                module.training = True  # its own flag alone: timm's may hold a dropout
                 if isinstance(module, _BatchNorm | _InstanceNorm):
                     module.reset_running_stats()
-            for name, parameter in module.named_parameters(recurse=False):
-                if "bias" in name:  # also EfficientFormerV2's attention_biases
-                    parameter.zero_()
-                elif isinstance(module, NORMS):
+                for parameter in module.parameters(recurse=False):
                     parameter.fill_(1)
+            elif isinstance(module, nn.PReLU):
+                module.reset_parameters()
+            _neutralise(module)
     draw_weights(network, generator, nonnegative=False)
     return network
+
+
+def _neutralise(module: nn.Module) -> None:
+    """Set a module's own biases to zero, and what scales its branch, as LayerScale does elsewhere, to one."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters(recurse=False):
+            if "bias" in name:  # also EfficientFormerV2's attention_biases
+                parameter.zero_()
+            elif parameter.ndim == 1 and name.startswith(("gamma", "layer_scale")):
+                parameter.fill_(1)
 
 
 def is_activation(module: object) -> bool:

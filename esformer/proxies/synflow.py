@@ -5,8 +5,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from esformer.proxies.base import Draw, Needs, Proxy, ProxyError
-from esformer.proxies.prepare import draw_weights, prepare, weights
+from esformer.proxies.base import Draw, Needs, Proxy
+from esformer.proxies.gradients import by_weights, forward
+from esformer.proxies.prepare import draw_weights, prepare
 
 
 class Synflow(Proxy):
@@ -28,16 +29,8 @@ class Synflow(Proxy):
     def measure(self, subject: nn.Module, draw: Draw) -> float:
         network = prepare(subject)
         draw_weights(network, draw.generator)
-        with torch.enable_grad():
-            output = network(torch.ones(1, *draw.image_shape, dtype=torch.float64))
-        if not output.requires_grad:
-            raise ProxyError(
-                f"{self.name} needs a network whose output depends on convolutions or linear layers, and found none"
-            )
-        theirs = weights(network)
-        gradients = torch.autograd.grad(output, theirs, torch.ones_like(output), allow_unused=True)
-        flows = [self.flow(w, g).sum() for w, g in zip(theirs, gradients, strict=True) if g is not None]
-        return torch.stack(flows).sum().item()
+        output = forward(network, torch.ones(1, *draw.image_shape, dtype=self.dtype))
+        return torch.stack([self.flow(w, g).sum() for w, g in by_weights(output, network)]).sum().item()
 
     def flow(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """What each weight adds to the score."""

@@ -2,12 +2,11 @@
 
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from esformer.proxies.base import Draw, Needs, Proxy, ProxyError
-from esformer.proxies.loss import cross_entropy
-from esformer.proxies.prepare import initialise, weights
+from esformer.proxies.gradients import by_weights, cross_entropy
+from esformer.proxies.prepare import initialise
 
 
 class ZiCo(Proxy):
@@ -28,15 +27,12 @@ class ZiCo(Proxy):
         if len(draw.images) < 2:
             raise ProxyError(f"{self.name} compares two halves of a batch; this one has a single image")
         network = initialise(subject, draw.generator)
-        theirs = weights(network)
-        halves = []
-        for images, labels in zip(draw.images.tensor_split(2), draw.labels.tensor_split(2), strict=True):
-            loss = cross_entropy(network, images, labels)
-            halves.append(torch.autograd.grad(loss, theirs, allow_unused=True))
+        halves = [
+            [gradient for _, gradient in by_weights(cross_entropy(network, images, labels), network)]
+            for images, labels in zip(draw.images.tensor_split(2), draw.labels.tensor_split(2), strict=True)
+        ]
         total, layers = 0.0, 0
         for one, other in zip(*halves, strict=True):
-            if one is None or other is None:
-                continue
             mean = (one.abs() + other.abs()).double() / 2
             deviation = (one - other).abs().double() / 2  # of two values, about their mean
             varies = deviation > 0

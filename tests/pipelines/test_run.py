@@ -134,7 +134,11 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, workers):
         (full, [], "give their folder with data.root=FOLDER"),
         (full, ["--quick", "recipe.epoch=3"], "did you mean 'recipe.epochs'?"),
         (full, ["--quick", "budget.params=1e5"], "no genotype of space S0 fits a budget of 100,000 params"),
-        (full, ["--quick", "search.size_proxy=magic"], "there is no proxy 'magic'; there are activations, entropic_score"),
+        (
+            full,
+            ["--quick", "search.size_proxy=magic"],
+            "there is no proxy 'magic'; there are activations",
+        ),
         (full, ["--quick", "trainer.accumulate=3"], "recipe.batch_size=64 does not divide"),
         (full, ["data=folder", "data.root=/nowhere"], "data.root is /nowhere, which is not a folder"),
         (full, ["--quick", "wandb.mode=maybe"], "wandb.mode is 'maybe'"),

@@ -26,7 +26,6 @@ from torch import nn
 
 from esformer import proxies
 from esformer.proxies import Draw, Proxy, ProxyError, score
-from esformer.topology import Topology
 
 NAMES = proxies.names()
 COUNTS = ("activations", "macs", "parameters", "sed")
@@ -53,7 +52,7 @@ def test_proxies_are_reached_by_name_and_state_their_contract():
         assert proxy.name == name and proxy.source and proxy.higher_is_better
         assert proxy.draws == (3 if name.startswith(("entropic", "synflow", "log_synflow")) else 1)
         assert (proxy.needs == "batch") == (name in BATCHED)
-        assert (proxy.needs in ("genotype", "network")) == (name in ("activations", "parameters", "sed"))
+        assert (proxy.needs == "genotype") == (name == "sed")
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -67,27 +66,20 @@ def test_a_network_scores_by_its_architecture_alone(kind):
         expected = scored(name, one)
         assert math.isfinite(expected), name
         assert slow or scored(name, one) == expected, name
-        if kind not in ("convnext", "vit"):  # see below
+        if kind != "vit":  # its position embedding stays as it stands
             assert scored(name, other) == expected, name
 
 
-@pytest.mark.xfail(strict=True, reason="parameters that are called neither weight nor bias keep their values")
-@pytest.mark.parametrize("kind", ["convnext", "vit"])
-def test_other_parameters_do_not_matter(kind):
-    one, other = NETWORKS[kind](), NETWORKS[kind]()
-    assert all(scored(name, one) == scored(name, scrambled(other)) for name in ("entropic_score", "naswot"))
-
-
-@pytest.mark.xfail(strict=True, reason="a PReLU keeps its slope")
 @pytest.mark.parametrize("name", ["grad_norm", "zen_score", "meco", "naswot"])
 def test_the_slope_of_a_prelu_does_not_matter(name):
     def network(slope):
-        return classifier(nn.Conv2d(3, 4, 3), nn.PReLU(init=slope), nn.Conv2d(4, 4, 3), nn.GELU())
+        act = nn.PReLU()
+        nn.init.constant_(act.weight, slope)
+        return classifier(nn.Conv2d(3, 4, 3), act, nn.Conv2d(4, 4, 3), nn.GELU())
 
     assert scored(name, network(0.1)) == scored(name, network(0.9))
 
 
-@pytest.mark.xfail(strict=True, reason="a norm's weights of several dimensions are drawn like a convolution's")
 @pytest.mark.parametrize("name", ["grad_norm", "zen_score"])
 def test_a_norm_of_whole_images_only_norms(name):
     images = scored(name, classifier(nn.Conv2d(3, 4, 3), nn.LayerNorm((4, 30, 30)), nn.ReLU()))
@@ -205,10 +197,9 @@ def test_scoring_leaves_no_trace(three_threads, name):
     assert state() == before and list(network.modules()) == parts
     proxy = proxies.get(name)
     broken = Broken(proxy.needs, proxy.dtype)
-    for failing in (broken, name):
-        with pytest.raises(ProxyError):
-            score(failing, network if failing is broken else Topology(()), img_size=SIZE, **data)
-        assert state() == before
+    with pytest.raises(ProxyError):
+        score(broken, network, img_size=SIZE, **data)
+    assert state() == before
 
 
 class Broken(Proxy):
@@ -243,7 +234,6 @@ def test_dropout_adds_no_chance(name):
     assert scored(name, network(0.9).train()) == scored(name, network(0.0).eval())
 
 
-@pytest.mark.xfail(strict=True, reason="a norm in training mode sets its own dropout to training")
 @pytest.mark.parametrize("name", ["grad_norm", "naswot", "zen_score"])
 def test_dropout_within_a_norm_adds_no_chance(name):
     def network(p):
