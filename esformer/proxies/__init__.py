@@ -36,6 +36,7 @@ _PROXIES: dict[str, Proxy] = {
         EntropicScore(),
         EntropicScore("position"),
         EntropicScore("channel"),
+        EntropicScore("batch"),
         LogSynflow(),
         Synflow(),
         NASWOT(),

@@ -11,15 +11,19 @@ from esformer.proxies.prepare import draw_weights, prepare
 EPSILON = 1e-12
 """The paper's small constant, too small to matter: a log a tends to 0 with a."""
 
-Reading = Literal["tensor", "position", "channel"]
+IMAGES = 8
+"""How many random images the reading `batch` feeds; the others feed one."""
+
+Reading = Literal["tensor", "position", "channel", "batch"]
 
 
 class EntropicScore(Proxy):
     """E = - sum over activations i of mean over elements j of a_ij log(a_ij + eps), a normalised to (0, 1].
 
     The paper divides an activation by "its maximum value across the channel dimension", which can be read three ways:
-    the maximum is taken over the whole activation (`tensor`, which a first measurement on NAS-Bench-101 supports
-    best), at each position over the channels (`position`), or for each channel over the positions (`channel`).
+    the maximum is taken over the whole activation (`tensor`, the default), at each position over the channels
+    (`position`), or for each channel over the positions (`channel`). A fourth, `batch`, takes it over the activations
+    of several images at once, at as many times the cost. How well each orders trained networks is in docs/results.md.
 
     With weights this large an attention's softmax saturates and picks one position whatever its queries and keys, so
     the genes heads and head_dim move the score no more than another seed does (measured in docs/results.md).
@@ -46,7 +50,8 @@ class EntropicScore(Proxy):
             for module in network.modules()
             if isinstance(module, nn.ReLU)
         ]
-        network(torch.rand(1, *draw.image_shape, dtype=torch.float64, generator=draw.generator) - 0.5)
+        count = IMAGES if self.reading == "batch" else 1
+        network(torch.rand(count, *draw.image_shape, dtype=self.dtype, generator=draw.generator) - 0.5)
         for hook in hooks:
             hook.remove()
         if not entropies:
@@ -59,6 +64,7 @@ class EntropicScore(Proxy):
             "tensor": tuple(range(1, activation.ndim)),
             "position": (1,),
             "channel": tuple(range(2, activation.ndim)),
+            "batch": tuple(range(activation.ndim)),
         }
         over = dims[self.reading]
         maximum = activation.amax(over, keepdim=True) if over else activation

@@ -12,7 +12,7 @@ from esformer.proxies import score
 from esformer.space import SearchSpace
 
 NAMES = proxies.names()
-ENTROPIC = ("entropic_score", "entropic_score_position", "entropic_score_channel")
+ENTROPIC = ("entropic_score", "entropic_score_position", "entropic_score_channel", "entropic_score_batch")
 
 
 def scored(name, subject, **kwargs):

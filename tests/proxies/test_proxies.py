@@ -31,7 +31,7 @@ NAMES = proxies.names()
 COUNTS = ("activations", "macs", "parameters", "sed")
 STOCHASTIC = [name for name in NAMES if name not in COUNTS]
 BATCHED = ("grad_norm", "grasp", "naswot", "zico")
-ENTROPIC = ("entropic_score", "entropic_score_position", "entropic_score_channel")
+ENTROPIC = ("entropic_score", "entropic_score_position", "entropic_score_channel", "entropic_score_batch")
 every_proxy = pytest.mark.parametrize("name", NAMES)
 
 
