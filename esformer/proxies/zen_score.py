@@ -34,7 +34,9 @@ class ZenScore(Proxy):
 
         def scale(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0].double()
-            scales.append(x.var([0, *range(2, x.ndim)], unbiased=False).mean().sqrt().log())
+            variance = x.var([0, *range(2, x.ndim)], unbiased=False).mean()
+            if variance > 0:  # else the norm stands on a dead branch, and scales nothing
+                scales.append(variance.sqrt().log())
 
         def feature_map(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:

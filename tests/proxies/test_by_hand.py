@@ -204,6 +204,16 @@ def test_zen_score():
     assert measured("zen_score", network) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_norm_on_a_dead_branch_does_not_count_in_zen_score():
+    class Dead(nn.Sequential):
+        def forward(self, x):
+            x = self[1](self[0](x))
+            return self[3](self[2](x * 0)) + x
+
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)
+    assert math.isfinite(measured("zen_score", Dead(*layers)))
+
+
 def test_meco():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 9, 4))
     draws = generator()
