@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 COLUMNS = 4
-DECADES = 3
-"""Positive scores that span more of these are drawn on a logarithmic scale."""
+SPAN = 1000
+"""Scores of which the largest is more times a small one are drawn on a logarithmic scale, to both sides of zero."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def draw_correlations(panels: Sequence[Panel], title: str, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -47,8 +47,11 @@ def draw_correlations(panels: Sequence[Panel], title: str, path: Path) -> None:
             alpha=min(0.6, max(0.01, 5000 / (n + 1))),
             color="tab:blue",
         )
-        if _spans_decades(panel.scores):
-            ax.set_xscale("log")
+        sizes = np.abs(panel.scores[panel.scores != 0])
+        if len(sizes) and sizes.max() > SPAN * (small := np.quantile(sizes, 0.05)):
+            ax.set_xscale("symlog", linthresh=small)
+            ax.set_xticks(_decades(panel.scores, small))
+            ax.xaxis.set_minor_locator(NullLocator())
         ax.set_title(panel.title, fontsize=9)
         ax.set_xlabel("score", fontsize=9)
         ax.tick_params(labelsize=8)
@@ -73,5 +76,11 @@ def _gather(spread: np.ndarray) -> np.ndarray:
     return 100 - np.exp(-spread)
 
 
-def _spans_decades(scores: np.ndarray) -> bool:
-    return bool(len(scores) and scores.min() > 0 and math.log10(scores.max()) - math.log10(scores.min()) > DECADES)
+def _decades(scores: np.ndarray, small: float) -> list[float]:
+    """Zero and a few powers of ten to each side that has scores, none so near to zero that their labels would meet."""
+    ticks = [0.0]
+    for side in (1, -1):
+        if (largest := (side * scores).max()) > small:
+            exponents = np.linspace(math.ceil(math.log10(small)), math.floor(math.log10(largest)), 3).round()
+            ticks += [side * 10.0**exponent for exponent in np.unique(exponents)[1:]]
+    return sorted(ticks)
