@@ -5,6 +5,7 @@ from lightning.fabric.loggers.logger import Logger
 from searches import BUDGET, MINUTES, SHORT, SMALL, SPACE, TINY, by_phase, genotypes, run, timeless
 
 from esformer.choices import GROUPS
+from esformer.errors import ESFormerError
 from esformer.model.cost import Budget, cost
 from esformer.search import evolution, stage
 from esformer.search.journal import read
@@ -129,10 +130,11 @@ def test_a_budget_that_one_or_few_fit_comes_to_an_end(fake, monkeypatch):
         assert all(budget.allows(cost(genotype)) for genotype in found)
 
 
-def test_unknown_proxies_are_refused_before_anything_is_scored(fake):
+def test_proxies_that_cannot_rank_are_refused_before_anything_is_scored(fake):
     for name in ("start_proxy", "topology_proxy", "size_proxy"):
-        with pytest.raises(ValueError, match="no proxy 'synflow'"):
-            run(schedule=Schedule(unit="evaluations", **{name: "synflow"}))
+        for proxy, words in (("magic", "no proxy 'magic'"), ("naswot", "naswot looks at real images")):
+            with pytest.raises(ESFormerError, match=words):
+                run(schedule=Schedule(unit="evaluations", **{name: proxy}))
     assert not fake.calls
 
 
