@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("esformer")
 
+TABLES = """
+tables are CSV files, plain or gzipped, with these columns among others (accuracies in percent), or official files:
+  nasbench101           n, adj, ops, test_acc, params: vertices, upper triangle by rows, inner operations (3, 1, p);
+                        nasbench_only108.tfrecord
+  nats-tss              arch, and for a dataset c10, c100 or im: c10_test200, c10_params; NATS-tss-v1_0-3ffb9-simple
+  nats-sss              arch (64:64:64:64:64), and for a dataset: cifar10_test; NATS-sss-v1_0-50262-simple
+  channel-bench-resnet  arch (1234123), test_acc_mean, params
+  darts                 genotype, acc
+"""
+
 
 class CorrelateError(ESFormerError):
     """What was asked for cannot be; says what can."""
@@ -35,7 +45,9 @@ class CorrelateError(ESFormerError):
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What a command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=TABLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--benchmark", required=True, help="nasbench101, nats-tss, nats-sss, channel-bench-resnet or darts")
     add("--table", required=True, type=Path, metavar="FILE", help="the benchmark's architectures and accuracies")

@@ -160,7 +160,7 @@ class _NATSBench(Benchmark):
         try:
             import nats_bench
         except ImportError as error:
-            raise BenchmarkError(f'{table}: to read it, pip install "esformer[benchmarks]"') from error
+            raise BenchmarkError(f'{table}: to read it, pip install -e ".[benchmarks]"') from error
         key = dataset.replace("imagenet", "ImageNet")
         try:
             api = nats_bench.create(str(table), self.space, fast_mode=table.is_dir(), verbose=False)

@@ -239,7 +239,7 @@ def results(index, architecture, epochs):
 @pytest.fixture(params=["tss", "sss"])
 def official(request, tmp_path):
     """A file and a folder of three architectures, of which the second has not been trained."""
-    pytest.importorskip("nats_bench", reason='needs pip install "esformer[benchmarks]"')
+    pytest.importorskip("nats_bench", reason='needs pip install -e ".[benchmarks]"')
     benchmark, architectures = {
         "tss": (TSS, [CONV3, SIZE_CELL, next(iter(OFFICIAL_TSS))]),
         "sss": (SSS, list(OFFICIAL_SSS)),
@@ -284,4 +284,4 @@ def test_damaged_official_files(official, refused, tmp_path):
 
 def test_official_files_need_the_package(monkeypatch, refused, tmp_path):
     monkeypatch.setitem(sys.modules, "nats_bench", None)
-    refused(lambda: TSS.read(tmp_path), 'pip install "esformer[benchmarks]"')
+    refused(lambda: TSS.read(tmp_path), 'pip install -e ".[benchmarks]"')
