@@ -162,7 +162,10 @@ def test_a_worker_that_dies_is_one_sentence():
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         with pytest.raises(ScoringError, match="a worker process died"):
             list(coming)
-    assert not multiprocessing.active_children()
+    deadline = time.monotonic() + 30
+    while multiprocessing.active_children():  # the pool's own thread may still be waiting for one that has ended
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_the_score_file(tmp_path):
