@@ -24,7 +24,7 @@ class Activations(Proxy):
         for module in subject.eval().modules():
             if is_activation(module):
                 module.register_forward_pre_hook(lambda module, _inputs: calls.append(module))
-        subject(torch.zeros(1, *draw.image_shape))
+        subject(torch.zeros(1, *draw.image_shape, dtype=self.dtype))
         if not calls:
             raise ProxyError(f"{self.name} counts activation modules, and this network has none that runs")
         return len(calls)

@@ -18,6 +18,6 @@ class MACs(Proxy):
     def measure(self, subject: nn.Module, draw: Draw) -> float:
         from fvcore.nn import FlopCountAnalysis
 
-        image = torch.zeros(1, *draw.image_shape)
+        image = torch.zeros(1, *draw.image_shape, dtype=self.dtype)
         analysis = FlopCountAnalysis(subject.eval(), image).unsupported_ops_warnings(False)
         return analysis.uncalled_modules_warnings(False).total()

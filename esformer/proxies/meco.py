@@ -42,7 +42,7 @@ class MeCo(Proxy):
         for module in network.modules():
             if not len(module._modules):
                 module.register_forward_hook(correlate)
-        image = torch.randn(1, *draw.image_shape, generator=draw.generator)
+        image = torch.randn(1, *draw.image_shape, dtype=self.dtype, generator=draw.generator)
         network(image.expand(2, -1, -1, -1))  # twice the same: a batch norm refuses a single value
         if not smallest:
             raise ProxyError(f"{self.name} needs a network with feature maps (B, C, H, W), and found none")

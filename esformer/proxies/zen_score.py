@@ -45,7 +45,7 @@ class ZenScore(Proxy):
         hooks = [m.register_forward_pre_hook(scale) for m in network.modules() if isinstance(m, _BatchNorm)]
         for module in network.modules():
             module.register_forward_hook(feature_map)
-        x, e = (torch.randn(BATCH, *draw.image_shape, generator=draw.generator) for _ in range(2))
+        x, e = (torch.randn(BATCH, *draw.image_shape, dtype=self.dtype, generator=draw.generator) for _ in range(2))
         network(x)
         if not maps:
             raise ProxyError(f"{self.name} needs a network with feature maps (B, C, H, W), and found none")

@@ -161,6 +161,17 @@ def test_scores_are_the_same_in_any_order_under_any_global_seed_and_in_any_proce
     assert printed == [expected[pair] for pair in asked[::-1]]  # to the last bit, with other threads too
 
 
+@every_proxy
+def test_the_default_dtype_does_not_matter(name):
+    network, data = pooled(), batch()
+    expected = score(name, network, img_size=SIZE, **data)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert score(name, network, img_size=SIZE, **data) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture
 def three_threads():
     before = torch.get_num_threads()
