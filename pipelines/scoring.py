@@ -136,7 +136,7 @@ def score_all(job: Job, tasks: Sequence[Task], workers: int) -> Generator[list[S
     with _pool(job, min(workers, len(tasks))) as pool:
         try:
             # few in flight: a table of hundreds of thousands takes no memory, and results come as they are made
-            while running := running | {pool.submit(_score, *t) for t in islice(coming, 4 * workers - len(running))}:
+            while running := running | _submit(pool, islice(coming, 4 * workers - len(running))):
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
@@ -145,6 +145,15 @@ def score_all(job: Job, tasks: Sequence[Task], workers: int) -> Generator[list[S
                 "a worker process died, most likely for want of memory; what is scored is kept:"
                 " start the same command again, with fewer --workers if it happens again"
             ) from None
+
+
+def _submit(pool: ProcessPoolExecutor, tasks: Iterable[Task]) -> set[Future[list[Score]]]:
+    """Hand tasks to the pool, which may start workers: they inherit that Ctrl-C is not for them but for the parent."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return {pool.submit(_score, *task) for task in tasks}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -172,7 +181,6 @@ def _start_worker(job: Job) -> None:
     global _job
     _job = job
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries among themselves
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent sees to the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 

@@ -128,7 +128,7 @@ def test_everything_is_left_and_more_is_added(tmp_path):
 
 @pytest.mark.slow
 def test_stopped_on_the_way(tmp_path):
-    rows = [f"1111{''.join(digits)},9{i % 7},1\n" for i, digits in enumerate(product("123", "12", "12"))]
+    rows = [f"1111{''.join(digits)},9{i % 7},1\n" for i, digits in enumerate(product("1234", "123", "12"))]
     Path("table.csv").write_text("arch,test_acc_mean,params\n" + "".join(rows))
     command = ["--proxies", "entropic_score,sed", "--workers", "2"]
     correlate.main([*COMMAND, *command, "--out", "calm"])
@@ -150,7 +150,7 @@ def test_stopped_on_the_way(tmp_path):
     correlate.main([*COMMAND, *command, "--out", "stopped"])
     assert Path("stopped/scores.csv").read_bytes().startswith(before)
     computed = [(row["architecture"], row["proxy"]) for row in lines("stopped")]
-    assert len(set(computed)) == len(computed) == 24 > lines_before
+    assert len(set(computed)) == len(computed) == 48 > lines_before
     assert figures("stopped") == figures("calm")
 
 
