@@ -7,7 +7,7 @@ that EfficientFormerV2 itself is a point of the space.
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal
 
 from esformer.errors import ESFormerError
@@ -55,6 +55,11 @@ class Choices:
         """Each gene of one block (counted from 0) and the values it may take."""
         genes = TRANSFORMER_GENES if self.stages[stage].is_transformer(block) else CONV_GENES
         return {gene: self.stages[stage].out if gene == "out" else getattr(self, gene) for gene in genes}
+
+    @cached_property
+    def options(self) -> list[list[dict[Gene, tuple[str, ...] | tuple[int, ...]]]]:
+        """What `of` gives for every block, stage by stage; made once, since every genotype is checked against it."""
+        return [[self.of(s, b) for b in range(stage.blocks)] for s, stage in enumerate(self.stages)]
 
 
 def _widths(low: int, high: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,10 @@ class ConvBlock:
     out: int
     ratio: int
 
+    def genes(self) -> dict[str, str | int]:
+        """Every gene by its name, in the order of the fields; a search needs it too often for `asdict`."""
+        return {"ffn": self.ffn, "kernel": self.kernel, "out": self.out, "ratio": self.ratio}
+
 
 @dataclass(frozen=True, slots=True)
 class TransformerLayer:
@@ -45,6 +49,10 @@ class TransformerLayer:
     out: int
     ratio: int
     head_dim: int
+
+    def genes(self) -> dict[str, str | int]:
+        """Every gene by its name, in the order of the fields."""
+        return {"ffn": self.ffn, "heads": self.heads, "out": self.out, "ratio": self.ratio, "head_dim": self.head_dim}
 
 
 Block = ConvBlock | TransformerLayer
@@ -84,7 +92,7 @@ class Genotype:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, ready for YAML, JSON or a checkpoint."""
-        stages = [[asdict(block) for block in stage] for stage in self.stages]
+        stages = [[block.genes() for block in stage] for stage in self.stages]
         return {"genotype": FORMAT, "space": self.space, "stages": stages}
 
     @classmethod
@@ -105,7 +113,7 @@ class Genotype:
         for s, (stage, wanted) in enumerate(zip(d["stages"], choices.stages, strict=True)):
             _check_list(stage, wanted.blocks, f"stage {s + 1}", f"blocks in space {choices.space}")
             for b, block in enumerate(stage):
-                _check_keys(block, tuple(choices.of(s, b)), f"stage {s + 1}, block {b + 1}")
+                _check_keys(block, tuple(choices.options[s][b]), _place(s, b))
             kinds = [TransformerLayer if wanted.is_transformer(b) else ConvBlock for b in range(wanted.blocks)]
             stages.append(tuple(kind(**block) for kind, block in zip(kinds, stage, strict=True)))
         return cls(d["space"], tuple(stages))
@@ -150,31 +158,44 @@ def shipped_names() -> list[str]:
     return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
 
 
+def unchecked(space: str, stages: tuple[tuple[Block, ...], ...]) -> Genotype:
+    """The genotype of blocks that are known to be a network of the space; who calls this vouches for them.
+
+    For a search space, whose draws are valid by construction and which makes far more genotypes than are ever scored.
+    """
+    genotype = object.__new__(Genotype)
+    vars(genotype).update(space=space, stages=stages)  # a frozen dataclass refuses assignments
+    return genotype
+
+
 def check(stages: Any, choices: Choices) -> None:
     """Raise GenotypeError unless the blocks of `stages` are a network of the space of `choices`."""
     _check_list(stages, len(choices.stages), "stages", f"stages in space {choices.space}")
     narrowest = 0
-    for s, (stage, wanted) in enumerate(zip(stages, choices.stages, strict=True)):
+    for s, (stage, wanted, options) in enumerate(zip(stages, choices.stages, choices.options, strict=True)):
         _check_list(stage, wanted.blocks, f"stage {s + 1}", f"blocks in space {choices.space}")
-        for b, block in enumerate(stage):
-            where = f"stage {s + 1}, block {b + 1}"
+        for b, (block, genes) in enumerate(zip(stage, options, strict=True)):
             kind = TransformerLayer if wanted.is_transformer(b) else ConvBlock
             if type(block) is not kind:
                 raise GenotypeError(
-                    f"{where}: is a {type(block).__name__}; in space {choices.space} it is a {kind.__name__}"
+                    f"{_place(s, b)}: is a {type(block).__name__}; in space {choices.space} it is a {kind.__name__}"
                 )
-            for gene, allowed in choices.of(s, b).items():
+            for gene, allowed in genes.items():
                 value = getattr(block, gene)
                 if type(value) is not type(allowed[0]) or value not in allowed:
                     raise GenotypeError(
-                        f"{where}: {gene} is {_show(value)}; space {choices.space} allows {_list(allowed)}"
+                        f"{_place(s, b)}: {gene} is {_show(value)}; space {choices.space} allows {_list(allowed)}"
                     )
             if block.out < narrowest:
                 raise GenotypeError(
-                    f"{where}: out is {block.out}, less than the {narrowest} of the block before;"
+                    f"{_place(s, b)}: out is {block.out}, less than the {narrowest} of the block before;"
                     " widths never decrease along the network"
                 )
             narrowest = block.out
+
+
+def _place(stage: int, block: int) -> str:
+    return f"stage {stage + 1}, block {block + 1}"
 
 
 def _check_list(value: Any, length: int, name: str, what: str) -> None:
@@ -269,6 +290,3 @@ def _read(path: Path) -> Any:
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GenotypeError(f"is not a genotype in YAML or JSON: {reason}") from None
-
-
-GENES_OF = {kind: tuple(field.name for field in fields(kind)) for kind in (ConvBlock, TransformerLayer)}

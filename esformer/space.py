@@ -1,16 +1,17 @@
 """Which genotypes there are: a search space that samples, mutates and crosses them without ever leaving itself."""
 
 import random
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import prod
 from typing import Any
 
-from esformer.choices import EXTENDED, GROUPS, Choices, Gene, Group, choices_of
+from esformer.choices import EXTENDED, GROUPS, SPACES, Choices, Gene, Group, choices_of
 from esformer.errors import ESFormerError
-from esformer.genotype import GENES_OF, Block, ConvBlock, Genotype, GenotypeError, TransformerLayer, check
+from esformer.genotype import Block, ConvBlock, Genotype, GenotypeError, TransformerLayer, check, unchecked
 
 Place = tuple[int, Gene]
 """A gene of a network: the block, counted from 0 through all stages, and the gene's name."""
@@ -43,22 +44,19 @@ class SearchSpace:
     @cached_property
     def options(self) -> dict[Place, tuple[Any, ...]]:
         """Every gene of a network of this space, in order, and the values it may take."""
-        blocks = [(s, b) for s, stage in enumerate(self.choices.stages) for b in range(stage.blocks)]
-        return {
-            (index, gene): allowed
-            for index, (stage, block) in enumerate(blocks)
-            for gene, allowed in self.choices.of(stage, block).items()
-        }
+        blocks = chain.from_iterable(self.choices.options)
+        return {(index, gene): allowed for index, block in enumerate(blocks) for gene, allowed in block.items()}
 
     def places(self, genes: Group = "all") -> list[Place]:
         """The genes of one group (Table 1)."""
-        if genes not in GROUPS:
-            raise ESFormerError(f"there is no group of genes {genes!r}; there are {', '.join(GROUPS)}")
+        _check_group(genes)
         return [place for place in self.options if place[1] in GROUPS[genes]]
 
     def __contains__(self, genotype: object) -> bool:
         if not isinstance(genotype, Genotype):
             return False
+        if self._is_standard and genotype.space == self.name:
+            return True
         try:
             check(genotype.stages, self.choices)
         except GenotypeError:
@@ -69,95 +67,135 @@ class SearchSpace:
     def cardinality(self) -> int:
         """How many genotypes the space holds, exactly."""
         others = prod(len(allowed) for (_, gene), allowed in self.options.items() if gene != "out")
-        return others * sum(_completions(self._widths(self.options))[0])
+        return others * _ways([allowed for (_, gene), allowed in self.options.items() if gene == "out"])[0][-1]
 
     def sample(self, rng: random.Random) -> Genotype:
         """A genotype drawn uniformly from the whole space."""
-        return self._draw(rng, self.options)
+        allowed = list(self.options.values())
+        return self._genotype(self._draw(rng, [options[0] for options in allowed], dict(enumerate(allowed))))
 
     def mutate(self, genotype: Genotype, rng: random.Random, genes: Group = "all") -> Genotype:
         """A copy in which some genes of the group are drawn anew; always another genotype.
 
         How many genes, which, and to what is uniform (section 3.5).
         """
-        places = [place for place in self.places(genes) if len(self.options[place]) > 1]
-        values = self.values(genotype)
-        if not places:
+        _check_group(genes)
+        row, free = self._row(genotype), self._free[genes]
+        if not free:
             raise ESFormerError(f"space {self.name} leaves no {genes} gene a choice, so nothing can mutate")
         while True:
-            chosen = set(rng.sample(places, rng.randint(1, len(places))))
-            options = {
-                place: (value,) if place not in chosen else self._others(place, value)
-                for place, value in values.items()
-            }
-            mutant = self._draw(rng, options)
-            if mutant.stages != genotype.stages:  # widths between equal neighbours may have had nowhere to go
-                return mutant
+            chosen = sorted(rng.sample(free, rng.randint(1, len(free))))
+            mutant = self._draw(rng, row, {i: self._others[i][row[i]] for i in chosen})
+            if mutant != row:  # widths between equal neighbours may have had nowhere to go
+                return self._genotype(mutant)
 
     def crossover(self, a: Genotype, b: Genotype, rng: random.Random, genes: Group = "all") -> Genotype:
         """A copy of `a` in which each gene of the group comes from `a` or `b`, uniformly."""
-        places, ours, theirs = set(self.places(genes)), self.values(a), self.values(b)
-        options = {
-            place: tuple(sorted({value, theirs[place]})) if place in places else (value,)
-            for place, value in ours.items()
-        }
-        return self._draw(rng, options)
+        _check_group(genes)
+        ours, theirs = self._row(a), self._row(b)
+        either = {i: tuple(sorted((ours[i], theirs[i]))) for i in self._free[genes] if ours[i] != theirs[i]}
+        return self._genotype(self._draw(rng, ours, either))
 
     def build(self, values: Mapping[Place, Any]) -> Genotype:
         """The genotype with the given value at every place of `options`."""
-        blocks: list[Block] = []
-        stages = []
-        for stage in self.choices.stages:
-            for b in range(stage.blocks):
-                kind = TransformerLayer if stage.is_transformer(b) else ConvBlock
-                blocks.append(kind(**{gene: values[len(blocks), gene] for gene in GENES_OF[kind]}))  # type: ignore[index]
-            stages.append(tuple(blocks[-stage.blocks :]))
-        return Genotype(self.name, tuple(stages))
+        return Genotype(self.name, self._stages([values[place] for place in self.options]))
 
     def values(self, genotype: Genotype) -> dict[Place, Any]:
         """The value of every gene of a genotype of this space, by its place; `build` is the way back."""
+        return dict(zip(self.options, self._row(genotype), strict=True))
+
+    # A search draws thousands of genotypes between scores. So in here a genotype is a row, the list of its values in
+    # the order of `options`; a gene is an index into it; and whatever depends on the space alone is in a table.
+
+    def _row(self, genotype: Genotype) -> list[Any]:
+        """The row of a genotype, which must be of this space."""
         if genotype not in self:
             raise ESFormerError(f"the genotype is of space {genotype.space}, not of {self.name}")
-        blocks = list(genotype.blocks())
-        return {(index, gene): getattr(blocks[index], gene) for index, gene in self.options}
+        return [value for block in genotype.blocks() for value in block.genes().values()]
 
-    def _others(self, place: Place, value: Any) -> tuple[Any, ...]:
-        allowed = self.options[place]
-        return allowed if place[1] == "out" else tuple(other for other in allowed if other != value)
+    def _stages(self, row: list[Any]) -> tuple[tuple[Block, ...], ...]:
+        """The blocks of a row."""
+        return tuple(tuple([kind(*row[genes]) for kind, genes in stage]) for stage in self._shape)
 
-    def _widths(self, options: Mapping[Place, tuple[Any, ...]]) -> list[tuple[int, ...]]:
-        return [allowed for (_, gene), allowed in options.items() if gene == "out"]
+    def _genotype(self, row: list[Any]) -> Genotype:
+        """The genotype of a row that was drawn here, and so is valid, unless the space is not what its name says."""
+        make = unchecked if self._is_standard else Genotype
+        return make(self.name, self._stages(row))
 
-    def _draw(self, rng: random.Random, options: Mapping[Place, tuple[Any, ...]]) -> Genotype:
-        values = {
-            place: allowed[0] if len(allowed) == 1 else rng.choice(allowed)
-            for place, allowed in options.items()
-            if place[1] != "out"
-        }
-        widths = _draw_non_decreasing(rng, self._widths(options))
-        return self.build(values | {(index, "out"): width for index, width in enumerate(widths)})
+    def _draw(self, rng: random.Random, row: list[Any], options: Mapping[int, tuple[Any, ...]]) -> list[Any]:
+        """A copy of the row in which each gene of `options`, which are in order, is drawn anew from its options."""
+        drawn, widths = row.copy(), self._widths
+        for i, allowed in options.items():
+            if i not in widths:
+                drawn[i] = allowed[0] if len(allowed) == 1 else rng.choice(allowed)
+        if not widths.keys().isdisjoint(options):
+            redrawn = _draw_non_decreasing(rng, [options.get(i) or (row[i],) for i in widths])
+            for i, width in zip(widths, redrawn, strict=True):
+                drawn[i] = width
+        return drawn
+
+    @cached_property
+    def _is_standard(self) -> bool:
+        """Whether these are the very choices of the space's name, which every genotype of that name obeys."""
+        return self.name in SPACES and self.choices is choices_of(self.name)
+
+    @cached_property
+    def _shape(self) -> list[list[tuple[type[Block], slice]]]:
+        """The kind of each block, stage by stage, and where in a row its genes are."""
+        shape, end = [], 0
+        for s, stage in enumerate(self.choices.stages):
+            kinds = []
+            for b in range(stage.blocks):
+                start, end = end, end + len(self.choices.of(s, b))
+                kinds.append((TransformerLayer if stage.is_transformer(b) else ConvBlock, slice(start, end)))
+            shape.append(kinds)
+        return shape
+
+    @cached_property
+    def _widths(self) -> dict[int, None]:
+        """Where in a row the widths are, in order."""
+        return dict.fromkeys(i for i, (_, gene) in enumerate(self.options) if gene == "out")
+
+    @cached_property
+    def _free(self) -> dict[str, list[int]]:
+        """Where in a row the genes of each group are that have a choice."""
+        genes = [(i, gene) for i, ((_, gene), allowed) in enumerate(self.options.items()) if len(allowed) > 1]
+        return {group: [i for i, gene in genes if gene in members] for group, members in GROUPS.items()}
+
+    @cached_property
+    def _others(self) -> list[dict[Any, tuple[Any, ...]]]:
+        """What a mutation turns each value of each gene into: another value, but any where it is a width."""
+        return [
+            {value: allowed if gene == "out" else tuple(v for v in allowed if v != value) for value in allowed}
+            for (_, gene), allowed in self.options.items()
+        ]
 
 
-def _completions(options: Sequence[Sequence[int]]) -> list[list[int]]:
-    """For each position and option: in how many non-decreasing ways the sequence can go on from there."""
-    counts = [[1] * len(options[-1])]
+def _check_group(genes: str) -> None:
+    if genes not in GROUPS:
+        raise ESFormerError(f"there is no group of genes {genes!r}; there are {', '.join(GROUPS)}")
+
+
+def _ways(options: Sequence[Sequence[int]]) -> list[list[int]]:
+    """At [i][n]: in how many non-decreasing ways a sequence goes on with one of the n widest options of position i."""
+    ways = [list(range(len(options[-1]) + 1))]
     for here, after in zip(reversed(options[:-1]), reversed(options[1:]), strict=True):
-        row, total, j = [], 0, len(after)
-        for width in reversed(here):
-            while j and after[j - 1] >= width:
-                j -= 1
-                total += counts[-1][j]
-            row.append(total)
-        counts.append(row[::-1])
-    return counts[::-1]
+        rest = ways[-1]
+        if here == after:
+            ways.append(list(accumulate(rest)))
+        else:
+            ways.append([0, *accumulate([rest[len(after) - bisect_left(after, width)] for width in reversed(here)])])
+    return ways[::-1]
 
 
 def _draw_non_decreasing(rng: random.Random, options: Sequence[Sequence[int]]) -> list[int]:
     """One of all non-decreasing sequences that take one of the (ascending) options at each position, uniformly."""
     drawn: list[int] = []
-    for here, counts in zip(options, _completions(options), strict=True):
-        possible = [(w, n) for w, n in zip(here, counts, strict=True) if not drawn or w >= drawn[-1]]
-        ticket = rng.randrange(sum(n for _, n in possible)) if len(possible) > 1 else 0
-        running = accumulate(n for _, n in possible)
-        drawn.append(next(width for (width, _), total in zip(possible, running, strict=True) if ticket < total))
+    for here, ways in zip(options, _ways(options), strict=True):
+        possible = len(here) - bisect_left(here, drawn[-1]) if drawn else len(here)
+        wider = 0  # options that are wider than the one drawn
+        if possible > 1:
+            ticket = rng.randrange(ways[possible])  # one of the ways, numbered from those of the narrowest option on
+            wider = bisect_left(ways, ways[possible] - ticket) - 1
+        drawn.append(here[-1 - wider])
     return drawn

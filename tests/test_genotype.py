@@ -4,7 +4,7 @@ import pickle
 import random
 import re
 import time
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 import yaml
@@ -58,6 +58,11 @@ def test_frozen_hashable_and_equal_by_value():
 
 def test_blocks_come_in_the_order_of_the_network():
     assert [block.out for block in S0.blocks()] == [32] * 2 + [48] * 2 + [96] * 6 + [176] * 4
+
+
+def test_the_genes_of_a_block_are_its_fields():
+    for block in S0.blocks():
+        assert list(block.genes().items()) == list(asdict(block).items())
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda g: pickle.loads(pickle.dumps(g))])

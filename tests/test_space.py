@@ -1,7 +1,9 @@
+import copy
 import itertools
+import pickle
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
@@ -115,6 +117,7 @@ def test_thousands_of_draws_stay_inside(space):
         a, b = mutant, space.sample(rng)
         for genotype in (mutant, child, b):
             assert genotype in space and genotype.space == space.name
+            assert Genotype(genotype.space, genotype.stages) == genotype  # which checks every gene
             widths = [block.out for block in genotype.blocks()]
             assert widths == sorted(widths)
             for place, value in space.values(genotype).items():
@@ -190,6 +193,31 @@ def test_sampling_is_uniform_over_the_whole_space():
     expected = 12_000 / kinds
     chi_square = sum((n - expected) ** 2 / expected for n in drawn.values())
     assert abs(chi_square - (kinds - 1)) < 4 * (2 * kinds) ** 0.5  # mean and deviation of a chi-square
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda g: pickle.loads(pickle.dumps(g))])
+def test_a_drawn_genotype_is_as_good_as_one_that_was_checked(space, copied):
+    drawn = space.sample(random.Random(0))
+    checked = Genotype.from_dict(drawn.to_dict())
+    for genotype in (drawn, copied(drawn)):
+        assert genotype == checked and hash(genotype) == hash(checked) and repr(genotype) == repr(checked)
+        assert genotype.digest == checked.digest
+        with pytest.raises(FrozenInstanceError):
+            genotype.space = "S1"
+
+
+def test_a_space_of_other_choices_than_its_name_says_draws_nothing_invalid():
+    space = SearchSpace(replace(choices_of("S0"), kernel=(9,)))
+    with pytest.raises(GenotypeError, match="kernel is 9"):
+        space.sample(random.Random(0))
+    assert Genotype.shipped("efficientformerv2_s0") not in space
+
+
+def test_a_copied_space_draws_the_same(space):
+    used = pickle.loads(pickle.dumps(space))
+    assert used.sample(random.Random(0)) == space.sample(random.Random(0))
+    for again in (used, pickle.loads(pickle.dumps(space)), copy.deepcopy(space)):
+        assert again == space and again.sample(random.Random(1)) == space.sample(random.Random(1))
 
 
 def test_a_gene_with_one_value_stays_as_it_is():

@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from esformer.proxies.meco import MeCo
 from esformer.proxies.naswot import NASWOT
 from esformer.proxies.parameters import Parameters
 from esformer.proxies.sed import SED
+from esformer.proxies.streams import kept_streams
 from esformer.proxies.synflow import Synflow
 from esformer.proxies.zen_score import ZenScore
 from esformer.proxies.zico import ZiCo
@@ -77,11 +79,15 @@ def score(
     images: Tensor | None = None,
     labels: Tensor | None = None,
     identity: str | None = None,
+    draws: int | None = None,
+    device: torch.device | str = "cpu",
+    reference: bool = False,
 ) -> float:
     """The score of an architecture before any training: a pure function of its arguments.
 
     The same proxy, genotype, seed and image size give the same score in any process, in any order; a network (which is
-    scored as it stands, save for its weights) is left untouched, and so is every global random state.
+    scored as it stands, save for its weights) is left untouched, and so is every global random state. All genotypes are
+    given the same input and, layer by layer, the same weights, as far as their layers are alike (`LayerStreams`).
 
     Args:
         proxy: the name of a proxy, or one that is configured differently.
@@ -91,8 +97,10 @@ def score(
         img_size: height and width of the input in pixels; one number means square.
         images: B, 3, H, W, for the proxies that need a batch; their size then counts instead of `img_size`.
         labels: the classes of the images, B.
-        identity: what tells this subject from others, so that it has draws of its own; a genotype's is its digest, and
-            networks without one all draw alike.
+        identity: what tells this subject from others, if it is to have draws of its own.
+        draws: how many measurements the score is the mean of; by default as many as the proxy's paper takes.
+        device: where Entropic Score and LogSynflow of genotypes are computed.
+        reference: measure genotypes on their networks too, in float64, where a proxy knows a shorter way.
 
     Raises:
         ProxyError: the subject cannot be scored, or its score is not finite.
@@ -105,19 +113,19 @@ def score(
     if proxy.needs == "batch":
         images, labels = _check_batch(proxy, images, labels)
         height, width = images.shape[-2:]
-    if identity is None:
-        identity = subject.digest if isinstance(subject, Genotype) else "network"
-    generator = torch.Generator()
-    draw = Draw(generator, (3, height, width), images, labels)
+    draws = proxy.draws if draws is None else draws
+    genotype = subject if isinstance(subject, Genotype) and not reference else None
+    measured: Subject | None = subject if proxy.needs == "genotype" else None
     total = 0.0
     try:
         with _quiet():
-            measured = subject if proxy.needs == "genotype" else _network(proxy, subject, (height, width))
-            for i in range(proxy.draws):
-                digest = hashlib.sha256(f"{proxy.name}/{identity}/{seed}/{height}x{width}/{i}".encode()).digest()
-                generator.manual_seed(number := int.from_bytes(digest[:8], "big") >> 1)
-                torch.manual_seed(number)  # for what a network draws by itself
-                total += proxy.measure(measured, draw)
+            for number in range(draws):
+                draw = partial(_draw, proxy, subject, identity, seed, number, (height, width), images, labels, device)
+                value = None if genotype is None or measured is not None else proxy.measure_genotype(genotype, draw())
+                if value is None or not math.isfinite(value):
+                    measured = _network(proxy, subject, (height, width)) if measured is None else measured
+                    value = proxy.measure(measured, draw())
+                total += value
     except ProxyError:
         raise
     except Exception as error:  # somebody's network can raise anything
@@ -125,13 +133,35 @@ def score(
         raise ProxyError(
             f"{proxy.name} cannot run this network on images of 3 x {height} x {width}: {reason}"
         ) from error
-    mean = total / proxy.draws
+    mean = total / draws
     kind = str(proxy.dtype).removeprefix("torch.")
     if not math.isfinite(mean):
         raise ProxyError(
             f"{proxy.name} is {mean} for this network at {height} x {width}: its values leave {kind}'s range"
         )
     return mean
+
+
+def _draw(
+    proxy: Proxy,
+    subject: Subject,
+    identity: str | None,
+    seed: int,
+    number: int,
+    img_size: tuple[int, int],
+    images: Tensor | None,
+    labels: Tensor | None,
+    device: torch.device | str,
+) -> Draw:
+    """The randomness of one measurement, from the start."""
+    height, width = img_size
+    of_genotype = isinstance(subject, Genotype)
+    key = f"{identity or ('genotype' if of_genotype else 'network')}/{seed}"
+    digest = hashlib.sha256(f"{proxy.name}/{key}/{height}x{width}/{number}".encode()).digest()
+    start = int.from_bytes(digest[:8], "big") >> 1
+    torch.manual_seed(start)  # for what a network draws by itself
+    streams = kept_streams(f"{key}/{number}", device) if of_genotype else None  # the same for all proxies and sizes
+    return Draw(torch.Generator().manual_seed(start), (3, height, width), images, labels, streams, device)
 
 
 def _check_batch(proxy: Proxy, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
+from esformer.proxies.streams import LayerStreams
 from esformer.topology import Topology
 
 Subject = Genotype | Topology | nn.Module
@@ -26,16 +27,20 @@ class Draw:
     """What one measurement may use besides the network: its randomness and its images.
 
     Args:
-        generator: the only source of randomness, seeded by what is scored.
+        generator: the source of randomness, seeded by what is scored.
         image_shape: channels, height and width of one image.
         images: a batch of real images, B, C, H, W, for proxies that need one.
         labels: their classes, B.
+        streams: where the weights come from, if not from the generator: so it is for a genotype.
+        device: where to compute, for proxies that can choose.
     """
 
     generator: torch.Generator
     image_shape: tuple[int, int, int]
     images: Tensor | None = None
     labels: Tensor | None = None
+    streams: LayerStreams | None = None
+    device: torch.device | str = "cpu"
 
 
 class Proxy(ABC):
@@ -57,6 +62,10 @@ class Proxy(ABC):
     """How many measurements, each with new random weights and inputs, a score is the mean of."""
     dtype: ClassVar[torch.dtype] = torch.float32
     """Of the network, and so of the images; float64 where values explode because norms are off."""
+    search_img_size: ClassVar[int] = 224
+    """Pixels of the smallest input that is known to rank genotypes as 224 does (docs/results.md); for searches."""
+    search_draws: ClassVar[int | None] = None
+    """The draws that a search can do with at that size; None for all of `draws`."""
 
     @abstractmethod
     def measure(self, subject: Any, draw: Draw) -> float:
@@ -67,3 +76,10 @@ class Proxy(ABC):
         Raises:
             ProxyError: the subject cannot be scored.
         """
+
+    def measure_genotype(self, genotype: Genotype, draw: Draw) -> float | None:
+        """What `measure` finds on the genotype's network, within 1e-4 of it, without building that network.
+
+        None if this proxy, or this genotype, knows no such short cut.
+        """
+        return None

@@ -18,6 +18,6 @@ class GradNorm(Proxy):
 
     def measure(self, subject: nn.Module, draw: Draw) -> float:
         assert draw.images is not None and draw.labels is not None
-        network = initialise(subject, draw.generator)
+        network = initialise(subject, draw)
         loss = cross_entropy(network, draw.images, draw.labels)
         return sum(gradient.double().norm().item() for _, gradient in by_weights(loss, network))

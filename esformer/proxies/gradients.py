@@ -44,7 +44,7 @@ def by_weights(output: Tensor, network: nn.Module, create_graph: bool = False) -
     Raises:
         ProxyError: there is none.
     """
-    theirs = weights(network)
+    theirs = list(weights(network).values())
     if output.requires_grad and theirs:
         ones = torch.ones_like(output)
         found = torch.autograd.grad(output, theirs, ones, create_graph=create_graph, allow_unused=True)

@@ -26,7 +26,7 @@ class GraSP(Proxy):
 
     def measure(self, subject: nn.Module, draw: Draw) -> float:
         assert draw.images is not None and draw.labels is not None
-        network = initialise(subject, draw.generator)
+        network = initialise(subject, draw)
         loss = cross_entropy(network, draw.images, draw.labels)
         gradients = [g for _, g in by_weights(loss, network, create_graph=True)]
         with torch.enable_grad():

@@ -25,7 +25,7 @@ class MeCo(Proxy):
 
     @torch.no_grad()
     def measure(self, subject: nn.Module, draw: Draw) -> float:
-        network = initialise(subject, draw.generator)
+        network = initialise(subject, draw)
         smallest: list[Tensor] = []
 
         def correlate(_module: nn.Module, _inputs: Any, output: Any) -> None:

@@ -24,7 +24,7 @@ class NASWOT(Proxy):
     @torch.no_grad()
     def measure(self, subject: nn.Module, draw: Draw) -> float:
         assert draw.images is not None
-        network = initialise(subject, draw.generator)
+        network = initialise(subject, draw)
         count = len(draw.images)
         kernel = torch.zeros(count, count, dtype=torch.float64)
 

@@ -1,5 +1,7 @@
 """What is done to a network before it is measured: the paper's preparation (section 3.2), and initial weights."""
 
+import math
+
 import timm.layers
 import torch
 from timm.layers import activations as timm_activations
@@ -7,6 +9,9 @@ from torch import nn
 from torch.nn.modules import activation as torch_activations
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+
+from esformer.proxies.base import Draw
+from esformer.proxies.streams import log_std
 
 NORMS = (
     *(_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm),
@@ -45,23 +50,27 @@ def prepare(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def weights(network: nn.Module) -> list[nn.Parameter]:
-    """The weights of a network: of its convolutions, linear layers and attentions, not of its norms."""
+def weights(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a network by name: of its convolutions, linear layers and attentions, not of its norms."""
     norms = {id(p) for module in network.modules() if isinstance(module, NORMS) for p in module.parameters()}
     named = network.named_parameters()
-    return [p for name, p in named if p.ndim > 1 and name.endswith("weight") and id(p) not in norms]
+    return {name: p for name, p in named if p.ndim > 1 and name.endswith("weight") and id(p) not in norms}
 
 
-def draw_weights(network: nn.Module, generator: torch.Generator, nonnegative: bool = True) -> None:
+def draw_weights(network: nn.Module, draw: Draw, nonnegative: bool = True) -> None:
     """Give every weight a Kaiming-normal value, or the absolute value of one."""
     with torch.no_grad():
-        for weight in weights(network):
+        for name, weight in weights(network).items():
             # drawn in float32 whatever the network's dtype: five times faster
-            drawn = nn.init.kaiming_normal_(torch.empty(weight.shape, dtype=torch.float32), generator=generator)
+            if draw.streams is not None:
+                drawn = draw.streams.normal(name, weight.shape) * math.exp(log_std(weight.shape))
+            else:
+                empty = torch.empty(weight.shape, dtype=torch.float32)
+                drawn = nn.init.kaiming_normal_(empty, generator=draw.generator)
             weight.copy_(drawn.abs_() if nonnegative else drawn)
 
 
-def initialise(network: nn.Module, generator: torch.Generator) -> nn.Module:
+def initialise(network: nn.Module, draw: Draw) -> nn.Module:
     """Bring a network to the start of a training, in place: Kaiming-normal weights, biases zero, norms that only norm.
 
     Batch norms use the batch's statistics; dropout and the like are off, for a score is no place for chance that the
@@ -82,7 +91,7 @@ def initialise(network: nn.Module, generator: torch.Generator) -> nn.Module:
             elif isinstance(module, nn.PReLU):
                 module.reset_parameters()
             _neutralise(module)
-    draw_weights(network, generator, nonnegative=False)
+    draw_weights(network, draw, nonnegative=False)
     return network
 
 

@@ -28,7 +28,7 @@ class Synflow(Proxy):
 
     def measure(self, subject: nn.Module, draw: Draw) -> float:
         network = prepare(subject)
-        draw_weights(network, draw.generator)
+        draw_weights(network, draw)
         output = forward(network, torch.ones(1, *draw.image_shape, dtype=self.dtype))
         return torch.stack([self.flow(w, g).sum() for w, g in by_weights(output, network)]).sum().item()
 

@@ -26,8 +26,8 @@ class ZenScore(Proxy):
 
     @torch.no_grad()
     def measure(self, subject: nn.Module, draw: Draw) -> float:
-        network = initialise(subject, draw.generator)
-        for weight in weights(network):
+        network = initialise(subject, draw)
+        for weight in weights(network).values():
             weight.normal_(generator=draw.generator)
         scales: list[Tensor] = []
         maps: list[Tensor] = []

@@ -26,7 +26,7 @@ class ZiCo(Proxy):
         assert draw.images is not None and draw.labels is not None
         if len(draw.images) < 2:
             raise ProxyError(f"{self.name} compares two halves of a batch; this one has a single image")
-        network = initialise(subject, draw.generator)
+        network = initialise(subject, draw)
         halves = [
             [gradient for _, gradient in by_weights(cross_entropy(network, images, labels), network)]
             for images, labels in zip(draw.images.tensor_split(2), draw.labels.tensor_split(2), strict=True)
