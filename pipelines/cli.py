@@ -5,15 +5,15 @@ import errno
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from esformer.errors import ESFormerError
 from pipelines.config import Config, compose, settings, to_yaml
 
 USER_ERROR = 2
 """Exit code of what the user can mend."""
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 """A disk that is full or not to be written to."""
 
 
@@ -24,11 +24,26 @@ def parse(story: str, argv: Sequence[str] | None = None) -> Config:
         story: the pipeline's docstring; heads the help.
         argv: the arguments, by default the process's own.
     """
+    return parse_with(story, argv, {})[0]
+
+
+def parse_with(
+    story: str, argv: Sequence[str] | None, flags: Mapping[str, Mapping[str, Any]]
+) -> tuple[Config, argparse.Namespace]:
+    """The same for a pipeline with flags of its own.
+
+    Args:
+        story: the pipeline's docstring; heads the help.
+        argv: the arguments, by default the process's own.
+        flags: what argparse is to know of each.
+    """
     parser = argparse.ArgumentParser(
         description=story, epilog=_explain(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", default="S0", help="S0, S1 or S2: 3.5, 6 or 12.5 million parameters (default S0)")
     parser.add_argument("--quick", action="store_true", help="the whole job in minutes, on images that come with it")
+    for name, flag in flags.items():
+        parser.add_argument(name, **flag)
     parser.add_argument("--print-config", action="store_true", help="print the configuration that would run, and stop")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="any setting listed below")
     arguments = parser.parse_intermixed_args(argv)
@@ -36,7 +51,7 @@ def parse(story: str, argv: Sequence[str] | None = None) -> Config:
     if arguments.print_config:
         print(to_yaml(config), end="")
         sys.exit()
-    return config
+    return config, arguments
 
 
 def run(main: Callable[[], object]) -> NoReturn:

@@ -24,7 +24,7 @@ from esformer.training.datasets import DataConfig
 from esformer.training.recipe import Recipe
 
 SECTIONS_WITH_FILES = ("data", "search", "recipe")
-NOT_THE_RUN = ("run", "trainer", "wandb", "data.workers")
+NOT_THE_RUN = ("run", "trainer", "wandb", "data.workers", "search.workers", "search.accelerator")
 """What may differ when a run is resumed: where it lies and on what it runs, not what it computes."""
 
 
@@ -42,17 +42,30 @@ class RunConfig:
 
 @dataclass
 class SearchConfig(Schedule):
-    """How the search goes: the schedule of section 3.5, and what the proxies see."""
+    """How the search goes: the schedule of section 3.5, what the proxies see, and who computes them."""
 
-    img_size: int = 224
-    """Height and width in pixels of the proxies' random inputs."""
+    img_size: int | None = None
+    """Height and width in pixels of the proxies' inputs (the paper's: 224). null takes the smallest that is known to
+    rank genotypes as 224 does: 161 for Entropic Score, 33 for LogSynflow."""
+    draws: int | None = None
+    """Random draws that a score is the mean of (the paper's: 3). null takes as many as such a ranking needs: 1."""
+    workers: int = 1
+    """Processes that score, in each process that torchrun or SLURM started. They change the speed, not the result."""
+    accelerator: str = "cpu"
+    """On what to score: `cpu`, `gpu` or `auto`. Scores agree to about six digits, so ranks hardly ever differ."""
     extended: bool = False
     """Search the space of Table 5, in which the residual bottleneck is an FFN too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.img_size < 32:
-            raise ConfigError(f"img_size is {self.img_size}; it must be at least 32")
+        if self.img_size is not None and self.img_size < 32:
+            raise ConfigError(f"img_size is {self.img_size}; it must be at least 32, or null")
+        for name in ("draws", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.accelerator not in ("cpu", "gpu", "auto"):
+            raise ConfigError(f"accelerator is {self.accelerator!r}; it must be cpu, gpu or auto")
 
 
 @dataclass
@@ -63,12 +76,15 @@ class BudgetConfig:
     """Most parameters, with the classifier for the classes of the data."""
     macs: float | None = None
     """Most multiply-accumulates of one image of the data's size."""
+    latency_ms: float | None = None
+    """Most milliseconds for one image of the data's size, measured on what searches (search.accelerator), on one CPU
+    thread; other load on the machine disturbs it, so on the CPU it wants search.workers=1."""
 
     def __post_init__(self) -> None:
-        for name in ("params", "macs"):
+        for name, least in (("params", 1), ("macs", 1), ("latency_ms", 0)):
             limit = getattr(self, name)
-            if limit is not None and not 1 <= limit < math.inf:
-                raise ConfigError(f"{name} is {limit}; it must be at least 1")
+            if limit is not None and not (least <= limit < math.inf and limit > 0):
+                raise ConfigError(f"{name} is {limit}; it must be {'at least 1' if least else 'above 0'}")
 
 
 @dataclass

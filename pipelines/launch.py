@@ -57,7 +57,10 @@ def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger])
     processes: dict[str, Any] = (
         dict(devices=t.devices, num_nodes=t.num_nodes, strategy="ddp") if several else dict(devices=1)
     )
-    fabric = Fabric(accelerator="cpu", callbacks=callbacks, loggers=list(made), **processes)
+    try:
+        fabric = Fabric(config.search.accelerator, callbacks=callbacks, loggers=list(made), **processes)
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise ConfigError(f"there is nothing to search on as search.accelerator asks: {error}") from None
     fabric.launch()
     return fabric
 

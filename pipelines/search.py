@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import cli
@@ -17,11 +18,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("esformer")
 
+FLAGS: dict[str, dict[str, Any]] = {
+    "--replay": dict(
+        metavar="JOURNAL", help="rebuild the result of a finished search from its journal alone, into run.dir"
+    ),
+    "--speed": dict(
+        metavar="GENOTYPES",
+        type=int,
+        nargs="?",
+        const=100,
+        help="measure how fast this machine scores so many genotypes of the size, and how small inputs rank them",
+    ),
+    "--late": dict(metavar="JOURNAL", help="with --speed: rank the last genotypes of this search too"),
+}
+
 
 def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "Genotype":
     """The search stage: runs it, or goes on with it; leaves `genotype.yaml` and `search.png` in the run's folder."""
-    from callbacks.pictures import SearchPicture
     from callbacks.progress import SearchProgress
+    from callbacks.search import SearchHistory, SearchLog
     from esformer.genotype import Genotype
     from esformer.space import SearchSpace
     from pipelines.launch import search_fabric
@@ -33,7 +48,7 @@ def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "G
             raise RunError(f"{run.genotype} is of space {genotype.space}, which this run does not search")
         return genotype
     progress = SearchProgress(bar=sys.stdout.isatty() and is_main())
-    fabric = search_fabric(config, [progress, SearchPicture(run.path)], loggers)
+    fabric = search_fabric(config, [progress, SearchHistory(run.path), SearchLog()], loggers)
     search_stage = stage(config, checkpoint=run.journal, fabric=fabric)
     log.info("space %s holds %.3g genotypes", search_stage.space.name, search_stage.space.cardinality)
     result = search_stage.run()
@@ -60,12 +75,16 @@ def stage(config: Config, **where: Any) -> "SearchStage":
     limits = vars(config.budget)
     return SearchStage(
         SearchSpace.for_size(config.size, config.search.extended),
-        Budget(**{name: None if limit is None else int(limit) for name, limit in limits.items()}),
+        Budget(
+            **{name: limit if limit is None or name == "latency_ms" else int(limit) for name, limit in limits.items()}
+        ),
         config.search,
         seed=config.seed,
         img_size=config.search.img_size,
+        draws=config.search.draws,
         cost_img_size=config.data.img_size,
         num_classes=config.data.num_classes or 1000,
+        workers=config.search.workers,
         **where,
     )
 
@@ -76,10 +95,13 @@ def search_summary(config: Config, run: "RunFolder", genotype: "Genotype") -> di
     from esformer.search.journal import JournalError, read
 
     price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
-    journal = read(run.journal)
-    if not journal:
+    last, scores = None, {}
+    for evaluation in read(run.journal):
+        last = evaluation
+        if evaluation.genotype == genotype.to_dict():
+            scores = evaluation.scores
+    if last is None:
         raise JournalError(f"{run.journal} holds no evaluation, but {run.genotype} was found; choose another run.dir")
-    last = journal[-1]
     return {
         "size": config.size,
         "genotype": str(run.genotype),
@@ -87,13 +109,46 @@ def search_summary(config: Config, run: "RunFolder", genotype: "Genotype") -> di
         "macs": price.macs,
         "search_evaluations": last.evaluation,
         "search_seconds": last.elapsed,
-        "search_score": {last.proxy: max(e.score for e in journal if e.phase == last.phase)},
+        "search_score": scores,
     }
+
+
+def replay(journal: Path, folder: Path) -> dict[str, Any]:
+    """The result of a finished search from its journal alone: its genotype, table and pictures, in a folder."""
+    from callbacks.search import SearchHistory
+    from esformer.search.stage import replay as rebuild
+    from pipelines.run import RunError, show, start_logging
+
+    start_logging()
+    genotype = folder / "genotype.yaml"
+    if genotype.exists():
+        raise RunError(f"{genotype} exists already; choose another run.dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    result = rebuild(journal, callbacks=[SearchHistory(folder)])
+    result.genotype.save(genotype, comment=f"rebuilt from {journal}\nof {result.evaluations} evaluations")
+    summary = {
+        "journal": str(journal),
+        "genotype": str(genotype),
+        "params": result.cost.params,
+        "macs": result.cost.macs,
+        "search_evaluations": result.evaluations,
+        "search_seconds": result.seconds,
+        "search_score": result.scores,
+    }
+    show(summary)
+    return summary
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Search alone: a genotype file comes out."""
-    config = cli.parse(__doc__, argv)
+    config, flags = cli.parse_with(__doc__, argv, FLAGS)
+    if flags.speed is not None:
+        from pipelines.speed import speed
+
+        return speed(config, flags.speed, flags.late)
+    if flags.replay:
+        journal = Path(flags.replay)
+        return replay(journal, Path(config.run.dir) if config.run.dir else journal.parent / "replay")
     from pipelines.launch import prepare
 
     with prepare("search", config, argv) as (run, loggers):

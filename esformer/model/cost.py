@@ -7,6 +7,7 @@ Below, a convolution with its norm has a weight, a bias, a scale and a shift for
 parameters, and `(weights + 2 * out) * positions` MACs.
 """
 
+import math
 from dataclasses import asdict, dataclass
 
 from esformer.choices import bottleneck_width
@@ -108,20 +109,23 @@ def _downsample_attention(chs: int, out: int, before: int, after: int) -> tuple[
 
 @dataclass(frozen=True)
 class Budget:
-    """What a genotype may cost at most; None is no limit.
+    """What a genotype may cost at most, in any combination; None is no limit.
 
     Args:
         params: parameters.
         macs: multiply-accumulates of one image.
+        latency_ms: milliseconds of one image. It has to be measured (`esformer.model.latency`), and is a limit of its
+            own: `allows` knows the closed form alone.
     """
 
     params: int | None = None
     macs: int | None = None
+    latency_ms: float | None = None
 
     def __post_init__(self) -> None:
         for name, limit in asdict(self).items():
-            if limit is not None and limit <= 0:
-                raise ESFormerError(f"budget.{name} is {limit}; it must be above 0")
+            if limit is not None and not 0 < limit < math.inf:
+                raise ESFormerError(f"budget.{name} is {limit}; it must be above 0 and finite")
 
     @classmethod
     def for_size(cls, size: str) -> "Budget":
@@ -132,8 +136,15 @@ class Budget:
         return cls(params=budgets[size])
 
     def allows(self, cost: Cost) -> bool:
+        """Whether parameters and MACs are within the budget."""
         return (self.params is None or cost.params <= self.params) and (self.macs is None or cost.macs <= self.macs)
+
+    def allows_latency(self, ms: float) -> bool:
+        """Whether a measured latency is within the budget."""
+        return self.latency_ms is None or ms <= self.latency_ms
 
     def __str__(self) -> str:
         limits = [f"{getattr(self, name):,} {name}" for name in ("params", "macs") if getattr(self, name) is not None]
+        if self.latency_ms is not None:
+            limits.append(f"{self.latency_ms:,g} ms latency")
         return " and ".join(limits) or "no limit"

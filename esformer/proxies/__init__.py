@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from esformer.genotype import Genotype
-from esformer.model.esformer import Attention2d, Attention2dDownsample, ESFormer
+from esformer.model.esformer import MIN_IMAGE, Attention2d, Attention2dDownsample, ESFormer
 from esformer.proxies.activations import Activations
 from esformer.proxies.base import Draw, Proxy, ProxyError, Subject
 from esformer.proxies.entropic_score import EntropicScore
@@ -114,7 +114,11 @@ def score(
         images, labels = _check_batch(proxy, images, labels)
         height, width = images.shape[-2:]
     draws = proxy.draws if draws is None else draws
-    genotype = subject if isinstance(subject, Genotype) and not reference else None
+    if draws < 1:
+        raise ProxyError(f"a score is the mean of {draws} draws; it takes at least 1")
+    genotype = None
+    if isinstance(subject, Genotype) and not reference and min(height, width) >= MIN_IMAGE:  # the network refuses less
+        genotype = subject
     measured: Subject | None = subject if proxy.needs == "genotype" else None
     total = 0.0
     try:
@@ -181,14 +185,14 @@ def _quiet() -> Iterator[None]:
     """What is global stays as it was: threads, random state, the fused attention that bypasses modules.
 
     On one thread sums come out the same to the last bit whatever the number of cores, and parallel searches do not
-    collide.
+    collide. Kept weights must not come from an inference mode, which would make them useless after it.
     """
     threads, fused = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
     torch.set_num_threads(1)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # of the ways to compute attention, only the plain one can be differentiated twice, as GraSP does
-        with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+        with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), torch.inference_mode(False):
             yield
     finally:
         torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from esformer.genotype import Genotype
 from esformer.proxies.base import Draw, Needs, Proxy, ProxyError
 from esformer.proxies.prepare import draw_weights, prepare
-from esformer.proxies.scaled import NotSaturatedError, ScaledNetwork
+from esformer.proxies.scaled import NOTHING, NotSaturatedError, ScaledNetwork
 
 EPSILON = 1e-12
 """The paper's small constant, too small to matter: a log a tends to 0 with a."""
@@ -37,7 +37,7 @@ class EntropicScore(Proxy):
     )
     draws: ClassVar[int] = 3
     dtype: ClassVar[torch.dtype] = torch.float64
-    search_img_size: ClassVar[int] = 192
+    search_img_size: ClassVar[int] = 161
     search_draws: ClassVar[int | None] = 1
 
     def __init__(self, reading: Reading = "tensor") -> None:
@@ -84,7 +84,8 @@ class EntropicScore(Proxy):
         if self.reading == "tensor":
             a, maximum = values.flatten(), values.amax()
             return (maximum.log() * a.sum() - torch.dot(a, a.log())) / (maximum * len(a))
-        a = (values / values.amax(1 if self.reading == "position" else 0, keepdim=True)).flatten()
+        maximum = values.amax(1 if self.reading == "position" else 0, keepdim=True)
+        a = (values / maximum.clamp_min_(NOTHING)).flatten()  # where nothing is active, of entropy 0
         return -torch.dot(a, a.log()) / len(a)
 
     def entropy(self, activation: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from esformer.genotype import Genotype
 from esformer.proxies.base import Draw
-from esformer.proxies.scaled import NotSaturatedError, ScaledNetwork
+from esformer.proxies.scaled import NotSaturatedError, ScaledNetwork, Weight
 from esformer.proxies.synflow import Synflow
 
 LARGE = 60.0
@@ -26,36 +26,37 @@ class LogSynflow(Synflow):
     name = "log_synflow"
     source: ClassVar[str] = "FreeREA: Training-Free Evolution-based Architecture Search (WACV 2023), section 3.2"
 
-    search_img_size: ClassVar[int] = 64
+    search_img_size: ClassVar[int] = 33
     search_draws: ClassVar[int | None] = 1
 
     def measure_genotype(self, genotype: Genotype, draw: Draw) -> float | None:
         if draw.streams is None:
             return None
         network = ScaledNetwork(genotype, draw.streams)
+        ones = torch.ones(draw.image_shape, dtype=torch.float32, device=draw.device)
         try:
             with torch.enable_grad():
-                output, log_scale = network.output(torch.ones(draw.image_shape, device=draw.device))
+                output, log_scale = network.output(ones)
         except NotSaturatedError:
             return None
         gradients = torch.autograd.grad(output, [weight.magnitude for weight in network.weights])
-        flows = [
-            math.exp(weight.log_std) * torch.dot(weight.magnitude.detach().flatten(), _log1p(gradient.flatten(), scale))
-            for weight, gradient in zip(network.weights, gradients, strict=True)
-            # the gradient of a weight w = magnitude * std is this one's divided by std
-            for scale in [log_scale - weight.log_std]
-        ]
+        flows = [_flow(w, gradient, log_scale) for w, gradient in zip(network.weights, gradients, strict=True)]
         return torch.stack(flows).double().sum().item()
 
     def flow(self, weight: Tensor, gradient: Tensor) -> Tensor:
         return (weight * gradient.abs().log1p()).abs()
 
 
-def _log1p(gradient: Tensor, log_scale: float) -> Tensor:
-    """log(1 + gradient * exp(log_scale)), whatever the scale; overwrites the gradient."""
+def _flow(weight: Weight, gradient: Tensor, log_scale: float) -> Tensor:
+    """The sum of w log(1 + dR/dw) over a weight w = magnitude * std, from dR/d magnitude, which lacks a factor."""
+    log_scale -= weight.log_std
     if log_scale < LARGE:
-        return gradient.mul_(math.exp(log_scale)).log1p_()
-    smallest = torch.finfo(gradient.dtype).tiny
-    dead = gradient < smallest if gradient.amin() < smallest else None  # taps of a kernel that see padding only
-    logarithm = gradient.clamp_min_(smallest).log_().add_(log_scale)
-    return logarithm if dead is None else logarithm.masked_fill_(dead, 0)
+        logarithm = gradient.mul_(math.exp(log_scale)).log1p_()
+    else:
+        smallest = torch.finfo(gradient.dtype).tiny
+        large_kernel = gradient.ndim == 4 and gradient.shape[-1] > 1  # may have taps that see padding only
+        dead = gradient < smallest if large_kernel and gradient.amin() < smallest else None
+        logarithm = gradient.clamp_min_(smallest).log_().add_(log_scale)
+        if dead is not None:
+            logarithm.masked_fill_(dead, 0)
+    return math.exp(weight.log_std) * torch.dot(weight.magnitude.detach().flatten(), logarithm.flatten())

@@ -10,6 +10,7 @@ about six digits, in a fraction of the time: nothing is built, and the weights a
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ SATURATED = 30.0
 
 SMALLEST = 1e-30
 """What the ReLU leaves instead of zeros."""
+
+NOTHING = 1e10 * SMALLEST
+"""An activation below this has come from those alone: 0 in the network."""
 
 Size = tuple[int, int]
 Tap = Callable[[Tensor], None]
@@ -123,7 +127,10 @@ class ScaledNetwork:
         reach = min(kernel // 2, max(x.size) - 1)
         if beyond := kernel // 2 - reach:  # taps that see nothing but padding, wherever they stand
             weight = weight[:, :, beyond:-beyond, beyond:-beyond]
-        image = F.conv2d(x.image(), weight, stride=stride, padding=reach, groups=groups)
+        if groups == x.channels > 1 and stride == 1 and reach > 1:
+            image = _LargeDepthwise.apply(x.image(), weight, reach)
+        else:
+            image = F.conv2d(x.image(), weight, stride=stride, padding=reach, groups=groups)
         return FeatureMap(_flat(image), x.log_scale + scale, (image.shape[2], image.shape[3]))
 
     def _depthwise(self, x: FeatureMap, layer: str, kernel: int, stride: int = 1) -> FeatureMap:
@@ -198,6 +205,27 @@ class ScaledNetwork:
         local = self._depthwise(value, f"{name}.v_local.conv", 3, stride)
         attended = (weights @ _heads(value, heads)).transpose(0, 1).reshape(local.values.shape)
         return _sum(FeatureMap(attended, value.log_scale + log_scale, local.size), local)
+
+
+class _LargeDepthwise(torch.autograd.Function):
+    """A depthwise convolution whose gradients are depthwise convolutions again: several times faster on CPUs.
+
+    Theirs for the weight of a 5x5 or 7x7 kernel runs at a tenth of what the forward does (oneDNN 3.13).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, weight: Tensor, padding: int) -> Tensor:
+        ctx.save_for_backward(image, weight)
+        ctx.padding = padding
+        return F.conv2d(image, weight, padding=padding, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        image, weight = ctx.saved_tensors
+        channels = len(weight)
+        by_image = F.conv2d(gradient, weight.flip(2, 3), padding=ctx.padding, groups=channels)
+        by_weight = F.conv2d(image, gradient.transpose(0, 1), padding=ctx.padding, groups=channels)
+        return by_image, by_weight.transpose(0, 1), None
 
 
 def _heads(x: FeatureMap, heads: int) -> Tensor:

@@ -3,21 +3,24 @@
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from esformer.errors import ESFormerError
+from esformer.model.latency import Latency
 
-FORMAT = 1
+FORMAT = 2
+"""The version of the file format, written as `"journal": 2`."""
 
 
 class JournalError(ESFormerError):
     """A journal that this search cannot go on with; nothing in it was changed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """One line of the journal.
 
@@ -25,11 +28,11 @@ class Evaluation:
         evaluation: counted from 1.
         phase: name of the phase that asked for it.
         origin: sample, seed, mutation or crossover.
-        proxy: what was measured.
-        score: its value; higher is better.
+        scores: what each proxy of the phase gives it; higher is better.
         params: parameters of the genotype.
         macs: multiply-accumulates of one image.
-        seconds: time the scoring took; 0 if the score was known.
+        latency_ms: milliseconds of one image, if the budget limits them.
+        seconds: time the scoring took; 0 if the scores were known.
         elapsed: seconds of search until then, over all its sessions.
         genotype: as `Genotype.to_dict` gives it.
     """
@@ -37,88 +40,152 @@ class Evaluation:
     evaluation: int
     phase: str
     origin: str
-    proxy: str
-    score: float
+    scores: dict[str, float]
     params: int
     macs: int
+    latency_ms: float | None
     seconds: float
     elapsed: float
     genotype: dict[str, Any]
 
 
 class Journal:
-    """A list of evaluations that is on disk as soon as it is appended to.
+    """The evaluations of a search, each on disk as soon as it is appended; none stays in memory.
+
+    Beside them the file keeps every latency that was measured, for a resumed search must decide as it did before.
 
     Args:
         header: what the search is: space, seed, budget, schedule. A journal of another search is refused.
-        path: the file; None keeps the journal in memory.
+        path: the file; by default a temporary one.
 
     Raises:
-        JournalError: the file is no journal, or one of another search.
+        JournalError: the file is no journal, or one of another search or format.
     """
 
     def __init__(self, header: dict[str, Any], path: str | os.PathLike[str] | None = None) -> None:
         self.header = {"journal": FORMAT, **header}
-        self.path = None if path is None else Path(path)
-        self.recorded: list[Evaluation] = []
-        if self.path is not None and self.path.exists() and self.path.stat().st_size > 0:
-            self.recorded = self._recover(self.path)
-        elif self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.latencies: dict[str, Latency] = {}
+        """Every latency measured, by the genotype's digest."""
+        self._temporary = tempfile.NamedTemporaryFile(suffix=".jsonl") if path is None else None  # noqa: SIM115
+        self.path = Path(path if self._temporary is None else self._temporary.name)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._count = 0
+        self._end = self._check() if self.path.exists() else 0
+        self._file: IO[bytes] | None = None
+        if self._end == 0:
             self._write(self.header)
 
     def append(self, evaluation: Evaluation) -> None:
-        self.recorded.append(evaluation)
-        self._write(asdict(evaluation))
+        self._write({name: getattr(evaluation, name) for name in FIELDS})
+        self._count += 1
+
+    def append_latency(self, digest: str, latency: Latency) -> None:
+        self._write({"latency_of": digest, **asdict(latency)})
+        self.latencies[digest] = latency
 
     def __len__(self) -> int:
-        return len(self.recorded)
+        return self._count
 
     def __iter__(self) -> Iterator[Evaluation]:
-        return iter(self.recorded)
+        """The evaluations, read from the file."""
+        yield from read(self.path)  # and keep a temporary file meanwhile
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which may read the file."""
+        return vars(self) | {"_file": None, "_temporary": None}
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        if self._file is None:
+            self._file = self.path.open("ab", buffering=0)
+            self._file.truncate(self._end)  # a last line that a kill tore off goes
+        data = _dump(line)
+        written = self._file.write(data)
+        if written != len(data):  # a disk that fills up takes a part, and says at the rest that it is full
+            self._file.write(data[written:])
 
-    def _recover(self, path: Path) -> list[Evaluation]:
-        """The evaluations in the file. A last line that a kill tore off is cut away."""
-        whole, newline, torn = path.read_bytes().rpartition(b"\n")
-        lines = whole.split(b"\n")
-        if not newline:  # not even the header is whole
-            if not json.dumps(self.header).encode().startswith(torn):
-                raise JournalError(f"{path} is not a journal; choose another file")
-            self._truncate(path, 0)
-            self._write(self.header)
-            return []
-        header = _parse(lines[0], f"{path}: line 1")
+    def _check(self) -> int:
+        """See whose journal the file is, count its evaluations, and give the bytes that are whole lines."""
+        with self.path.open("rb") as file:
+            first = file.readline()
+        if not first.endswith(b"\n"):
+            if not _dump(self.header).startswith(first):  # nor is it the beginning of ours
+                raise JournalError(f"{self.path} is not a journal; choose another file")
+            return 0
+        header = _parse(first, f"{self.path}: line 1")
         if header != self.header:
-            keys = [key for key in {**self.header, **header} if self.header.get(key) != header.get(key)]
-            differences = "; ".join(f"{key} was {header.get(key)}, is {self.header.get(key)}" for key in keys)
-            raise JournalError(f"{path} is the journal of another search: {differences}; choose another folder")
-        recorded = [_evaluation(line, f"{path}: line {n}") for n, line in enumerate(lines[1:], start=2)]
-        if torn:
-            self._truncate(path, len(whole) + 1)
-        return recorded
+            raise JournalError(f"{self.path} is the journal of another search: {self._differences(header)}")
+        for number, line in _lines(self.path):
+            if isinstance(line, Evaluation):
+                self._count += 1
+                if line.evaluation != self._count:
+                    raise JournalError(
+                        f"{self.path}: line {number} is evaluation {line.evaluation}, but {self._count} comes next;"
+                        " move the file away to start anew"
+                    )
+            else:
+                self.latencies |= line
+        return _whole(self.path)
 
-    @staticmethod
-    def _truncate(path: Path, size: int) -> None:
-        with path.open("r+b") as file:
-            file.truncate(size)
+    def _differences(self, header: dict[str, Any]) -> str:
+        if header.get("journal") != FORMAT:
+            return f"its format is {header.get('journal')}, and this version writes {FORMAT}; choose another folder"
+        keys = [key for key in {**self.header, **header} if self.header.get(key) != header.get(key)]
+        differences = "; ".join(f"{key} was {header.get(key)}, is {self.header.get(key)}" for key in keys)
+        return f"{differences}; choose another folder"
 
 
-def read(path: str | os.PathLike[str]) -> list[Evaluation]:
-    """The evaluations of a journal file, without opening it for a search.
+FIELDS = tuple(field.name for field in fields(Evaluation))
+
+
+def read(path: str | os.PathLike[str]) -> Iterator[Evaluation]:
+    """The evaluations of a journal file, one after the other, without opening it for a search.
 
     Raises:
         JournalError: there is no such file, or it is not a journal.
     """
+    read_header(path)
+    return (line for _, line in _lines(path) if isinstance(line, Evaluation))
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What search a journal is of.
+
+    Raises:
+        JournalError: there is no such file, it is not a journal, or one of another format.
+    """
     try:
-        whole = Path(path).read_bytes().rpartition(b"\n")[0]
+        with Path(path).open("rb") as file:
+            header = _parse(file.readline(), f"{path}: line 1")
     except OSError as error:
         raise JournalError(f"{path} cannot be read: {error.strerror}") from None
-    return [_evaluation(line, f"{path}: line {n}") for n, line in enumerate(whole.split(b"\n")[1:], start=2)]
+    if header.get("journal") != FORMAT:
+        raise JournalError(f"{path} has format {header.get('journal')}, and this version reads {FORMAT}")
+    return header
+
+
+def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, Evaluation | dict[str, Latency]]]:
+    """The whole lines below the header and their numbers: evaluations, and latencies by digest."""
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number > 1 and line.endswith(b"\n"):
+                yield number, _line(line, f"{path}: line {number}")
+
+
+def _whole(path: Path) -> int:
+    """Bytes up to the end of the last whole line."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL))
+        tail = file.read()
+    return size - len(tail) + tail.rfind(b"\n") + 1
+
+
+TAIL = 1 << 20
+"""Bytes longer than any line."""
+
+
+def _dump(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
@@ -131,11 +198,14 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _evaluation(line: bytes, where: str) -> Evaluation:
+def _line(line: bytes, where: str) -> Evaluation | dict[str, Latency]:
+    content = _parse(line, where)
     try:
-        evaluation = Evaluation(**_parse(line, where))
-        if math.isfinite(evaluation.score) and math.isfinite(evaluation.elapsed):
+        if "latency_of" in content:
+            return {content.pop("latency_of"): Latency(**content)}
+        evaluation = Evaluation(**content)
+        if all(map(math.isfinite, (evaluation.elapsed, *evaluation.scores.values()))):
             return evaluation
-    except (TypeError, OverflowError):
+    except (TypeError, AttributeError, OverflowError):
         pass
     raise JournalError(f"{where} is not an evaluation; move the file away to start anew")

@@ -17,7 +17,7 @@ class Phase:
     Args:
         name: such as `multi-start 3`, `topology 1` or `size 2`; unique in a search.
         genes: the group of genes that change.
-        proxy: the proxy that ranks.
+        proxies: the proxies that rank; of several the sum, each divided by its largest in the population (FreeREA).
         population: genotypes alive at a time.
         tournament: genotypes drawn to find parents among.
         length: how long it lasts, in the unit of its schedule.
@@ -26,7 +26,7 @@ class Phase:
 
     name: str
     genes: Group
-    proxy: str
+    proxies: tuple[str, ...]
     population: int
     tournament: int
     length: float
@@ -35,7 +35,11 @@ class Phase:
 
 @dataclass
 class Schedule:
-    """How a search goes (section 3.5). The defaults are the paper's for S0 and S1."""
+    """How a search goes (section 3.5). The defaults are the paper's for S0 and S1.
+
+    A proxy may be several, such as `entropic_score+log_synflow`: their sum, each divided by its largest value in the
+    population, as FreeREA does.
+    """
 
     unit: str = "minutes"
     """What the lengths below are counted in: `minutes` (the paper's) or `evaluations` (exactly reproducible)."""
@@ -63,11 +67,17 @@ class Schedule:
     """The proxy that ranks in topology phases, where FFN kinds, kernels and heads change."""
     size_proxy: str = "log_synflow"
     """The proxy that ranks in size phases, where widths, expansion ratios and head dimensions change."""
+    joint_proxy: str | None = None
+    """If set, topology and size are not decoupled (Table 5): in all phases after the multi-start all genes change, and
+    this proxy ranks."""
+    in_flight: int = 16
+    """Genotypes that are being scored while the next are bred. A search by evaluations finds the same genotype on any
+    number of workers up to about this many; another number is another search."""
 
     def __post_init__(self) -> None:
         if self.unit not in ("minutes", "evaluations"):
             raise ESFormerError(f"unit is {self.unit!r}; it must be minutes or evaluations")
-        for name in ("starts", "start_length", "phase_length", "seeds"):
+        for name in ("starts", "start_length", "phase_length", "seeds", "in_flight"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ESFormerError(f"{name} is {getattr(self, name)}; it must be above 0")
         for prefix in ("start_", ""):
@@ -86,32 +96,35 @@ class Schedule:
         if not self.starts * self.start_length <= self.total < math.inf:
             raise ESFormerError(f"total is {self.total}; the multi-start alone takes {self.starts * self.start_length}")
 
-    def phases(self) -> list[Phase]:
-        """Every phase in order."""
-        phases = [
-            Phase(
-                f"multi-start {i + 1}",
-                "all",
-                self.start_proxy,
-                self.start_population,
-                self.start_tournament,
-                self.start_length,
-                seeded=False,
-            )
+    def steps(self) -> list[list[Phase]]:
+        """The phases in order; those of one step, the populations of the multi-start, evolve side by side."""
+        small, large = (self.start_population, self.start_tournament), (self.population, self.tournament)
+        starts = [
+            Phase(f"multi-start {i + 1}", "all", _proxies(self.start_proxy), *small, self.start_length, seeded=False)
             for i in range(self.starts)
         ]
+        steps = [starts]
+        turns: list[tuple[Group, str]] = [("topology", self.topology_proxy), ("size", self.size_proxy)]
+        if self.joint_proxy is not None:
+            turns = [("all", self.joint_proxy)]
         left = self.total - self.starts * self.start_length
-        turns: tuple[tuple[Group, str], ...] = (("topology", self.topology_proxy), ("size", self.size_proxy))
         while left > 1e-9:
-            cycle, turn = divmod(len(phases) - self.starts, 2)
+            cycle, turn = divmod(len(steps) - 1, len(turns))
             genes, proxy = turns[turn]
+            name = "joint" if genes == "all" else genes
             length = min(self.phase_length, left)
-            phases.append(
-                Phase(f"{genes} {cycle + 1}", genes, proxy, self.population, self.tournament, length, seeded=True)
-            )
+            steps.append([Phase(f"{name} {cycle + 1}", genes, _proxies(proxy), *large, length, seeded=True)])
             left -= length
-        return phases
+        return steps
+
+    def phases(self) -> list[Phase]:
+        """Every phase in order."""
+        return [phase for step in self.steps() for phase in step]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as the journal keeps them."""
         return {field.name: getattr(self, field.name) for field in fields(Schedule)}
+
+
+def _proxies(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split("+"))

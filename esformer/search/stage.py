@@ -3,87 +3,66 @@
 import os
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 
+from esformer.choices import choices_of
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost, cost
-from esformer.proxies import get, score
-from esformer.search.evolution import Best, Offspring, Population, Scored, cheapest, first_generation, generation
-from esformer.search.journal import Evaluation, Journal, JournalError
+from esformer.model.latency import Latency, measure_latency
+from esformer.proxies import get
+from esformer.search.callback import SearchCallback, SearchResult
+from esformer.search.evolution import Evolution, Offspring, Ranking, Scored, cheapest
+from esformer.search.journal import Evaluation, Journal, JournalError, read_header
 from esformer.search.schedule import Phase, Schedule
+from esformer.search.team import Measured, Scorer, Task, Team, gather
 from esformer.space import SearchSpace
 
-BATCH = 4
-"""Genotypes of a first generation that are scored between two looks at the clock, whatever the number of ranks."""
-STALE_GENERATIONS = 200
-"""A phase that breeds nothing new for so many generations is over: the budget leaves it nothing to find."""
+__all__ = ["SearchCallback", "SearchResult", "SearchStage", "replay", "search"]
 
-
-class SearchCallback:
-    """What happens in a search, for those who want to know. A Lightning callback may be one too."""
-
-    def on_search_start(self, stage: "SearchStage") -> None:
-        """Before the first phase; what an earlier session left is in `stage.journal`."""
-
-    def on_phase_start(self, stage: "SearchStage", phase: Phase) -> None:
-        """Before a phase that is not wholly in the journal already."""
-
-    def on_evaluation(self, stage: "SearchStage", evaluation: Evaluation) -> None:
-        """After each new line of the journal."""
-
-    def on_phase_end(self, stage: "SearchStage", phase: Phase, best: Scored) -> None:
-        """After a phase, with the best that it found."""
-
-    def on_search_end(self, stage: "SearchStage", result: "SearchResult") -> None:
-        """After the last phase."""
+STALE = 600
+"""A phase that breeds nothing new for so many genotypes is over: the budget leaves it nothing to find."""
 
 
 @dataclass(frozen=True)
-class SearchResult:
-    """What a search found.
+class _Asked:
+    """A genotype that was asked for: its line in the journal, or the number under which its scores will be known."""
 
-    Args:
-        genotype: the best of the last phase.
-        score: what that phase's proxy gives it.
-        cost: what it costs.
-        evaluations: how many there were.
-        seconds: how long the search took, over all its sessions.
-        journal: every evaluation.
-    """
-
-    genotype: Genotype
-    score: float
-    cost: Cost
-    evaluations: int
-    seconds: float
-    journal: Journal
+    evolution: Evolution
+    offspring: Offspring
+    line: Evaluation | None
+    lacking: tuple[str, ...] = ()
+    number: int | None = None
 
 
 class SearchStage:
     """A search by decoupled evolution (section 3.5) that can be killed at any moment and goes on where it was.
 
     The evolution is a pure function of its arguments and, if the schedule counts minutes, of the clock readings that
-    the journal keeps. So a resumed search runs it again from the start, taking the scores it already knows from the
-    journal, and every rank runs the same evolution; only the scoring is shared out.
+    the journal keeps. Always `schedule.in_flight` genotypes are being scored, and their scores are taken in the order
+    in which they were asked for, whoever scores them. So the same seed finds the same genotype on any number of
+    processes, and a resumed search runs the evolution again from the start, with the scores of the journal.
 
     Args:
         space: the genotypes to choose from.
         budget: what a genotype may cost.
         schedule: the phases.
         seed: of the evolution and of the proxies' random draws.
-        img_size: pixels of the proxies' inputs.
-        cost_img_size: pixels of the images for which MACs are counted.
+        img_size: pixels of the proxies' inputs; None for the smallest input that ranks as 224 does, proxy by proxy.
+        draws: how many measurements a score is the mean of; None for as many as suffice there.
+        cost_img_size: pixels of the images for which MACs are counted and latencies measured.
         num_classes: classes of the classifier whose parameters are counted.
-        callbacks: SearchCallbacks.
-        loggers: Lightning loggers; they get `search/...` after every evaluation.
+        workers: processes that score on each rank; they do not change what is found, only how fast.
+        callbacks: SearchCallbacks; they are called on rank 0.
+        loggers: Lightning loggers, for the callbacks to log to (as `callbacks.search.SearchLog` does).
         checkpoint: the journal's file; if it exists, the search goes on from it.
         fabric: a launched Fabric to run on instead of one process on the CPU (it brings its own callbacks and loggers).
+            Every rank scores, rank 0 evolves.
 
     Raises:
         ESFormerError: no genotype fits the budget, or the schedule names a proxy that there is not.
@@ -96,208 +75,267 @@ class SearchStage:
         budget: Budget,
         schedule: Schedule,
         seed: int = 0,
-        img_size: int = 224,
+        img_size: int | None = None,
+        draws: int | None = None,
         cost_img_size: int = 224,
         num_classes: int = 1000,
+        workers: int = 1,
         callbacks: Sequence[Any] = (),
         loggers: Iterable[Any] = (),
         checkpoint: str | os.PathLike[str] | None = None,
         fabric: Fabric | None = None,
     ) -> None:
         self.space, self.budget, self.schedule, self.seed = space, budget, schedule, seed
-        self.img_size, self.cost_img_size, self.num_classes = img_size, cost_img_size, num_classes
-        self.checkpoint = checkpoint
+        self.img_size, self.draws = img_size, draws
+        self.cost_img_size, self.num_classes = cost_img_size, num_classes
+        self.workers, self.checkpoint = workers, checkpoint
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1, callbacks=list(callbacks), loggers=list(loggers))
+        self._check()
+        self._latencies: dict[str, Latency] = {}
         self.cheapest = self._cheapest()
-        for phase in schedule.phases():
-            proxy = get(phase.proxy)
-            if not proxy.higher_is_better:
-                raise ESFormerError(f"{proxy.name} is better when lower, and a search maximises")
-            if proxy.needs == "batch":
-                raise ESFormerError(f"{proxy.name} looks at real images, and a search has none; choose another proxy")
-        self.journal = Journal(self._header())
-        self._replay: list[Evaluation] = []
-        self._known: dict[tuple[str, str], float] = {}
-        self._asked = 0
-        self._elapsed = self._resumed_at = self._began = 0.0
+        self.journal = Journal(self.header())
+        self._start(())
 
     def cost(self, genotype: Genotype) -> Cost:
         """What a genotype of this search costs."""
         return cost(genotype, self.cost_img_size, self.num_classes)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The search so far, as plain containers."""
-        return {"header": self._header(), "evaluations": [asdict(evaluation) for evaluation in self.journal]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict` when run; not with a checkpoint file, which is a state of its own."""
-        if self.checkpoint is not None:
-            raise JournalError(f"this search goes on from its checkpoint file, {self.checkpoint}")
-        if state["header"] != self._header():
-            raise JournalError("the state is of another search")
-        self._replay = [Evaluation(**evaluation) for evaluation in state["evaluations"]]
-        self.journal.recorded = list(self._replay)
-
     def run(self) -> SearchResult:
-        """Run all phases, or what is left of them."""
-        self._open_journal()
-        self.fabric.call("on_search_start", self)
-        found: list[Scored] = []
-        end = 0.0  # of each phase as planned, so that what one takes too long does not add up
-        for phase in self.schedule.phases():
-            seeds = sorted(found, key=_score, reverse=True) if phase.seeded else []
-            end += phase.length
-            best = self._evolve(phase, [seed.genotype for seed in seeds], end)
-            found = best if phase.seeded else found + best  # the multi-start's populations seed together
-        best_of_all = max(found, key=_score)
-        result = SearchResult(
-            best_of_all.genotype,
-            best_of_all.score,
-            self.cost(best_of_all.genotype),
-            self._asked,
-            self._elapsed,
-            self.journal,
-        )
-        self.fabric.call("on_search_end", self, result)
-        return result
+        """Run all phases, or what is left of them.
 
-    def _evolve(self, phase: Phase, seeds: list[Genotype], end: float) -> list[Scored]:
-        """One phase, up to the given minute or evaluation of the search; returns its best, the best first."""
-        rng = random.Random(f"{self.seed}/{phase.name}")
-        population, best = Population(phase.population), Best(self.schedule.seeds)
-        stale, announced = 0, False
-
-        def left() -> int:
-            """How many more evaluations the phase may ask for now."""
-            if self.schedule.unit == "evaluations":
-                return round(end) - self._asked
-            return BATCH if self._elapsed < end * 60 or not best.ranking else 0
-
-        waiting = first_generation(self.space, seeds, phase.population, rng, phase.genes, self._allowed, self.cheapest)
-        while left() > 0 and stale < STALE_GENERATIONS:
-            offspring, waiting = waiting[:BATCH], waiting[BATCH:]
-            if not offspring:
-                offspring = generation(self.space, population, phase.tournament, rng, phase.genes, self._allowed)
-            offspring = offspring[: left()]
-            if not announced and self._asked + len(offspring) > len(self._replay):  # not all of it is replayed
-                self.fabric.call("on_phase_start", self, phase)
-                announced = True
-            known = len(self._known)
-            for scored in self._evaluate(phase, offspring):
-                population.add(scored)
-                best.add(scored)
-            stale = 0 if len(self._known) > known or waiting else stale + 1
-        if announced:
-            self.fabric.call("on_phase_end", self, phase, best.ranking[0])
-        return best.ranking
-
-    def _evaluate(self, phase: Phase, offspring: list[Offspring]) -> list[Scored]:
-        """Score the offspring, from the journal, from memory or on all ranks, and put them on record."""
-        replayed = self._replay[self._asked : self._asked + len(offspring)]
-        fresh = offspring[len(replayed) :]
-        scored = [self._recall(phase, child, line) for child, line in zip(offspring, replayed, strict=False)]
-        if fresh:
-            seconds = self._score(phase.proxy, [child.genotype for child in fresh])
-            self._elapsed = round(self._clock(), 4)  # as the journal keeps it, for a resumed search must decide alike
-            scored += [self._record(phase, child, seconds.pop(child.genotype.digest, 0.0)) for child in fresh]
-        return scored
-
-    def _score(self, proxy: str, genotypes: list[Genotype]) -> dict[str, float]:
-        """Add unknown genotypes' scores to the known ones; gives the seconds that each took, by its digest.
-
-        Each rank scores every world_size-th of them.
+        Raises:
+            SearchError: a rank died, or workers died of a genotype again and again; the journal holds what was done.
         """
-        unknown = {g.digest: g for g in genotypes if (proxy, g.digest) not in self._known}
-        measured: Any = torch.zeros(2, len(unknown), dtype=torch.float64)
-        for i, genotype in enumerate(unknown.values()):
-            if i % self.fabric.world_size == self.fabric.global_rank:
-                start = time.perf_counter()
-                measured[0, i] = score(proxy, genotype, self.seed, self.img_size)
-                measured[1, i] = time.perf_counter() - start
-        if unknown and self.fabric.world_size > 1:
-            measured = self.fabric.all_reduce(measured, reduce_op="sum")
-        self._known |= {(proxy, digest): value for digest, value in zip(unknown, measured[0].tolist(), strict=True)}
-        return dict(zip(unknown, measured[1].tolist(), strict=True))
+        scorer = Scorer(self.seed, self.img_size, self.draws, str(self.fabric.device))
+        team, result = gather(self.fabric, scorer, self.workers), None
+        if team is not None:  # on rank 0
+            try:
+                if self.checkpoint is not None:
+                    self.journal = Journal(self.header(), self.checkpoint)
+                result = self._search(team)
+            finally:
+                team.close(done=result is not None)
+        return result if result is not None and self.fabric.world_size == 1 else self.fabric.broadcast(result)
 
-    def _record(self, phase: Phase, child: Offspring, seconds: float) -> Scored:
-        genotype, price = child.genotype, self.cost(child.genotype)
-        value = self._known[phase.proxy, genotype.digest]
-        self._asked += 1
-        evaluation = Evaluation(
-            self._asked,
-            phase.name,
-            child.origin,
-            phase.proxy,
-            value,
-            price.params,
-            price.macs,
-            round(seconds, 4),
-            self._elapsed,
-            genotype.to_dict(),
-        )
-        self.journal.append(evaluation)
-        line = {"evaluation": self._asked, phase.proxy: value, "params": price.params, "macs": price.macs}
-        self.fabric.log_dict({f"search/{name}": float(number) for name, number in line.items()}, step=self._asked)
-        self.fabric.call("on_evaluation", self, evaluation)
-        return Scored(genotype, value)
+    def replay(self) -> SearchResult:
+        """The result of a finished search, from its journal alone; the callbacks are called at its start and end.
 
-    def _recall(self, phase: Phase, child: Offspring, line: Evaluation) -> Scored:
-        if line.genotype != child.genotype.to_dict() or line.phase != phase.name or line.proxy != phase.proxy:
-            raise JournalError(
-                f"evaluation {line.evaluation} of the journal is not the one that this search asks for there:"
-                " another version of the search wrote it; choose another folder"
-            )
-        self._asked += 1
-        self._elapsed = line.elapsed
-        self._known[line.proxy, child.genotype.digest] = line.score
-        return Scored(child.genotype, line.score)
+        Raises:
+            JournalError: the search was not finished.
+        """
+        self.journal = Journal(self.header(), self.checkpoint)
+        return self._search(None)
 
-    def _allowed(self, genotype: Genotype) -> bool:
-        return self.budget.allows(self.cost(genotype))
-
-    def _clock(self) -> float:
-        """Seconds of search, over all sessions, the same on all ranks."""
-        now = self._resumed_at + time.perf_counter() - self._began
-        return now if self.fabric.world_size == 1 else self.fabric.broadcast(now)
-
-    def _open_journal(self) -> None:
-        """The journal is rank 0's file; the other ranks keep a copy in memory."""
-        if self.fabric.is_global_zero:
-            self.journal = Journal(self._header(), self.checkpoint)
-            self.journal.recorded = self.journal.recorded or list(self._replay)
-        else:
-            self.journal = Journal(self._header())
-        self.journal.recorded = self.fabric.broadcast(self.journal.recorded)
-        self._replay = list(self.journal.recorded)
-        self._asked, self._elapsed, self._known = 0, 0.0, {}
-        self._resumed_at = self._replay[-1].elapsed if self._replay else 0.0
-        self._began = time.perf_counter()
-
-    def _header(self) -> dict[str, Any]:
+    def header(self) -> dict[str, Any]:
+        """What this search is, as plain containers: all that its result depends on."""
         return {
             "space": self.space.name,
             "seed": self.seed,
             "img_size": self.img_size,
+            "draws": self.draws,
             "cost_img_size": self.cost_img_size,
             "num_classes": self.num_classes,
             "budget": asdict(self.budget),
             "schedule": self.schedule.to_dict(),
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """The search so far, as plain containers."""
+        latencies = {digest: asdict(latency) for digest, latency in self.journal.latencies.items()}
+        evaluations = [asdict(evaluation) for evaluation in self.journal]
+        return {"header": self.header(), "latencies": latencies, "evaluations": evaluations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict` when run; not with a checkpoint file, which is a state of its own."""
+        if self.checkpoint is not None:
+            raise JournalError(f"this search goes on from its checkpoint file, {self.checkpoint}")
+        if state["header"] != self.header():
+            raise JournalError("the state is of another search")
+        self.journal = Journal(self.header())
+        for digest, latency in state["latencies"].items():
+            self.journal.append_latency(digest, Latency(**latency))
+        for evaluation in state["evaluations"]:
+            self.journal.append(Evaluation(**evaluation))
+
+    def _search(self, team: Team | None) -> SearchResult:
+        self._start(self.journal)
+        self.fabric.call("on_search_start", self)
+        found: list[Scored] = []
+        end = 0.0  # of each step as planned, so that what one takes too long does not add up
+        for phases in self.schedule.steps():
+            end += sum(phase.length for phase in phases)
+            evolutions = [self._evolution(phase, found if phase.seeded else []) for phase in phases]
+            self._evolve(team, evolutions, end)
+            best = [scored for evolution in evolutions for scored in evolution.best.ranking]
+            found = sorted(best, key=Ranking(best), reverse=True)
+        genotype = found[0].genotype
+        price = self.cost(genotype)
+        result = SearchResult(genotype, found[0].scores, price, self._asked, self._elapsed, self.journal)
+        self.fabric.call("on_search_end", self, result)
+        return result
+
+    def _evolution(self, phase: Phase, seeds: list[Scored]) -> Evolution:
+        rng = random.Random(f"{self.seed}/{phase.name}")
+        genotypes = [seed.genotype for seed in seeds]
+        return Evolution(phase, rng, self.space, self._allowed, self.cheapest, genotypes, self.schedule.seeds)
+
+    def _evolve(self, team: Team | None, evolutions: list[Evolution], end: float) -> None:
+        """One step, up to the given minute or evaluation of the search."""
+        asked: deque[_Asked] = deque()
+        announced = False
+        while True:
+            while len(asked) < self.schedule.in_flight and (one := self._ask(team, evolutions, end)):
+                if one.line is None and not announced:  # the step is not wholly in the journal
+                    for evolution in evolutions:
+                        self.fabric.call("on_phase_start", self, evolution.phase)
+                    announced = True
+                asked.append(one)
+            if not asked:
+                break
+            self._take(team, asked.popleft())
+        if announced:
+            for evolution in evolutions:
+                self.fabric.call("on_phase_end", self, evolution.phase, evolution.best.ranking[0])
+
+    def _ask(self, team: Team | None, evolutions: list[Evolution], end: float) -> _Asked | None:
+        """Have the next genotype scored; None if the step is over or must wait for scores."""
+        for evolution in sorted(evolutions, key=lambda evolution: evolution.asked):  # they take turns
+            if self._over(evolution, end) or (offspring := evolution.ask()) is None:
+                continue
+            if (line := next(self._replay, None)) is not None:
+                return _Asked(evolution, offspring, line)
+            if team is None:
+                raise JournalError(
+                    f"{self.journal.path} ends after {len(self.journal):,} evaluations: the search was not finished;"
+                    " the command that began it goes on"
+                )
+            if self._began is None:
+                self._began = time.perf_counter()
+            digest = offspring.genotype.digest
+            lacking = tuple(p for p in evolution.phase.proxies if digest not in self._known.setdefault(p, {}))
+            lacking = tuple(p for p in lacking if (p, digest) not in self._flying)
+            self._flying |= {(proxy, digest) for proxy in lacking}
+            number = team.submit(Task(lacking, offspring.genotype)) if lacking else None
+            return _Asked(evolution, offspring, None, lacking, number)
+        return None
+
+    def _over(self, evolution: Evolution, end: float) -> bool:
+        if self.schedule.unit == "evaluations":
+            return evolution.asked >= evolution.phase.length or evolution.stale >= STALE
+        return evolution.asked > 0 and (self._elapsed >= end * 60 or evolution.stale >= STALE)
+
+    def _take(self, team: Team | None, asked: _Asked) -> None:
+        """Wait for the scores of a genotype, put them on record and tell its evolution."""
+        genotype, proxies = asked.offspring.genotype, asked.evolution.phase.proxies
+        digest = genotype.digest
+        new = any(digest not in self._known.setdefault(proxy, {}) for proxy in proxies)
+        self._asked += 1
+        if asked.line is not None:
+            self._recall(asked, asked.line)
+        measured = Measured((), 0.0) if team is None or asked.number is None else team.result(asked.number)
+        for proxy, value in zip(asked.lacking, measured.scores, strict=True):
+            self._known[proxy][digest] = value
+            self._flying.remove((proxy, digest))
+        scores = {proxy: self._known[proxy][digest] for proxy in proxies}
+        if asked.line is None:
+            self._record(asked, scores, measured.seconds)
+        asked.evolution.tell(Scored(genotype, scores), new)
+
+    def _record(self, asked: _Asked, scores: dict[str, float], seconds: float) -> None:
+        genotype, price = asked.offspring.genotype, self.cost(asked.offspring.genotype)
+        assert self._began is not None
+        # as the journal keeps it, for a resumed search must decide alike
+        self._elapsed = round(self._resumed_at + time.perf_counter() - self._began, 4)
+        latency = self._latencies.get(genotype.digest)
+        evaluation = Evaluation(
+            self._asked,
+            asked.evolution.phase.name,
+            asked.offspring.origin,
+            scores,
+            price.params,
+            price.macs,
+            None if latency is None else latency.ms,
+            round(seconds, 4),
+            self._elapsed,
+            genotype.to_dict(),
+        )
+        self.journal.append(evaluation)
+        self.fabric.call("on_evaluation", self, evaluation)
+
+    def _recall(self, asked: _Asked, line: Evaluation) -> None:
+        """Take the scores from the journal."""
+        genotype, phase = asked.offspring.genotype, asked.evolution.phase
+        if (line.phase, tuple(line.scores), line.genotype) != (phase.name, phase.proxies, genotype.to_dict()):
+            raise JournalError(
+                f"evaluation {line.evaluation} of the journal is not the one that this search asks for there:"
+                " another version of the search wrote it; choose another folder"
+            )
+        self._elapsed = self._resumed_at = line.elapsed
+        for proxy, value in line.scores.items():
+            self._known[proxy][genotype.digest] = value
+
+    def _start(self, replay: Iterable[Evaluation]) -> None:
+        """Everything as before the first evaluation."""
+        self._replay: Iterator[Evaluation] = iter(replay)
+        self._known: dict[str, dict[str, float]] = {}
+        self._flying: set[tuple[str, str]] = set()
+        self._asked = 0
+        self._elapsed = self._resumed_at = 0.0
+        self._began: float | None = None
+        for digest, latency in (self._latencies | self.journal.latencies).items():
+            self._latencies[digest] = latency
+            if digest not in self.journal.latencies:
+                self.journal.append_latency(digest, latency)
+
+    def _allowed(self, genotype: Genotype) -> bool:
+        limit = self.budget.latency_ms
+        return self.budget.allows(self.cost(genotype)) and (limit is None or self._latency(genotype).ms <= limit)
+
+    def _latency(self, genotype: Genotype) -> Latency:
+        """Measured once, and put on record: a resumed search must decide alike."""
+        if genotype.digest not in self._latencies:
+            device, limit = str(self.fabric.device), self.budget.latency_ms
+            latency = measure_latency(genotype, self.cost_img_size, self.num_classes, device, limit_ms=limit)
+            self._latencies[genotype.digest] = latency
+            self.journal.append_latency(genotype.digest, latency)
+        return self._latencies[genotype.digest]
+
+    def _check(self) -> None:
+        for name in {name for phase in self.schedule.phases() for name in phase.proxies}:
+            proxy = get(name)
+            if not proxy.higher_is_better:
+                raise ESFormerError(f"{proxy.name} is better when lower, and a search maximises")
+            if proxy.needs == "batch":
+                raise ESFormerError(f"{proxy.name} looks at real images, and a search has none; choose another proxy")
+        if self.workers < 1:
+            raise ESFormerError(f"workers is {self.workers}; it must be at least 1")
+        processes = self.workers * self.fabric.world_size
+        if self.budget.latency_ms is not None and processes > 1 and self.fabric.device.type == "cpu":
+            raise ESFormerError(
+                f"a latency cannot be measured while {processes} processes score on the same CPU: use one worker"
+            )
+
     def _cheapest(self) -> Genotype:
         """The cheapest genotype in terms of the budget, which must allow it."""
-        limits = {name: limit for name, limit in asdict(self.budget).items() if limit is not None}
+        limits = {name: limit for name in ("params", "macs") if (limit := getattr(self.budget, name)) is not None}
 
         def weigh(genotype: Genotype) -> float:
             price = self.cost(genotype)
-            return max((getattr(price, name) / limit for name, limit in limits.items()), default=float(price.params))
+            return max((getattr(price, name) / limit for name, limit in limits.items()), default=float(price.macs))
 
         genotype = cheapest(self.space, weigh)
-        if not self._allowed(genotype):
-            price = self.cost(genotype)
+        price = self.cost(genotype)
+        costs = f"{price.params:,} params and {price.macs:,} macs"
+        allowed = self.budget.allows(price)
+        if allowed and self.budget.latency_ms is not None:
+            device = str(self.fabric.device)
+            latency = measure_latency(genotype, self.cost_img_size, self.num_classes, device)
+            self._latencies[genotype.digest] = latency
+            costs = f"{price.params:,} params, {price.macs:,} macs and {latency} of latency"
+            allowed = latency.ms <= self.budget.latency_ms
+        if not allowed:
             raise ESFormerError(
-                f"no genotype of space {self.space.name} fits a budget of {self.budget}:"
-                f" the cheapest has {price.params:,} params and {price.macs:,} macs"
+                f"no genotype of space {self.space.name} fits a budget of {self.budget}: the cheapest has {costs}"
             )
         return genotype
 
@@ -320,5 +358,18 @@ def search(
     return stage.run()
 
 
-def _score(scored: Scored) -> float:
-    return scored.score
+def replay(path: str | os.PathLike[str], callbacks: Sequence[Any] = ()) -> SearchResult:
+    """The result of a finished search, from its journal alone: nothing is scored, and the file is not changed.
+
+    Raises:
+        JournalError: it is no journal, the search was not finished, or another version of the search wrote it.
+    """
+    settings = read_header(path)
+    del settings["journal"]
+    try:
+        space = SearchSpace(choices_of(settings.pop("space")))
+        budget, schedule = Budget(**settings.pop("budget")), Schedule(**settings.pop("schedule"))
+        stage = SearchStage(space, budget, schedule, callbacks=callbacks, checkpoint=path, **settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise JournalError(f"{path}: line 1 does not say what search this is ({error})") from None
+    return stage.replay()

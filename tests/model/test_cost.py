@@ -1,4 +1,5 @@
 import logging
+import math
 import random
 import time
 
@@ -146,9 +147,18 @@ def test_budgets_of_the_paper():
         Budget.for_size("S3")
 
 
+def test_a_budget_of_latency_is_a_limit_of_its_own():
+    budget = Budget(params=100, latency_ms=12.5)
+    assert budget.allows(Cost(params=100, macs=7))
+    assert [budget.allows_latency(ms) for ms in (12.4, 12.5, 12.6)] == [True, True, False]
+    assert Budget(params=100).allows_latency(1e9)
+
+
 def test_a_budget_says_what_it_is_and_refuses_what_is_none():
     assert str(Budget()) == "no limit"
     assert str(Budget(3_500_000, 10**9)) == "3,500,000 params and 1,000,000,000 macs"
-    for limits in ({"params": 0}, {"macs": -1}):
-        with pytest.raises(ValueError, match=f"budget.{next(iter(limits))} is"):
-            Budget(**limits)
+    assert str(Budget(3_500_000, latency_ms=12.5)) == "3,500,000 params and 12.5 ms latency"
+    assert str(Budget(latency_ms=20)) == "20 ms latency"
+    for name, limit in [("params", 0), ("macs", -1), ("latency_ms", 0.0), ("latency_ms", math.nan), ("macs", math.inf)]:
+        with pytest.raises(ValueError, match=f"^budget.{name} is {limit}; it must be above 0 and finite$"):
+            Budget(**{name: limit})

@@ -100,6 +100,9 @@ def test_a_count_depends_on_no_seed(name):
     assert len({scored(name, pooled(), seed=seed, identity=str(seed)) for seed in range(3)}) == 1
 
 
+PINNED = (0.346516934504678, 0.8073536070401405, 0.6015408957260023)
+
+
 class Spy(Proxy):
     name, needs, source, draws = "spy", "genotype", "a test", 3
 
@@ -121,9 +124,23 @@ def test_a_score_is_the_mean_of_draws_that_follow_from_its_arguments(draw):
         return tuple(spy.seen)
 
     g = draw()
-    assert seen(g) == seen(g, seed=0, img_size=224) == seen(g, img_size=(224, 224)) == seen(g, identity=g.digest)
+    assert seen(g) == seen(g, seed=0, img_size=224) == seen(g, img_size=(224, 224)) == seen(g, identity="genotype")
+    assert seen(g) == seen(draw(seed=3)) == seen(draw("S2"))  # genotypes are compared on the same input
     others = [seen(g), seen(g, seed=1), seen(g, img_size=32), seen(g, img_size=(32, 224)), seen(g, img_size=(224, 32))]
-    assert len({*others, seen(draw(seed=3)), seen(g, identity="mine"), seen(g, name="other")}) == 8
+    assert len({*others, seen(plain()), seen(g, identity="mine"), seen(g, name="other")}) == 8
+    # as they were drawn for the figures in docs/results.md
+    assert seen(plain()) == seen(pooled(), identity="network") == PINNED
+
+
+def test_fewer_draws_are_the_first_of_more():
+    def seen(draws):
+        score(spy := Spy(), plain(), draws=draws)
+        return spy.seen
+
+    assert seen(5)[:1] == seen(1) and seen(5)[:3] == seen(3) == seen(None) and len(seen(5)) == 5
+    for none in (0, -1):
+        with pytest.raises(ProxyError, match="at least 1"):
+            seen(none)
 
 
 def test_the_size_of_the_images_counts_if_a_proxy_needs_them():
@@ -144,8 +161,8 @@ print(json.dumps([score(name, what, seed=4, img_size=(SIZE, 40), **batch(size=SI
 
 
 def test_scores_are_the_same_in_any_order_under_any_global_seed_and_in_any_process(draw, fresh_process, request):
-    asked = [(name, False) for name in NAMES] + [(name, True) for name in ("entropic_score", "synflow", "naswot")]
-    asked += [("zen_score", True), ("grad_norm", True)]
+    asked = [(name, False) for name in NAMES] + [(name, True) for name in ("entropic_score", "log_synflow", "synflow")]
+    asked += [("naswot", True), ("zen_score", True), ("grad_norm", True)]
 
     def ask(pairs):
         subjects = [draw(seed=1) if kind else pooled() for _, kind in pairs]

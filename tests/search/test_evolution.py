@@ -6,7 +6,8 @@ import pytest
 from esformer.choices import GROUPS
 from esformer.model.cost import Budget, cost
 from esformer.search import evolution
-from esformer.search.evolution import Offspring, Population, Scored
+from esformer.search.evolution import Best, Evolution, Offspring, Population, Ranking, Scored
+from esformer.search.schedule import Phase
 from esformer.space import SearchSpace
 
 SPACE = SearchSpace.for_size("S0")
@@ -20,20 +21,24 @@ def everything(genotype):
     return True
 
 
+def scored(genotype, score):
+    return Scored(genotype, {"proxy": score})
+
+
 @pytest.fixture
 def population(draw):
     """Eight genotypes; the score of each is its place."""
     population = Population(8)
     for seed in range(8):
-        population.add(Scored(draw("S0", seed), float(seed)))
+        population.add(scored(draw("S0", seed), float(seed)))
     return population
 
 
 def test_a_new_genotype_retires_the_oldest_however_good(draw):
     population = Population(3)
     for seed, score in [(0, 9.0), (1, 1.0), (2, 2.0), (3, 0.0)]:
-        population.add(Scored(draw("S0", seed), score))
-    assert [scored.score for scored in population.alive] == [1.0, 2.0, 0.0]
+        population.add(scored(draw("S0", seed), score))
+    assert [one.scores["proxy"] for one in population.alive] == [1.0, 2.0, 0.0]
 
 
 def test_a_tournament_of_all_gives_the_best_two(population, draw):
@@ -44,7 +49,7 @@ def test_a_tournament_of_all_gives_the_best_two(population, draw):
 def test_a_tournament_draws_without_favour_and_without_repeating(population):
     rng = random.Random(0)
     drawn = [population.tournament(2, rng) for _ in range(1400)]
-    rank = {scored.genotype: scored.score for scored in population.alive}
+    rank = {one.genotype: one.scores["proxy"] for one in population.alive}
     assert all(rank[first] > rank[second] for first, second in drawn)
     pairs = Counter(drawn)
     assert len(pairs) == 28 and all(25 < n < 80 for n in pairs.values())  # 50 of each pair are expected
@@ -52,7 +57,7 @@ def test_a_tournament_draws_without_favour_and_without_repeating(population):
 
 def test_a_tournament_of_one_genotype_gives_it_twice(draw):
     population = Population(5)
-    population.add(Scored(draw(), 1.0))
+    population.add(scored(draw(), 1.0))
     assert population.tournament(3, random.Random(0)) == (draw(), draw())
 
 
@@ -100,19 +105,55 @@ def test_samples_of_a_budget_that_all_fit_are_the_spaces_own():
 
 
 def test_without_seeds_the_first_generation_is_random(draw):
-    first = evolution.first_generation(SPACE, [], 20, random.Random(0), "all", everything, draw())
+    first = list(evolution.first_generation(SPACE, [], 20, random.Random(0), "all", everything, draw()))
     assert {child.origin for child in first} == {"sample"} and len({child.genotype for child in first}) == 20
 
 
 def test_with_seeds_the_first_generation_is_they_and_mutations_of_them_in_turn(draw):
     seeds = [draw("S0", seed) for seed in range(3)]
-    first = evolution.first_generation(SPACE, seeds, 11, random.Random(0), "topology", everything, draw())
+    first = list(evolution.first_generation(SPACE, seeds, 11, random.Random(0), "topology", everything, draw()))
     assert [child.origin for child in first] == ["seed"] * 3 + ["mutation"] * 8
     assert [child.genotype for child in first[:3]] == seeds
     parents = [of_group(child.genotype, "size") for child in first]
     assert parents == [of_group(seeds[i % 3], "size") for i in range(11)]
-    more = evolution.first_generation(SPACE, seeds, 2, random.Random(0), "size", everything, draw())
+    more = list(evolution.first_generation(SPACE, seeds, 2, random.Random(0), "size", everything, draw()))
     assert [child.genotype for child in more] == seeds[:2]
+
+
+def test_several_proxies_rank_by_their_sum_each_divided_by_its_largest(draw):
+    """FreeREA's rule: units do not matter, and the divisor is the population's, not the drawn ones'."""
+    population = Population(4)
+    scores = [(1.0, 1e6), (4.0, 1e6), (2.0, 4e6), (3.0, 2e6)]  # sums 0.5, 1.25, 1.5, 1.25
+    for seed, (first, second) in enumerate(scores):
+        population.add(Scored(draw("S0", seed), {"a": first, "b": second}))
+    worth = Ranking(population.alive)
+    assert [worth(one) for one in population.alive] == [0.5, 1.25, 1.5, 1.25]
+    assert population.tournament(4, random.Random(0))[0] == draw("S0", 2)
+    scaled = [Scored(one.genotype, {"a": one.scores["a"] * 1e9, "b": one.scores["b"]}) for one in population.alive]
+    assert [Ranking(scaled)(one) for one in scaled] == [0.5, 1.25, 1.5, 1.25]
+
+
+def test_the_best_are_ranked_by_the_largest_of_all_that_were_seen(draw):
+    best = Best(2)
+    for seed, (first, second) in enumerate([(1.0, 10.0), (2.0, 1.0), (10.0, 2.0), (1.0, 10.0)]):
+        best.add(Scored(draw("S0", seed % 3), {"a": first, "b": second}))
+    assert [one.genotype for one in best.ranking] == [draw("S0", 2), draw("S0", 0)]  # each genotype once
+
+
+PHASE = Phase("topology 1", "topology", ("proxy",), population=6, tournament=3, length=99, seeded=True)
+
+
+def test_an_evolution_breeds_only_when_its_first_generation_is_scored(draw):
+    evolution = Evolution(PHASE, random.Random(0), SPACE, everything, draw(), [draw()], keep=3)
+    asked = [evolution.ask() for _ in range(6)]
+    assert [one.origin for one in asked] == ["seed"] + ["mutation"] * 5 and evolution.ask() is None
+    for one in asked[:5]:
+        evolution.tell(scored(one.genotype, 1.0), new=True)
+        assert evolution.ask() is None
+    evolution.tell(scored(asked[5].genotype, 2.0), new=False)
+    assert evolution.stale == 1 and evolution.asked == 6
+    assert [evolution.ask().origin for _ in range(6)] == ["mutation", "mutation", "crossover"] * 2
+    assert evolution.best.ranking[0].genotype == asked[5].genotype
 
 
 @pytest.mark.parametrize("extended", [False, True])

@@ -1,13 +1,16 @@
 import json
+import pickle
+import resource
 from dataclasses import asdict, replace
 
 import pytest
 
+from esformer.model.latency import Latency
 from esformer.search.journal import Evaluation, Journal, JournalError, read
 
 HEADER = {"space": "S0", "seed": 0, "budget": {"params": None}}
-FIRST = Evaluation(1, "multi-start 1", "sample", "entropic_score", 1.5, 10, 20, 0.1, 0.1, {"space": "S0"})
-LINES = [replace(FIRST, evaluation=i, score=i / 3, elapsed=i / 10) for i in range(1, 6)]
+FIRST = Evaluation(1, "multi-start 1", "sample", {"entropic_score": 1.5}, 10, 20, None, 0.1, 0.1, {"space": "S0"})
+LINES = [replace(FIRST, evaluation=i, scores={"entropic_score": i / 3}, elapsed=i / 10) for i in range(1, 6)]
 
 
 @pytest.fixture
@@ -33,27 +36,30 @@ def test_a_line_is_on_disk_as_soon_as_it_is_appended(tmp_path):
     journal = Journal(HEADER, tmp_path / "j.jsonl")
     for n, evaluation in enumerate(LINES, start=1):
         journal.append(evaluation)
-        assert read(tmp_path / "j.jsonl") == LINES[:n] == list(journal)
+        assert list(read(tmp_path / "j.jsonl")) == LINES[:n] == list(journal)
         assert len(journal) == n
 
 
 def test_the_file_is_plain_json_lines(path):
     header, *rest = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    assert header == {"journal": 1, **HEADER}
+    assert header == {"journal": 2, **HEADER}
     assert rest == [asdict(evaluation) for evaluation in LINES]
 
 
-def test_without_a_path_it_stays_in_memory():
+def test_without_a_path_it_is_a_temporary_file():
     journal = Journal(HEADER)
     journal.append(FIRST)
-    assert list(journal) == [FIRST]
+    assert list(journal) == [FIRST] and journal.path.exists()
+    path = journal.path
+    del journal
+    assert not path.exists()
 
 
 def test_reopened_it_goes_on_where_it_was(path):
     journal = Journal(HEADER, path)
     assert list(journal) == LINES
     journal.append(replace(FIRST, evaluation=6))
-    assert read(path) == [*LINES, replace(FIRST, evaluation=6)]
+    assert list(read(path)) == [*LINES, replace(FIRST, evaluation=6)]
 
 
 def test_cut_at_any_byte_it_keeps_every_whole_line(path):
@@ -72,7 +78,7 @@ def test_cut_at_any_byte_it_keeps_every_whole_line(path):
 def test_reading_leaves_a_torn_line_alone(path):
     path.write_bytes(path.read_bytes()[:-10])
     torn = path.read_bytes()
-    assert read(path) == LINES[:4]
+    assert list(read(path)) == LINES[:4]
     assert path.read_bytes() == torn
 
 
@@ -103,11 +109,14 @@ def test_a_journal_of_another_search_is_refused(path, header, says):
         b"\xff\xfe\x00\x01",
         b'{"a": 1, "b": 2}',
         b'{"evaluation": 1, "phase": "p", "origin": "seed"',
-        json.dumps(asdict(FIRST) | {"score": float("nan")}).encode(),
-        json.dumps(asdict(FIRST) | {"score": "high"}).encode(),
-        json.dumps(asdict(FIRST) | {"score": 10**400}).encode(),
+        json.dumps(asdict(FIRST) | {"scores": {"entropic_score": float("nan")}}).encode(),
+        json.dumps(asdict(FIRST) | {"scores": {"entropic_score": "high"}}).encode(),
+        json.dumps(asdict(FIRST) | {"scores": {"entropic_score": 10**400}}).encode(),
         json.dumps(asdict(FIRST) | {"elapsed": float("inf")}).encode(),
         json.dumps(asdict(FIRST) | {"surplus": 1}).encode(),
+        json.dumps(asdict(FIRST) | {"scores": 1.5}).encode(),
+        json.dumps(asdict(FIRST) | {"evaluation": 9}).encode(),
+        json.dumps({"latency_of": "abc", "ms": 1}).encode(),
     ],
 )
 def test_a_corrupt_line_is_refused_and_named(path, line, bad):
@@ -130,3 +139,42 @@ def test_an_empty_file_is_a_new_journal(tmp_path):
     path.touch()
     assert list(Journal(HEADER, path)) == []
     assert json.loads(path.read_bytes())["space"] == "S0"
+
+
+def test_a_journal_of_another_format_is_refused(path):
+    path.write_bytes(path.read_bytes().replace(b'"journal":2', b'"journal":1', 1))
+    assert "its format is 1, and this version writes 2" in refusal(path)
+    with pytest.raises(JournalError, match="has format 1, and this version reads 2"):
+        read(path)
+
+
+def test_latencies_are_kept_beside_the_evaluations(path):
+    journal, latency = Journal(HEADER, path), Latency(12.5, 0.1, 9)
+    journal.append_latency("abc", latency)
+    journal.append(replace(FIRST, evaluation=6, latency_ms=12.5))
+    again = Journal(HEADER, path)
+    assert again.latencies == {"abc": latency} and len(again) == 6
+    assert list(again)[:5] == LINES and list(again)[5].latency_ms == 12.5
+
+
+def test_another_process_may_read_it(path):
+    assert list(pickle.loads(pickle.dumps(Journal(HEADER, path)))) == LINES
+
+
+def test_a_disk_that_is_full_says_so_and_leaves_whole_lines(tmp_path):
+    """As a full disk does, a limit on the size of files lets a part of the line through."""
+    path = tmp_path / "j.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    journal = Journal(HEADER, path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 250, hard))
+    try:
+        journal.append(LINES[0])
+        with pytest.raises(OSError, match="File too large"):
+            journal.append(LINES[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not path.read_bytes().endswith(b"\n")
+    again = Journal(HEADER, path)
+    assert list(again) == LINES[:1]
+    again.append(LINES[1])
+    assert list(read(path)) == LINES[:2]

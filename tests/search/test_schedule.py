@@ -9,14 +9,27 @@ def test_the_papers_schedule_for_s0():
     phases = Schedule().phases()
     starts, rest = phases[:5], phases[5:]
     assert [phase.name for phase in starts] == [f"multi-start {i}" for i in range(1, 6)]
-    assert {(p.genes, p.proxy, p.population, p.tournament, p.length, p.seeded) for p in starts} == {
-        ("all", "entropic_score", 25, 5, 3, False)
+    assert {(p.genes, p.proxies, p.population, p.tournament, p.length, p.seeded) for p in starts} == {
+        ("all", ("entropic_score",), 25, 5, 3, False)
     }
     assert [p.name for p in rest] == ["topology 1", "size 1", "topology 2", "size 2", "topology 3", "size 3"]
     assert [p.genes for p in rest] == ["topology", "size"] * 3
-    assert [p.proxy for p in rest] == ["entropic_score", "log_synflow"] * 3
+    assert [p.proxies for p in rest] == [("entropic_score",), ("log_synflow",)] * 3
     assert {(p.population, p.tournament, p.length, p.seeded) for p in rest} == {(50, 10, 5, True)}
     assert sum(p.length for p in phases) == 45
+
+
+def test_the_populations_of_the_multi_start_evolve_side_by_side():
+    steps = Schedule().steps()
+    assert [len(step) for step in steps] == [5] + [1] * 6
+    assert [phase for step in steps for phase in step] == Schedule().phases()
+
+
+def test_without_decoupling_all_genes_change_in_every_phase():
+    both = "entropic_score+log_synflow"
+    phases = Schedule(start_proxy=both, joint_proxy=both).phases()
+    assert [p.name for p in phases[5:]] == [f"joint {i}" for i in range(1, 7)]
+    assert {(p.genes, p.proxies) for p in phases} == {("all", ("entropic_score", "log_synflow"))}
 
 
 def test_the_papers_schedule_for_s2():
@@ -44,7 +57,7 @@ def test_lengths_that_binary_fractions_miss_leave_no_phase_of_nothing():
 def test_proxies_are_free_to_choose_and_names_are_unique():
     schedule = Schedule(start_proxy="a", topology_proxy="b", size_proxy="c", total=65)
     phases = schedule.phases()
-    assert [p.proxy for p in phases] == ["a"] * 5 + ["b", "c"] * 5
+    assert [p.proxies for p in phases] == [("a",)] * 5 + [("b",), ("c",)] * 5
     assert len({p.name for p in phases}) == len(phases)
     assert Schedule(**schedule.to_dict()) == schedule
 
@@ -57,6 +70,7 @@ def test_proxies_are_free_to_choose_and_names_are_unique():
         ({"start_length": 0}, "start_length is 0"),
         ({"phase_length": -1}, "phase_length is -1"),
         ({"seeds": 0}, "seeds is 0"),
+        ({"in_flight": 0}, "in_flight is 0"),
         ({"tournament": 51}, "tournament is 51.*2 to the 50 of population"),
         ({"tournament": 1}, "tournament is 1"),
         ({"start_tournament": 26}, "start_tournament is 26.*25 of start_population"),

@@ -1,21 +1,28 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from lightning.fabric.loggers.logger import Logger
 from searches import BUDGET, MINUTES, SHORT, SMALL, SPACE, TINY, by_phase, genotypes, run, timeless
 
 from esformer.choices import GROUPS
 from esformer.errors import ESFormerError
 from esformer.model.cost import Budget, cost
-from esformer.search import evolution, stage
+from esformer.model.latency import Latency
+from esformer.proxies import get
+from esformer.search import evolution, stage, team
 from esformer.search.journal import read
 from esformer.search.schedule import Schedule
 from esformer.search.stage import SearchCallback, SearchStage
 
 
+def value(evaluation):
+    (score,) = evaluation.scores.values()
+    return score
+
+
 def best(evaluations, n):
     """The best n different genotypes, the best first."""
-    scores = {g: e.score for g, e in zip(genotypes(evaluations), evaluations, strict=True)}
+    scores = {g: value(e) for g, e in zip(genotypes(evaluations), evaluations, strict=True)}
     return sorted(scores, key=scores.get, reverse=True)[:n]
 
 
@@ -34,7 +41,7 @@ def test_counted_in_evaluations_it_is_exact_and_reproducible(fake, tmp_path):
 def test_the_result_is_the_best_of_the_last_phase(fake):
     result = run()
     last = by_phase(result.journal)["size 2"]
-    assert result.score == max(e.score for e in last)
+    assert result.scores == {"log_synflow": max(value(e) for e in last)}
     assert result.genotype == best(last, 1)[0] and result.cost == cost(result.genotype)
     assert result.seconds == pytest.approx(7.0 * len(fake.calls))
 
@@ -44,7 +51,8 @@ def test_each_line_says_what_it_is_about(fake):
     for e, genotype in zip(result := run().journal, genotypes(result), strict=True):
         assert genotype in SPACE and BUDGET.allows(cost(genotype))
         assert (e.params, e.macs) == (cost(genotype).params, cost(genotype).macs)
-        assert e.proxy == proxies[e.phase.split()[0]] and e.score == fake.score(e.proxy, genotype)
+        name = proxies[e.phase.split()[0]]
+        assert e.scores == {name: fake.value(name, genotype)} and e.latency_ms is None
 
 
 def test_nothing_is_scored_twice(fake):
@@ -59,7 +67,7 @@ def test_a_phase_is_seeded_by_the_best_of_the_one_before(fake):
         origins = [line.origin for line in lines]
         if name.startswith("multi-start"):
             assert origins[:8] == ["sample"] * 8 and set(origins[8:]) <= {"mutation", "crossover"}
-    score = {g: e.score for lines in (phases["multi-start 1"], phases["multi-start 2"])
+    score = {g: value(e) for lines in (phases["multi-start 1"], phases["multi-start 2"])
              for g, e in zip(genotypes(lines), lines, strict=True)}  # fmt: skip
     seeds = {"topology 1": sorted(starts[0] + starts[1], key=score.get, reverse=True)}
     seeds |= {now: best(phases[then], 3) for then, now in pairwise(["topology 1", "size 1", "topology 2", "size 2"])}
@@ -85,25 +93,56 @@ def test_in_a_phase_only_its_genes_change(fake, seed):
 
 
 def test_it_finds_what_the_proxy_prizes(fake, monkeypatch):
-    def kernels_and_widths(proxy, genotype, seed, img_size):
-        if proxy == "entropic_score":
+    def kernels_and_widths(proxy, genotype, *_, **__):
+        if proxy.name == "entropic_score":
             return float(sum(getattr(block, "kernel", 0) for block in genotype.blocks()))
         return float(sum(block.head_dim for block in genotype.blocks() if hasattr(block, "head_dim")))
 
-    monkeypatch.setattr(stage, "score", kernels_and_widths)
+    monkeypatch.setattr(team, "score", kernels_and_widths)
     result = run(schedule=Schedule(unit="evaluations", start_length=60, phase_length=100, total=320, **SMALL))
     first = genotypes(by_phase(result.journal)["multi-start 1"][:8])
-    for proxy in ("entropic_score", "log_synflow"):
-        assert kernels_and_widths(proxy, result.genotype, 0, 0) > max(kernels_and_widths(proxy, g, 0, 0) for g in first)
+    for proxy in map(get, ("entropic_score", "log_synflow")):
+        assert kernels_and_widths(proxy, result.genotype) > max(kernels_and_widths(proxy, g) for g in first)
 
 
-def test_counted_in_minutes_each_phase_ends_by_the_clock(fake):
+def test_counted_in_minutes_each_step_ends_by_the_clock(fake):
     result = run(schedule=MINUTES)
-    for minute, lines in enumerate(by_phase(result.journal).values(), start=1):  # what takes too long does not add up
-        assert 60 * minute <= lines[-1].elapsed <= 60 * minute + 7 * stage.BATCH
-    assert result.seconds == pytest.approx(lines[-1].elapsed) == pytest.approx(7.0 * len(fake.calls))
-    assert list(by_phase(result.journal)) == ["multi-start 1", "multi-start 2", "topology 1", "size 1"]
+    phases = by_phase(result.journal)
+    assert list(phases) == ["multi-start 1", "multi-start 2", "topology 1", "size 1"]
+    ends = {"multi-start 2": 2, "topology 1": 3, "size 1": 4}  # what takes too long does not add up
+    for name, minute in ends.items():
+        assert 60 * minute <= phases[name][-1].elapsed <= 60 * minute + 7 * (MINUTES.in_flight + 1)
+    assert abs(len(phases["multi-start 1"]) - len(phases["multi-start 2"])) <= 1  # side by side
+    assert result.seconds == pytest.approx(7.0 * len(fake.calls))
     assert run(schedule=MINUTES).genotype == result.genotype
+
+
+def test_the_populations_of_the_multi_start_take_turns(fake):
+    names = [e.phase for e in run().journal]
+    assert names[:16] == ["multi-start 1", "multi-start 2"] * 8  # then each waits until its first generation is scored
+    assert sorted(names[:30]) == ["multi-start 1"] * 15 + ["multi-start 2"] * 15
+
+
+def test_genotypes_are_bred_while_others_are_scored(fake):
+    """An evaluation depends on those that came at least `in_flight` before it, and on no later one."""
+    journals = [list(run(schedule=replace(SHORT, in_flight=n)).journal) for n in (1, 4, 8)]
+    bred = [[g.digest for g in genotypes(journal)] for journal in journals]
+    # with more in flight a generation is bred from fewer scores, so that it is another one
+    assert bred[0][:16] == bred[1][:16] == bred[2][:16] and bred[0] != bred[1] != bred[2]
+    assert all(len(set(journal)) > 40 for journal in bred)
+
+
+def test_two_proxies_can_rank_together(fake):
+    both = "entropic_score+log_synflow"
+    schedule = replace(SHORT, start_proxy=both, joint_proxy=both)
+    result = run(schedule=schedule)
+    assert {tuple(e.scores) for e in result.journal} == {("entropic_score", "log_synflow")}
+    assert list(by_phase(result.journal))[2:] == ["joint 1", "joint 2", "joint 3", "joint 4"]
+    last = by_phase(result.journal)["joint 4"]
+    largest = {name: max(e.scores[name] for e in last) for name in result.scores}
+    worth = {g: sum(e.scores[n] / largest[n] for n in largest) for g, e in zip(genotypes(last), last, strict=True)}
+    assert result.genotype == max(worth, key=worth.get)
+    assert len(set(fake.calls)) == len(fake.calls)
 
 
 @pytest.mark.parametrize("limit", ["params", "macs"])
@@ -119,7 +158,7 @@ def test_a_budget_that_nothing_fits_is_refused_with_the_cheapests_cost(limit):
 
 def test_a_budget_that_one_or_few_fit_comes_to_an_end(fake, monkeypatch):
     monkeypatch.setattr(evolution, "MUTATION_TRIES", 10)
-    monkeypatch.setattr(stage, "STALE_GENERATIONS", 50)
+    monkeypatch.setattr(stage, "STALE", 150)
     least = cost(evolution.cheapest(SPACE, lambda genotype: cost(genotype).params)).params
     long = Schedule(unit="evaluations", start_length=300, phase_length=300, total=900, **SMALL | {"starts": 1})
     for slack in (0, 300):
@@ -149,11 +188,11 @@ class Diary(SearchCallback):
         self.events.append(("phase", phase.name))
 
     def on_evaluation(self, stage, evaluation):
-        assert stage.journal.recorded[-1] is evaluation
+        assert list(stage.journal)[-1] == evaluation
         self.events.append(("evaluation", evaluation.evaluation))
 
     def on_phase_end(self, stage, phase, best):
-        assert best.score == max(e.score for e in stage.journal if e.phase == phase.name)
+        assert max(best.scores.values()) == max(value(e) for e in stage.journal if e.phase == phase.name)
         self.events.append(("end of", phase.name))
 
     def on_search_end(self, stage, result):
@@ -164,38 +203,50 @@ def test_callbacks_are_called_in_order(fake, tmp_path):
     whole, rest, path = Diary(), Diary(), tmp_path / "journal.jsonl"
     run(path, TINY, callbacks=[whole])
     expected = [("start", 0)]
-    for phase, lines in by_phase(read(path)).items():
-        expected += [("phase", phase), *(("evaluation", line.evaluation) for line in lines), ("end of", phase)]
+    for step in TINY.steps():
+        names = [phase.name for phase in step]
+        lines = [line for line in read(path) if line.phase in names]
+        expected += [("phase", name) for name in names]
+        expected += [("evaluation", line.evaluation) for line in lines] + [("end of", name) for name in names]
     expected.append(("end", 36))
     assert whole.events == expected
 
-    path.write_bytes(
-        b"".join(path.read_bytes().splitlines(keepends=True)[:13])
-    )  # 12 evaluations, 3 of the second phase
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:13]))  # 12 evaluations
     run(path, TINY, callbacks=[rest])
     at = expected.index(("evaluation", 13))
-    assert rest.events == [("start", 12), ("phase", "multi-start 2"), *expected[at:]]
+    assert rest.events == [("start", 12), ("phase", "multi-start 1"), ("phase", "multi-start 2"), *expected[at:]]
 
 
-class Memory(Logger):
-    name, version = "memory", "0"
+def test_a_latency_budget_is_kept_and_measured_once(fake, monkeypatch, tmp_path):
+    """The device is a fake here; that a real one is measured is tested with `measure_latency`."""
+    asked = []
 
-    def __init__(self):
-        self.metrics = []
+    def measure(genotype, *_, **__):
+        asked.append(genotype.digest)
+        return Latency(cost(genotype).macs / 1e7, 0.1, 10)
 
-    def log_metrics(self, metrics, step=None):
-        self.metrics.append((step, metrics))
+    monkeypatch.setattr(stage, "measure_latency", measure)
+    budget = Budget(params=3_500_000, latency_ms=28.0)
+    path = tmp_path / "journal.jsonl"
+    whole = run(path, TINY, budget=budget)
+    assert len(set(asked)) == len(asked) > 36
+    assert all(e.latency_ms == e.macs / 1e7 <= 28 and e.params <= 3.5e6 for e in whole.journal)
 
-    def log_hyperparams(self, params):
-        pass
+    lines = path.read_bytes().splitlines(keepends=True)
+    for kept in range(1, len(lines), 11):
+        path.write_bytes(b"".join(lines[:kept]))
+        asked.clear()
+        assert timeless(run(path, TINY, budget=budget).journal) == timeless(whole.journal)
+        assert len(asked) <= 1 + len(lines) - kept  # the cheapest, and what was not on record
 
 
-def test_loggers_get_every_evaluation(fake):
-    loggers = [Memory(), Memory()]
-    journal = run(schedule=TINY, loggers=loggers).journal
-    expected = [
-        (e.evaluation, {"evaluation": e.evaluation, e.proxy: e.score, "params": e.params, "macs": e.macs})
-        for e in journal
-    ]
-    expected = [(step, {f"search/{name}": value for name, value in line.items()}) for step, line in expected]
-    assert [logger.metrics for logger in loggers] == [expected, expected]
+def test_a_latency_that_nothing_keeps_is_refused_with_the_cheapests(monkeypatch):
+    monkeypatch.setattr(stage, "measure_latency", lambda *_, **__: Latency(5.0, 0.2, 30))
+    with pytest.raises(
+        ESFormerError, match="a budget of 4 ms latency: the cheapest has .* and 5.0 ± 0.2 ms of latency"
+    ):
+        SearchStage(SPACE, Budget(latency_ms=4), SHORT)
+    with pytest.raises(ESFormerError, match="while 2 processes score on the same CPU"):
+        SearchStage(SPACE, Budget(latency_ms=9), SHORT, workers=2)
+    with pytest.raises(ESFormerError, match="workers is 0"):
+        SearchStage(SPACE, BUDGET, SHORT, workers=0)

@@ -1,0 +1,129 @@
+"""How long a genotype's network takes for one image, measured: the time of a forward pass on a device.
+
+Source: none. A latency is a property of the device and its software as much as of the genotype, and what else the
+device does disturbs it. So it comes with an error, and a search has to keep it, for measured again it is another.
+"""
+
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from esformer.errors import ESFormerError
+from esformer.genotype import Genotype
+from esformer.model.esformer import ESFormer
+
+WARM_UP = 3
+"""Runs before those that count: they allocate memory and choose kernels."""
+FEWEST, MOST = 10, 30
+"""Runs that count."""
+CLEAR = 4
+"""A latency that is so many of its errors away from a limit is measured well enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """A measured latency.
+
+    Args:
+        ms: milliseconds of one image, the median of the runs.
+        error_ms: the standard deviation of one run (1.4826 times the median absolute deviation). It is not divided by
+            the root of the number of runs, as it would be for independent ones: clock rates and other load change more
+            slowly than a measurement lasts, and two measurements of one genotype differ by about this much.
+        runs: how many there were.
+    """
+
+    ms: float
+    error_ms: float
+    runs: int
+
+    def __str__(self) -> str:
+        return f"{self.ms:.1f} ± {self.error_ms:.1f} ms"
+
+
+def measure_latency(
+    genotype: Genotype,
+    img_size: int | tuple[int, int] = 224,
+    num_classes: int = 1000,
+    device: str | torch.device = "cpu",
+    threads: int = 1,
+    limit_ms: float | None = None,
+) -> Latency:
+    """Time `ESFormer(genotype, num_classes, img_size=img_size)` on one image, as it is used: float32, eager, norms apart.
+
+    On one thread of a CPU the time is that thread's own, which is the latency on a core that nothing else runs on; with
+    more threads, and on an accelerator (synchronised after every run), it is the wall clock's. Other load still slows
+    caches, memory and clock rates. On a fast accelerator one image takes as long as its kernels take to launch, whatever
+    their widths. PyTorch's global state (threads, random numbers) is left as it was.
+
+    Args:
+        genotype: the architecture; the weights are as initialised, since their values do not matter for the time.
+        img_size: height and width of the image in pixels (one number: square).
+        num_classes: outputs of the classifier.
+        device: where it runs.
+        threads: of the CPU.
+        limit_ms: stop as soon as the latency is clearly above or below this, after 10 to 30 runs; None: after 30.
+
+    Raises:
+        ESFormerError: there is no such device, or fewer than one thread.
+    """
+    device = torch.device(device)
+    if device.type != "cpu":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is None or accelerator.type != device.type:
+            raise ESFormerError(f"latency cannot be measured on {device}: this machine has no such device")
+    if threads < 1:
+        raise ESFormerError(f"latency cannot be measured on {threads} threads; it needs at least 1")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            network = ESFormer(genotype, num_classes, img_size=img_size).eval().to(device, torch.float32)
+            image = torch.rand(1, 3, *network.img_size).to(device, torch.float32)
+            return summarise(_run(network, image, own_time=device.type == "cpu" and threads == 1), limit_ms)
+    finally:
+        torch.set_num_threads(before)
+
+
+def summarise(times_ms: Iterable[float], limit_ms: float | None = None) -> Latency:
+    """The latency that is in repeated runs' times, of which it takes no more than it needs."""
+    taken: list[float] = []
+    for ms in times_ms:
+        taken.append(ms)
+        if len(taken) == MOST or (limit_ms is not None and len(taken) >= FEWEST and _is_clear(taken, limit_ms)):
+            break
+    return _latency(taken)
+
+
+def _is_clear(times_ms: list[float], limit_ms: float) -> bool:
+    latency = _latency(times_ms)
+    return abs(latency.ms - limit_ms) > CLEAR * latency.error_ms
+
+
+def _latency(times_ms: list[float]) -> Latency:
+    median = statistics.median(times_ms)
+    deviation = statistics.median(abs(ms - median) for ms in times_ms)
+    return Latency(median, 1.4826 * deviation, len(times_ms))
+
+
+def _run(network: nn.Module, image: Tensor, own_time: bool) -> Iterator[float]:
+    """Run the network for ever and give the milliseconds of each run, on the thread's own clock or on the wall."""
+    clock = time.thread_time_ns if own_time else time.perf_counter_ns
+    for _ in range(WARM_UP):
+        network(image)
+    while True:
+        _wait(image.device)
+        start = clock()
+        network(image)
+        _wait(image.device)
+        yield (clock() - start) / 1e6
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

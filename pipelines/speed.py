@@ -1,0 +1,316 @@
+"""Speed: how fast this machine scores genotypes, and how small an input still ranks them as the paper's does.
+
+What `python -m pipelines.search --speed` prints. Everything is measured in one run, on one thread, genotype by genotype
+in turn, so that whatever else the machine does disturbs all that is compared alike.
+"""
+
+import logging
+import math
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config import Config
+
+if TYPE_CHECKING:
+    from esformer.genotype import Genotype
+
+log = logging.getLogger("esformer")
+
+PROXIES = ("entropic_score", "log_synflow")
+PAPERS_SIZE = 224
+SIZES = (33, 65, 97, 129, 161, 193)
+"""Smaller inputs; at 32 k + 1 pixels the last stage has as many positions as at the next multiple of 32."""
+LATE = 200
+"""So many of a journal's last genotypes are ranked."""
+PROFILED = 5
+"""Genotypes of which it is measured where the time goes."""
+KINDS = {
+    "matrix products": ("mm", "bmm", "addmm", "mv", "addmv", "baddbmm"),
+    "logarithms": ("log", "log1p"),
+    "convolutions": ("convolution", "conv2d", "depthwise"),
+}
+"""Operators by what they compute: their names, or what the names of convolutions contain."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a genotype is scored on: the size of the random images, and how many draws the score is the mean of."""
+
+    img_size: int
+    draws: int
+
+    def __str__(self) -> str:
+        return f"{self.img_size} px, {self.draws} {'draw' if self.draws == 1 else 'draws'}"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One way to score genotypes: what it found, and how many seconds each took."""
+
+    values: list[float]
+    seconds: list[float]
+
+
+def speed(config: Config, sample: int = 100, late: str | Path | None = None) -> dict[str, Any]:
+    """Measure, print tables, and return what they show.
+
+    Args:
+        config: its size, seed, `search.extended`, and `search.img_size` and `search.draws` if they are set.
+        sample: how many random genotypes.
+        late: the journal of a search, whose last genotypes are ranked too: they are more alike than random ones.
+    """
+    from esformer.genotype import Genotype
+    from esformer.search.journal import read
+    from esformer.space import SearchSpace
+    from pipelines.run import start_logging
+
+    start_logging()
+    space, rng = SearchSpace.for_size(config.size, config.search.extended), random.Random(config.seed)
+    groups = {"random": [space.sample(rng) for _ in range(sample)]}
+    if late is not None:
+        last = {str(e.genotype): e.genotype for e in read(late)}  # the last of the distinct
+        groups["late"] = [Genotype.from_dict(genotype) for genotype in list(last.values())[-LATE:]]
+    found = measure(groups, config.seed, config.search.img_size, config.search.draws)
+    found = {"space": space.name, "seed": config.seed, **found}
+    show(found)
+    return found
+
+
+def measure(
+    groups: "dict[str, list[Genotype]]",
+    seed: int = 0,
+    img_size: int | None = None,
+    draws: int | None = None,
+    papers_size: int = PAPERS_SIZE,
+    sizes: Sequence[int] = SIZES,
+) -> dict[str, Any]:
+    """All the figures of the tables, proxy by proxy.
+
+    Args:
+        groups: the genotypes, by what they are called; of the first group times are measured, of all of them ranks.
+        seed: of the scores.
+        img_size: pixels of a search's inputs; by default what each proxy recommends.
+        draws: of a search; by default what each proxy recommends.
+        papers_size: the input that all else is compared with.
+        sizes: smaller inputs.
+    """
+    import torch
+
+    from esformer.proxies import get
+
+    found: dict[str, Any] = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "proxies": {}}
+    found["genotypes"] = {name: len(genotypes) for name, genotypes in groups.items()}
+    genotypes = next(iter(groups.values()))
+    for name in PROXIES:
+        proxy = get(name)
+        paper = Input(papers_size, proxy.draws)
+        search = Input(img_size or proxy.search_img_size, draws or proxy.search_draws or proxy.draws)
+        times = _times(name, genotypes, seed, paper, search)
+        small = [Input(size, count) for size in sizes for count in sorted({1, proxy.draws})]
+        inputs = [*small, Input(papers_size, 1)]
+        found["proxies"][name] = {
+            **times,
+            "ranks": {group: _ranks(name, members, seed, paper, inputs, group) for group, members in groups.items()},
+            "profile": profile(name, genotypes[:PROFILED], seed, search),
+        }
+    return found
+
+
+def _times(
+    name: str, genotypes: "Sequence[Genotype]", seed: int, paper: Input, search: Input
+) -> dict[str, dict[str, Any]]:
+    """How long the reference takes, the score without a network, and that on a search's input, in turn."""
+    import numpy as np
+
+    from esformer.proxies.streams import kept_streams
+
+    kept_streams.cache_clear()
+    cold = _timed(name, genotypes[0], seed, search)[1]
+    for genotype in genotypes:  # draws the weights, which a search needs to do only once
+        _timed(name, genotype, seed, Input(min(paper.img_size, search.img_size), max(paper.draws, search.draws)))
+    ways = {"reference": (paper, True), "without_network": (paper, False), "search": (search, False)}
+    for given, reference in ways.values():
+        _timed(name, genotypes[0], seed, given, reference)
+    found: dict[str, Scores] = {way: Scores([], []) for way in ways}
+    for genotype in _progress(genotypes, f"{name}: timed"):
+        for way, (given, reference) in ways.items():
+            value, seconds = _timed(name, genotype, seed, given, reference)
+            found[way].values.append(value)
+            found[way].seconds.append(seconds)
+    baseline = found["reference"]
+    result: dict[str, dict[str, Any]] = {}
+    for way, (given, _) in ways.items():
+        seconds = np.array(found[way].seconds)
+        slow, median, quick = np.percentile(seconds, (75, 50, 25))
+        result[way] = {
+            **asdict(given),
+            "per_second": 1 / median,
+            "per_second_quartiles": (1 / slow, 1 / quick),
+            "times_reference": float(np.median(np.array(baseline.seconds) / seconds)),
+        }
+    values, references = np.array(found["without_network"].values), np.array(baseline.values)
+    result["without_network"]["largest_difference"] = float(np.abs(values / references - 1).max())
+    result["search"]["first_seconds"] = cold
+    return result
+
+
+def _timed(name: str, genotype: "Genotype", seed: int, given: Input, reference: bool = False) -> tuple[float, float]:
+    """A score and the seconds that it took."""
+    from esformer.proxies import score
+
+    start = time.perf_counter()
+    value = score(name, genotype, seed, given.img_size, draws=given.draws, reference=reference)
+    return value, time.perf_counter() - start
+
+
+def _ranks(
+    name: str, genotypes: "Sequence[Genotype]", seed: int, paper: Input, inputs: Sequence[Input], group: str
+) -> list[dict[str, Any]]:
+    """How alike the paper's input and others rank the genotypes; and, as a yardstick, the paper's with another seed."""
+    asked = [(paper, seed), *((given, seed) for given in inputs), (paper, seed + 1)]
+    scores: list[list[float]] = [[] for _ in asked]
+    for genotype in _progress(genotypes, f"{name}: {group} genotypes ranked", len(asked) - 1):
+        for values, (given, of) in zip(scores[:-1], asked, strict=False):
+            values.append(_timed(name, genotype, of, given)[0])
+    # last, for another seed's weights take the place of these
+    for genotype in _progress(genotypes, f"{name}: {group} genotypes ranked with another seed"):
+        scores[-1].append(_timed(name, genotype, seed + 1, paper)[0])
+    rows = []
+    for (given, of), values in zip(asked[1:], scores[1:], strict=True):
+        rho, interval = spearman(scores[0], values)
+        rows.append({**asdict(given), "seed": of, "spearman": rho, "interval": interval})
+    return rows
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> tuple[float | None, tuple[float, float] | None]:
+    """The rank correlation and where 95 % of such would lie (Fisher's z, with Fieller's variance for ranks)."""
+    from scipy import stats
+
+    if len(a) < 4 or min(len(set(a)), len(set(b))) == 1:
+        return None, None
+    rho = float(stats.spearmanr(a, b).statistic)
+    z, reach = math.atanh(max(-1 + 1e-12, min(rho, 1 - 1e-12))), 1.96 * math.sqrt(1.06 / (len(a) - 3))
+    return rho, (math.tanh(z - reach), math.tanh(z + reach))
+
+
+def profile(name: str, genotypes: "Sequence[Genotype]", seed: int, given: Input) -> dict[str, float]:
+    """Which share of the time each kind of work takes when a search scores."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    for genotype in genotypes:
+        _timed(name, genotype, seed, given)
+    seconds = sum(_timed(name, genotype, seed, given)[1] for genotype in genotypes)
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        for genotype in genotypes:
+            _timed(name, genotype, seed, given)
+    shares = dict.fromkeys(("matrix products", "depthwise convolutions", "other convolutions", "logarithms"), 0.0)
+    shares["other operators"] = 0.0
+    for event in profiler.key_averages(group_by_input_shape=True):
+        shares[_kind(event.key, event.input_shapes)] += event.self_cpu_time_total * 1e-6 / seconds
+    # measured without the profiler, whose own time would appear here
+    shares["between operators"] = max(0.0, 1 - sum(shares.values()))
+    total = sum(shares.values())
+    return {kind: share / total for kind, share in shares.items()}
+
+
+def _kind(operator: str, shapes: Sequence[Sequence[int]]) -> str:
+    """What kind of work an operator does, by its name and the shapes of its inputs."""
+    name = operator.removeprefix("aten::").removesuffix("_")
+    for kind in ("matrix products", "logarithms"):
+        if name in KINDS[kind]:
+            return kind
+    if any(part in name for part in KINDS["convolutions"]):
+        # backwards the gradient comes before image and weight; the weight of a depthwise one is C, 1, K, K
+        image, weight = shapes[1:3] if "backward" in name else shapes[:2]
+        return "depthwise convolutions" if len(weight) == 4 and weight[1] == 1 < image[1] else "other convolutions"
+    return "other operators"
+
+
+def _progress(genotypes: "Iterable[Genotype]", what: str, cost: int = 1, every: float = 15) -> "Iterator[Genotype]":
+    """The genotypes, with a line now and then."""
+    members = list(genotypes)
+    said = time.monotonic()
+    for number, genotype in enumerate(members):
+        yield genotype
+        if time.monotonic() - said > every:
+            said = time.monotonic()
+            log.info("%s %s of %s", what, number + 1, len(members))
+    log.info("%s %s of %s", what, len(members), len(members))
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the figures as tables."""
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    counts = ", ".join(f"{count:,} {name}" for name, count in found["genotypes"].items())
+    console.print(f"Space {found['space']}, {counts} genotypes, one thread, PyTorch {found['torch']}, {found['cpu']}.")
+    for title, (head, *rows) in {
+        "Genotypes a second: median [quartiles], once the weights are drawn": speed_table(found["proxies"]),
+        "Spearman's rank correlation with the paper's input [95 %]": rank_table(found["proxies"]),
+        "Where a search's scoring spends its time, percent": profile_table(found["proxies"]),
+    }.items():
+        table = Table(*head, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def speed_table(proxies: dict[str, Any]) -> list[list[str]]:
+    """A head and three rows for each proxy."""
+    rows = [["proxy", "how", "input", "genotypes a second", "times the reference", "remarks"]]
+    for name, found in proxies.items():
+        for way, how in (
+            ("reference", "float64 network with hooks"),
+            ("without_network", "float32, no network"),
+            ("search", "the same, a search's input"),
+        ):
+            f = found[way]
+            low, high = f["per_second_quartiles"]
+            remarks = {
+                "reference": "",
+                "without_network": f"differs by {f.get('largest_difference', 0):.0e} at most",
+                "search": f"first genotype {f.get('first_seconds', 0):.2g} s",
+            }
+            pace = f"{f['per_second']:.3g} [{low:.3g}, {high:.3g}]"
+            given = str(Input(f["img_size"], f["draws"]))
+            rows.append([name, how, given, pace, f"{f['times_reference']:.3g}", remarks[way]])
+    return rows
+
+
+def rank_table(proxies: dict[str, Any]) -> list[list[str]]:
+    """A head and a row for each proxy and input; a column for each group of genotypes."""
+    groups = list(next(iter(proxies.values()))["ranks"])
+    rows = [["proxy", "input", *(f"{group} genotypes" for group in groups)]]
+    for name, found in proxies.items():
+        first = found["ranks"][groups[0]]
+        for number, row in enumerate(first):
+            given = str(Input(row["img_size"], row["draws"]))
+            other = row["seed"] != first[0]["seed"]
+            ranks = [_correlation(found["ranks"][group][number]) for group in groups]
+            rows.append([name, f"{given}, another seed" if other else given, *ranks])
+    return rows
+
+
+def _correlation(row: dict[str, Any]) -> str:
+    if row["spearman"] is None:
+        return "too few, or all equal"
+    return f"{row['spearman']:.3f} [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]"
+
+
+def profile_table(proxies: dict[str, Any]) -> list[list[str]]:
+    """A head and a row for each proxy."""
+    kinds = list(next(iter(proxies.values()))["profile"])
+    rows = [["proxy", "input", *kinds]]
+    for name, found in proxies.items():
+        given = str(Input(found["search"]["img_size"], found["search"]["draws"]))
+        rows.append([name, given, *(f"{100 * found['profile'][kind]:.0f}" for kind in kinds)])
+    return rows
