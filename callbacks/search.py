@@ -24,7 +24,22 @@ SHARE = 0.02
 """How much of a search's time its files may take."""
 
 
-class SearchHistory(SearchCallback):
+class Watcher(SearchCallback):
+    """Sees every evaluation of a search, those of earlier sessions too."""
+
+    def __init__(self) -> None:
+        self.trajectory = Trajectory([])
+
+    def on_search_start(self, stage: SearchStage) -> None:
+        self.trajectory = Trajectory(stage.schedule.steps())
+        for evaluation in stage.journal:
+            self.trajectory.append(evaluation)
+
+    def on_evaluation(self, stage: SearchStage, evaluation: Evaluation) -> None:
+        self.trajectory.append(evaluation)
+
+
+class SearchHistory(Watcher):
     """Keeps all evaluations as `search.csv` and `search.png`, and draws what was found as `genotype.png`.
 
     The files are written after a phase, not too often, and at the end. They are made from the journal and what came
@@ -36,37 +51,26 @@ class SearchHistory(SearchCallback):
     """
 
     def __init__(self, folder: Path, every: float = 30) -> None:
-        self.table, self.picture, self.drawing = folder / "search.csv", folder / "search.png", folder / "genotype.png"
-        self.every = every
-        self.trajectory = Trajectory([])
+        super().__init__()
+        self.folder, self.every = folder, every
         self._next = float("-inf")
 
-    def on_search_start(self, stage: SearchStage) -> None:
-        self.trajectory = Trajectory(stage.schedule.steps())
-        for evaluation in stage.journal:
-            self.trajectory.append(evaluation)
-
-    def on_evaluation(self, stage: SearchStage, evaluation: Evaluation) -> None:
-        self.trajectory.append(evaluation)
-
     def on_phase_end(self, stage: SearchStage, phase: Phase, best: Scored) -> None:
-        if time.monotonic() >= self._next:
-            began = time.monotonic()
+        if (began := time.monotonic()) >= self._next:
             self._write(stage)
-            now = time.monotonic()
-            self._next = now + max(self.every, (now - began) / SHARE)
+            ended = time.monotonic()
+            self._next = ended + max(self.every, (ended - began) / SHARE)
 
     def on_search_end(self, stage: SearchStage, result: SearchResult) -> None:
         self._write(stage)
-        price = f"{result.cost.params / 1e6:.2f} M parameters, {result.cost.macs / 1e9:.3f} GMACs"
-        draw_genotype(result.genotype, self.drawing, f"The network found in space {result.genotype.space}: {price}")
+        _draw_result(result, self.folder)
 
     def _write(self, stage: SearchStage) -> None:
-        write_text(self.table, self.trajectory.csv())
-        draw_search(self.trajectory, asdict(stage.budget), self.picture)
+        write_text(self.folder / "search.csv", self.trajectory.csv())
+        draw_search(self.trajectory, asdict(stage.budget), self.folder / "search.png")
 
 
-class SearchLog(SearchCallback):
+class SearchLog(Watcher):
     """Sends the search to the loggers as `search/...`, over `search/evaluation`.
 
     A point now and then, always after the same evaluations; at the end the pictures, and for W&B the genotype as an
@@ -74,15 +78,16 @@ class SearchLog(SearchCallback):
     best one costs and the budget allows; also `evaluations_per_second` and how many phases went before (`phase`).
 
     Args:
-        history: what it tells of; must come before this in the list of callbacks.
-        every: evaluations between two points.
+        every: evaluations between two points; there is one at the end of a phase too.
     """
 
-    def __init__(self, history: SearchHistory, every: int = 50) -> None:
-        self.history, self.every = history, every
+    def __init__(self, every: int = 50) -> None:
+        super().__init__()
+        self.every = every
         self._sent = 0
 
     def on_search_start(self, stage: SearchStage) -> None:
+        super().on_search_start(stage)
         self._sent = 0
         for logger in stage.fabric.loggers:
             if isinstance(logger, WandbLogger):
@@ -90,6 +95,7 @@ class SearchLog(SearchCallback):
                 logger.experiment.define_metric("search/*", step_metric="search/evaluation")
 
     def on_evaluation(self, stage: SearchStage, evaluation: Evaluation) -> None:
+        super().on_evaluation(stage, evaluation)
         if evaluation.evaluation % self.every == 0:
             self._send(stage)
 
@@ -98,19 +104,25 @@ class SearchLog(SearchCallback):
 
     def on_search_end(self, stage: SearchStage, result: SearchResult) -> None:
         self._send(stage)
-        pictures = {"search/trajectory": self.history.picture, "search/genotype": self.history.drawing}
-        for logger in stage.fabric.loggers:
-            if hasattr(logger, "log_image"):
-                for name, path in pictures.items():
-                    logger.log_image(name, [str(path)])
-            if isinstance(logger, WandbLogger):
-                _send_genotype(logger, result)
+        able = [logger for logger in stage.fabric.loggers if hasattr(logger, "log_image")]
+        if not able:
+            return
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            draw_search(self.trajectory, asdict(stage.budget), folder / "search.png")
+            _draw_result(result, folder)
+            result.genotype.save(folder / "genotype.yaml")
+            for logger in able:
+                logger.log_image("search/trajectory", [str(folder / "search.png")])
+                logger.log_image("search/genotype", [str(folder / "genotype.png")])
+                if isinstance(logger, WandbLogger):
+                    _send_genotype(logger, result, folder / "genotype.yaml")
 
     def _send(self, stage: SearchStage) -> None:
-        if len(self.history.trajectory) == self._sent:  # phases that end together
+        if not stage.fabric.loggers or len(self.trajectory) == self._sent:  # phases may end together
             return
-        self._sent = len(self.history.trajectory)
-        values = point(self.history.trajectory, asdict(stage.budget), self.every)
+        self._sent = len(self.trajectory)
+        values = point(self.trajectory, asdict(stage.budget), self.every)
         for logger in stage.fabric.loggers:
             # W&B has its own x-axis for these; a step would go to the one that Lightning keeps for the training
             logger.log_metrics(values, step=None if isinstance(logger, WandbLogger) else self._sent)
@@ -132,14 +144,17 @@ def point(trajectory: Trajectory, limits: dict[str, float | None], last: int) ->
     return {f"search/{name}": float(value) for name, value in values.items()}
 
 
-def _send_genotype(logger: WandbLogger, result: SearchResult) -> None:
+def _draw_result(result: SearchResult, folder: Path) -> None:
+    price = f"{result.cost.params / 1e6:.2f} M parameters, {result.cost.macs / 1e9:.3f} GMACs"
+    title = f"The network found in space {result.genotype.space}: {price}"
+    draw_genotype(result.genotype, folder / "genotype.png", title)
+
+
+def _send_genotype(logger: WandbLogger, result: SearchResult, file: Path) -> None:
     """The genotype as an artifact of the run: anyone can fetch the file and train it."""
     import wandb
 
     facts: dict[str, Any] = {**asdict(result.cost), **result.scores, "space": result.genotype.space}
     artifact = wandb.Artifact(f"genotype-{logger.version}", type="genotype", metadata=facts)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "genotype.yaml"
-        result.genotype.save(path)
-        artifact.add_file(str(path))  # copies it
+    artifact.add_file(str(file))  # copies it
     logger.experiment.log_artifact(artifact)

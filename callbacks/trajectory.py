@@ -6,12 +6,14 @@ import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from esformer.search.journal import Evaluation
 from esformer.search.schedule import Phase
 
+Column: TypeAlias = "array[Any]"
 COSTS = ("params", "macs", "latency_ms")
 """What a budget may limit: the names that it and an evaluation have for it."""
 
@@ -56,10 +58,10 @@ class Trajectory:
         self._starts: list[tuple[int, int]] = []  # where each step that has begun starts
         self._last, self._timed = -1, False
         self._phase, self._origin = array("H"), array("B")
-        self._costs = {"params": array("q"), "macs": array("q"), "latency_ms": array("d")}
-        self._clock = {"seconds": array("d"), "elapsed": array("d")}
+        self._costs: dict[str, Column] = {"params": array("q"), "macs": array("q"), "latency_ms": array("d")}
+        self._clock: dict[str, Column] = {"seconds": array("d"), "elapsed": array("d")}
         proxies = dict.fromkeys(name for step in steps for phase in step for name in phase.proxies)
-        self._scores = {name: array("d") for name in proxies}
+        self._scores: dict[str, Column] = {name: array("d") for name in proxies}
 
     def append(self, evaluation: Evaluation) -> None:
         step = self._step_of[evaluation.phase]
@@ -158,6 +160,6 @@ class Trajectory:
         return table.getvalue()
 
 
-def _blank(column: "array[float] | array[int]") -> Iterator[float | None]:
+def _blank(column: Column) -> Iterator[float | None]:
     """The values, and nothing where there is none."""
     return (None if value != value else value for value in column)

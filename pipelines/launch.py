@@ -58,7 +58,7 @@ def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger])
         dict(devices=t.devices, num_nodes=t.num_nodes, strategy="ddp") if several else dict(devices=1)
     )
     try:
-        fabric = Fabric(config.search.accelerator, callbacks=callbacks, loggers=list(made), **processes)
+        fabric = Fabric(accelerator=config.search.accelerator, callbacks=callbacks, loggers=list(made), **processes)
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise ConfigError(f"there is nothing to search on as search.accelerator asks: {error}") from None
     fabric.launch()

@@ -6,13 +6,17 @@ in turn, so that whatever else the machine does disturbs all that is compared al
 
 import logging
 import math
+import os
 import random
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esformer.errors import ESFormerError
 from pipelines.config import Config
 
 if TYPE_CHECKING:
@@ -29,11 +33,11 @@ LATE = 200
 PROFILED = 5
 """Genotypes of which it is measured where the time goes."""
 KINDS = {
-    "matrix products": ("mm", "bmm", "addmm", "mv", "addmv", "baddbmm"),
+    "matrix products": ("mm", "bmm", "mv", "addmm", "addmv"),
     "logarithms": ("log", "log1p"),
-    "convolutions": ("convolution", "conv2d", "depthwise"),
+    "sums, maxima": ("sum", "dot", "mean", "amax", "amin"),
 }
-"""Operators by what they compute: their names, or what the names of convolutions contain."""
+"""Operators by what they compute; convolutions are told by parts of their names, and by the shape of the weight."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +67,35 @@ def speed(config: Config, sample: int = 100, late: str | Path | None = None) -> 
         sample: how many random genotypes.
         late: the journal of a search, whose last genotypes are ranked too: they are more alike than random ones.
     """
-    from esformer.genotype import Genotype
-    from esformer.search.journal import read
     from esformer.space import SearchSpace
     from pipelines.run import start_logging
 
+    if sample < 1:
+        raise ESFormerError(f"{sample} genotypes are too few to measure; give at least 1")
     start_logging()
     space, rng = SearchSpace.for_size(config.size, config.search.extended), random.Random(config.seed)
     groups = {"random": [space.sample(rng) for _ in range(sample)]}
     if late is not None:
-        last = {str(e.genotype): e.genotype for e in read(late)}  # the last of the distinct
-        groups["late"] = [Genotype.from_dict(genotype) for genotype in list(last.values())[-LATE:]]
+        groups["late"] = last_of(late)
     found = measure(groups, config.seed, config.search.img_size, config.search.draws)
     found = {"space": space.name, "seed": config.seed, **found}
     show(found)
     return found
+
+
+def last_of(journal: str | Path) -> "list[Genotype]":
+    """The last `LATE` genotypes of a search, each once."""
+    from esformer.genotype import Genotype
+    from esformer.search.journal import read
+
+    last: dict[str, dict[str, Any]] = {}
+    for evaluation in read(journal):
+        name = str(evaluation.genotype)
+        last.pop(name, None)
+        last[name] = evaluation.genotype
+        if len(last) > LATE:
+            del last[next(iter(last))]
+    return [Genotype.from_dict(genotype) for genotype in last.values()]
 
 
 def measure(
@@ -111,7 +129,7 @@ def measure(
         search = Input(img_size or proxy.search_img_size, draws or proxy.search_draws or proxy.draws)
         times = _times(name, genotypes, seed, paper, search)
         small = [Input(size, count) for size in sizes for count in sorted({1, proxy.draws})]
-        inputs = [*small, Input(papers_size, 1)]
+        inputs = list(dict.fromkeys([*small, search, Input(papers_size, 1)]))
         found["proxies"][name] = {
             **times,
             "ranks": {group: _ranks(name, members, seed, paper, inputs, group) for group, members in groups.items()},
@@ -126,12 +144,13 @@ def _times(
     """How long the reference takes, the score without a network, and that on a search's input, in turn."""
     import numpy as np
 
+    from esformer.model.esformer import MIN_IMAGE
     from esformer.proxies.streams import kept_streams
 
     kept_streams.cache_clear()
     cold = _timed(name, genotypes[0], seed, search)[1]
-    for genotype in genotypes:  # draws the weights, which a search needs to do only once
-        _timed(name, genotype, seed, Input(min(paper.img_size, search.img_size), max(paper.draws, search.draws)))
+    for genotype in genotypes:  # on any input this draws the weights, which a search needs to do only once
+        _timed(name, genotype, seed, Input(MIN_IMAGE, max(paper.draws, search.draws)))
     ways = {"reference": (paper, True), "without_network": (paper, False), "search": (search, False)}
     for given, reference in ways.values():
         _timed(name, genotypes[0], seed, given, reference)
@@ -144,13 +163,13 @@ def _times(
     baseline = found["reference"]
     result: dict[str, dict[str, Any]] = {}
     for way, (given, _) in ways.items():
-        seconds = np.array(found[way].seconds)
-        slow, median, quick = np.percentile(seconds, (75, 50, 25))
+        taken = np.array(found[way].seconds)
+        slow, median, quick = np.percentile(taken, (75, 50, 25)).tolist()
         result[way] = {
             **asdict(given),
             "per_second": 1 / median,
             "per_second_quartiles": (1 / slow, 1 / quick),
-            "times_reference": float(np.median(np.array(baseline.seconds) / seconds)),
+            "times_reference": float(np.median(np.array(baseline.seconds) / taken)),
         }
     values, references = np.array(found["without_network"].values), np.array(baseline.values)
     result["without_network"]["largest_difference"] = float(np.abs(values / references - 1).max())
@@ -202,33 +221,39 @@ def profile(name: str, genotypes: "Sequence[Genotype]", seed: int, given: Input)
     import torch
     from torch.profiler import ProfilerActivity
 
+    shares = dict.fromkeys(("matrix products", "depthwise convolutions", "other convolutions"), 0.0)
+    shares |= dict.fromkeys(("logarithms", "sums, maxima", "other operators"), 0.0)
     for genotype in genotypes:
         _timed(name, genotype, seed, given)
-    seconds = sum(_timed(name, genotype, seed, given)[1] for genotype in genotypes)
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-        for genotype in genotypes:
-            _timed(name, genotype, seed, given)
-    shares = dict.fromkeys(("matrix products", "depthwise convolutions", "other convolutions", "logarithms"), 0.0)
-    shares["other operators"] = 0.0
+    with _hushed(), torch.profiler.profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        seconds = sum(_timed(name, genotype, seed, given)[1] for genotype in genotypes)
     for event in profiler.key_averages(group_by_input_shape=True):
         shares[_kind(event.key, event.input_shapes)] += event.self_cpu_time_total * 1e-6 / seconds
-    # measured without the profiler, whose own time would appear here
-    shares["between operators"] = max(0.0, 1 - sum(shares.values()))
-    total = sum(shares.values())
-    return {kind: share / total for kind, share in shares.items()}
+    return shares | {"Python, profiler": max(0.0, 1 - sum(shares.values()))}
 
 
 def _kind(operator: str, shapes: Sequence[Sequence[int]]) -> str:
-    """What kind of work an operator does, by its name and the shapes of its inputs."""
+    """What kind of work an operator does."""
     name = operator.removeprefix("aten::").removesuffix("_")
-    for kind in ("matrix products", "logarithms"):
-        if name in KINDS[kind]:
-            return kind
-    if any(part in name for part in KINDS["convolutions"]):
-        # backwards the gradient comes before image and weight; the weight of a depthwise one is C, 1, K, K
+    if "conv" in name:
+        # going back, the gradient comes before image and weight; a depthwise weight is C, 1, K, K
         image, weight = shapes[1:3] if "backward" in name else shapes[:2]
-        return "depthwise convolutions" if len(weight) == 4 and weight[1] == 1 < image[1] else "other convolutions"
-    return "other operators"
+        depthwise = len(weight) == 4 and weight[1] == 1 < image[1]
+        return "depthwise convolutions" if depthwise else "other convolutions"
+    return next((kind for kind, names in KINDS.items() if name in names), "other operators")
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without the lines that the profiler's C++ writes to stderr."""
+    stderr = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _progress(genotypes: "Iterable[Genotype]", what: str, cost: int = 1, every: float = 15) -> "Iterator[Genotype]":
@@ -245,8 +270,6 @@ def _progress(genotypes: "Iterable[Genotype]", what: str, cost: int = 1, every: 
 
 def show(found: dict[str, Any]) -> None:
     """Print the figures as tables."""
-    import sys
-
     from rich.console import Console
     from rich.table import Table
 
@@ -254,8 +277,8 @@ def show(found: dict[str, Any]) -> None:
     counts = ", ".join(f"{count:,} {name}" for name, count in found["genotypes"].items())
     console.print(f"Space {found['space']}, {counts} genotypes, one thread, PyTorch {found['torch']}, {found['cpu']}.")
     for title, (head, *rows) in {
-        "Genotypes a second: median [quartiles], once the weights are drawn": speed_table(found["proxies"]),
-        "Spearman's rank correlation with the paper's input [95 %]": rank_table(found["proxies"]),
+        "Genotypes a second: median (quartiles), once the weights are drawn": speed_table(found["proxies"]),
+        "Spearman's rank correlation with the paper's input (95 % interval)": rank_table(found["proxies"]),
         "Where a search's scoring spends its time, percent": profile_table(found["proxies"]),
     }.items():
         table = Table(*head, title=title, title_justify="left")
@@ -280,7 +303,7 @@ def speed_table(proxies: dict[str, Any]) -> list[list[str]]:
                 "without_network": f"differs by {f.get('largest_difference', 0):.0e} at most",
                 "search": f"first genotype {f.get('first_seconds', 0):.2g} s",
             }
-            pace = f"{f['per_second']:.3g} [{low:.3g}, {high:.3g}]"
+            pace = f"{f['per_second']:.3g} ({low:.3g} to {high:.3g})"
             given = str(Input(f["img_size"], f["draws"]))
             rows.append([name, how, given, pace, f"{f['times_reference']:.3g}", remarks[way]])
     return rows
@@ -303,7 +326,7 @@ def rank_table(proxies: dict[str, Any]) -> list[list[str]]:
 def _correlation(row: dict[str, Any]) -> str:
     if row["spearman"] is None:
         return "too few, or all equal"
-    return f"{row['spearman']:.3f} [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]"
+    return f"{row['spearman']:.3f} ({row['interval'][0]:.3f} to {row['interval'][1]:.3f})"
 
 
 def profile_table(proxies: dict[str, Any]) -> list[list[str]]:

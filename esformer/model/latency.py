@@ -52,11 +52,11 @@ def measure_latency(
     threads: int = 1,
     limit_ms: float | None = None,
 ) -> Latency:
-    """Time `ESFormer(genotype, num_classes, img_size=img_size)` on one image, as it is used: float32, eager, norms apart.
+    """Time `ESFormer(genotype, num_classes, img_size=img_size)` on one image, as it is used: float32, eager, unfused.
 
     On one thread of a CPU the time is that thread's own, which is the latency on a core that nothing else runs on; with
     more threads, and on an accelerator (synchronised after every run), it is the wall clock's. Other load still slows
-    caches, memory and clock rates. On a fast accelerator one image takes as long as its kernels take to launch, whatever
+    caches, memory and clock rates. On a fast accelerator one image takes as long as launching its kernels, whatever
     their widths. PyTorch's global state (threads, random numbers) is left as it was.
 
     Args:

@@ -288,8 +288,9 @@ class SearchStage:
                 self.journal.append_latency(digest, latency)
 
     def _allowed(self, genotype: Genotype) -> bool:
-        limit = self.budget.latency_ms
-        return self.budget.allows(self.cost(genotype)) and (limit is None or self._latency(genotype).ms <= limit)
+        if not self.budget.allows(self.cost(genotype)):
+            return False
+        return self.budget.latency_ms is None or self.budget.allows_latency(self._latency(genotype).ms)
 
     def _latency(self, genotype: Genotype) -> Latency:
         """Measured once, and put on record: a resumed search must decide alike."""
@@ -332,7 +333,7 @@ class SearchStage:
             latency = measure_latency(genotype, self.cost_img_size, self.num_classes, device)
             self._latencies[genotype.digest] = latency
             costs = f"{price.params:,} params, {price.macs:,} macs and {latency} of latency"
-            allowed = latency.ms <= self.budget.latency_ms
+            allowed = self.budget.allows_latency(latency.ms)
         if not allowed:
             raise ESFormerError(
                 f"no genotype of space {self.space.name} fits a budget of {self.budget}: the cheapest has {costs}"

@@ -179,10 +179,10 @@ class Processes:
 
     def _hire(self) -> Member:
         ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.get_context("spawn").Process(
-            target=_work, args=(theirs, self.scorer), name="search worker", daemon=True
-        )
-        # the child inherits that Ctrl-C is not for it, but for the process that people talk to
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # PyTorch is imported once for all, those that come later included
+        process = context.Process(target=_work, args=(theirs, self.scorer), name="search worker", daemon=True)
+        # they inherit that Ctrl-C is not for them, but for the process that people talk to
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
@@ -339,6 +339,7 @@ def _serve(connection: Connection, scorer: Callable[[Task], Measured]) -> None:
 
 def _work(connection: Connection, scorer: Scorer) -> None:
     """The life of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):  # who sent the tasks is gone, and nobody is left to tell
         _serve(connection, scorer)

@@ -153,6 +153,25 @@ def test_gradients_are_wanted_for_all_weights_but_those_of_logits():
     assert all(gradient.amax() > 0 for gradient in gradients)
 
 
+@pytest.mark.parametrize("space", ["S0", "S2"])
+def test_the_logits_of_every_softmax_are_those_of_the_network(space, monkeypatch):
+    """Of which a score shows little: which of them is the largest."""
+    ours, theirs, softmax = [], [], scaled._softmax
+
+    def record(logits, log_scale):
+        ours.append(logits.double().log() + log_scale)
+        return softmax(logits, log_scale)
+
+    monkeypatch.setattr(scaled, "_softmax", record)
+    score("entropic_score", sample(space), img_size=(96, 65), draws=1)
+    there = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: theirs.append(x[0].log()) or there(x, dim))
+    score("entropic_score", sample(space), img_size=(96, 65), draws=1, reference=True)
+    assert len(ours) == len(theirs) == (9 if space == "S2" else 5)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-4)
+
+
 def test_genotypes_have_their_first_layers_in_common():
     """Common random numbers: up to where two genotypes differ, they are one and the same network."""
     space, one = SearchSpace.for_size("S0"), sample("S0")

@@ -1,0 +1,112 @@
+"""Worker processes: the same results as without, whatever happens to them."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from scorers import Dying, Hashed, Refusing
+from searches import SPACE
+
+from esformer.errors import ESFormerError
+from esformer.search.team import DEATHS, Alone, Processes, SearchError, Task
+
+GENOTYPES = [SPACE.sample(random.Random(i)) for i in range(24)]
+TASKS = [Task(("a", "b"), genotype) for genotype in GENOTYPES]
+
+
+def results(team, tasks=TASKS):
+    """Ask for all, and take the results in another order."""
+    numbers = [team.submit(task) for task in tasks]
+    found = {number: team.result(number) for number in sorted(numbers, key=lambda n: n % 7)}
+    return [found[number].scores for number in numbers]
+
+
+EXPECTED = results(Alone(Hashed()))
+
+
+@pytest.fixture
+def team(request):
+    teams = []
+
+    def make(scorer, workers):
+        teams.append(Processes(scorer, workers))
+        return teams[-1]
+
+    yield make
+    for team in teams:
+        processes = [member.process for member in team.members]
+        team.close(done=True)
+        assert not any(process.is_alive() for process in processes)
+
+
+@pytest.mark.slow
+def test_workers_score_as_one_process_does_and_share_the_work(team):
+    assert len(set(EXPECTED)) == len(TASKS)
+    two = team(Hashed(0.05), 2)
+    results(two, TASKS[:2])  # they have started
+    began = time.perf_counter()
+    assert results(two) == EXPECTED
+    assert time.perf_counter() - began < 0.05 * len(TASKS) * 0.75
+    assert two.submit(TASKS[0]) != two.submit(TASKS[0])
+
+
+@pytest.mark.slow
+def test_workers_that_die_are_replaced_and_their_genotypes_scored_again(team, tmp_path):
+    dying = team(Dying(folder=str(tmp_path)), 2)
+    assert results(dying, TASKS[:12]) == EXPECTED[:12]
+    doomed = [task.genotype.digest for task in TASKS[:12] if int(task.genotype.digest, 16) % 5 == 0]
+    assert doomed and sorted(mark.name for mark in tmp_path.iterdir()) == sorted(doomed)
+
+
+@pytest.mark.slow
+def test_a_genotype_that_kills_every_worker_is_given_up_with_a_sentence(team, tmp_path):
+    doomed = next(task for task in TASKS if int(task.genotype.digest, 16) % 5 == 0)
+    with pytest.raises(SearchError, match=rf"{DEATHS} workers died \(exit code -9\) of genotype {doomed.genotype.digest}"):
+        results(team(Dying(folder=str(tmp_path), times=99), 1), [doomed])
+
+
+@pytest.mark.slow
+def test_what_cannot_be_scored_is_said_as_in_one_process(team):
+    for other in (Alone(Refusing()), team(Refusing(), 1)):
+        with pytest.raises(ESFormerError, match=f"{GENOTYPES[0].digest} cannot be scored"):
+            results(other, TASKS[:1])
+
+
+PARENT = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from scorers import Hashed
+from test_team import TASKS
+from esformer.search.team import Processes
+
+if __name__ == "__main__":
+    team = Processes(Hashed(0.01), 2)
+    team.result(team.submit(TASKS[0])), team.result(team.submit(TASKS[1]))
+    print(*(member.process.pid for member in team.members), flush=True)
+    time.sleep(600)
+"""
+
+
+def alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"  # nobody may come for an orphan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_parent(tmp_path, how):
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, tmp_path / "parent.py", Path(__file__).parent]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = parent.stdout.readline()
+    assert re.fullmatch(r"\d+ \d+\n", line), parent.communicate()[1]
+    os.kill(parent.pid, how)
+    _, said = parent.communicate(timeout=60)  # the workers hold its pipes until they end
+    assert said.count("KeyboardInterrupt") == (how == signal.SIGINT)  # the parent's own alone
+    assert not any(alive(pid) for pid in map(int, line.split()))
