@@ -66,8 +66,8 @@ class Journal:
         self.header = {"journal": FORMAT, **header}
         self.latencies: dict[str, Latency] = {}
         """Every latency measured, by the genotype's digest."""
-        self._temporary = tempfile.NamedTemporaryFile(suffix=".jsonl") if path is None else None  # noqa: SIM115
-        self.path = Path(path if self._temporary is None else self._temporary.name)
+        self._temporary = None if path else tempfile.NamedTemporaryFile(suffix=".jsonl")  # noqa: SIM115
+        self.path = Path(path or self._temporary.name)  # type: ignore[union-attr]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._count = 0
         self._end = self._check() if self.path.exists() else 0

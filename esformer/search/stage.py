@@ -20,7 +20,8 @@ from esformer.search.callback import SearchCallback, SearchResult
 from esformer.search.evolution import Evolution, Offspring, Ranking, Scored, cheapest
 from esformer.search.journal import Evaluation, Journal, JournalError, read_header
 from esformer.search.schedule import Phase, Schedule
-from esformer.search.team import Measured, Scorer, Task, Team, gather
+from esformer.search.team import Team, gather
+from esformer.search.worker import Measured, Scorer, Task
 from esformer.space import SearchSpace
 
 __all__ = ["SearchCallback", "SearchResult", "SearchStage", "replay", "search"]
@@ -91,6 +92,7 @@ class SearchStage:
         self.workers, self.checkpoint = workers, checkpoint
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1, callbacks=list(callbacks), loggers=list(loggers))
         self._check()
+        self._began = 0.0
         self._latencies: dict[str, Latency] = {}
         self.cheapest = self._cheapest()
         self.journal = Journal(self.header())
@@ -107,15 +109,18 @@ class SearchStage:
             SearchError: a rank died, or workers died of a genotype again and again; the journal holds what was done.
         """
         scorer = Scorer(self.seed, self.img_size, self.draws, str(self.fabric.device))
-        team, result = gather(self.fabric, scorer, self.workers), None
-        if team is not None:  # on rank 0
-            try:
-                if self.checkpoint is not None:
-                    self.journal = Journal(self.header(), self.checkpoint)
-                result = self._search(team)
-            finally:
-                team.close(done=result is not None)
-        return result if result is not None and self.fabric.world_size == 1 else self.fabric.broadcast(result)
+        team = gather(self.fabric, scorer, self.workers)
+        if team is None:  # rank 0 has the result
+            return self.fabric.broadcast(None)  # type: ignore[return-value]
+        done = False
+        try:
+            if self.checkpoint is not None:
+                self.journal = Journal(self.header(), self.checkpoint)
+            result = self._search(team)
+            done = True
+        finally:
+            team.close(done)
+        return result if self.fabric.world_size == 1 else self.fabric.broadcast(result)
 
     def replay(self) -> SearchResult:
         """The result of a finished search, from its journal alone; the callbacks are called at its start and end.
@@ -209,7 +214,7 @@ class SearchStage:
                     f"{self.journal.path} ends after {len(self.journal):,} evaluations: the search was not finished;"
                     " the command that began it goes on"
                 )
-            if self._began is None:
+            if not self._began:
                 self._began = time.perf_counter()
             digest = offspring.genotype.digest
             lacking = tuple(p for p in evolution.phase.proxies if digest not in self._known.setdefault(p, {}))
@@ -243,7 +248,6 @@ class SearchStage:
 
     def _record(self, asked: _Asked, scores: dict[str, float], seconds: float) -> None:
         genotype, price = asked.offspring.genotype, self.cost(asked.offspring.genotype)
-        assert self._began is not None
         # as the journal keeps it, for a resumed search must decide alike
         self._elapsed = round(self._resumed_at + time.perf_counter() - self._began, 4)
         latency = self._latencies.get(genotype.digest)
@@ -281,7 +285,7 @@ class SearchStage:
         self._flying: set[tuple[str, str]] = set()
         self._asked = 0
         self._elapsed = self._resumed_at = 0.0
-        self._began: float | None = None
+        self._began = 0.0  # of this session, when it begins to score
         for digest, latency in (self._latencies | self.journal.latencies).items():
             self._latencies[digest] = latency
             if digest not in self.journal.latencies:

@@ -2,8 +2,9 @@
 
 import multiprocessing
 import os
-import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -11,16 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Client, Connection, Listener, wait
-from multiprocessing.process import BaseProcess
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-import torch
 from lightning.fabric import Fabric
 
 from esformer.errors import ESFormerError
-from esformer.genotype import Genotype
-from esformer.proxies import get, score
+from esformer.search.worker import Measured, Scorer, Task, serve
 
 DEATHS = 3
 """A genotype that so many workers die of is given up."""
@@ -32,42 +31,6 @@ JOINING = 600.0
 
 class SearchError(ESFormerError):
     """A search that cannot go on; what it has found so far is in the journal."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A genotype and the proxies that are to score it."""
-
-    proxies: tuple[str, ...]
-    genotype: Genotype
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The scores of a task, in the order of its proxies, and the seconds that they took."""
-
-    scores: tuple[float, ...]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """How a search scores: all that a worker needs to know of it."""
-
-    seed: int
-    img_size: int | None
-    draws: int | None
-    device: str
-
-    def __call__(self, task: Task) -> Measured:
-        began = time.perf_counter()
-        scores = []
-        for name in task.proxies:
-            proxy = get(name)
-            img_size = self.img_size or proxy.search_img_size
-            draws = self.draws or proxy.search_draws
-            scores.append(score(proxy, task.genotype, self.seed, img_size, draws=draws, device=self.device))
-        return Measured(tuple(scores), time.perf_counter() - began)
 
 
 class Team(Protocol):
@@ -110,7 +73,7 @@ class Member:
     name: str
     connection: Connection
     capacity: int
-    process: BaseProcess | None = None
+    process: subprocess.Popen[bytes] | None = None
     tasks: dict[int, Task] = field(default_factory=dict)
 
 
@@ -152,12 +115,12 @@ class Processes:
         """Wait until somebody answers or one of `others` has something to say; gives those of them that have."""
         self._welcome()
         self._hand_out()
-        connections = {member.connection: member for member in self.members}
+        connections: dict[Any, Member] = {member.connection: member for member in self.members}
         ready = wait([*connections, *others], timeout)
         for connection in ready:
-            if member := connections.get(connection):  # type: ignore[call-overload]
+            if member := connections.get(connection):
                 self._hear(member)
-        return {connection for connection in ready if connection in others}  # type: ignore[misc]
+        return {connection for connection in others if connection in ready}
 
     def ready(self) -> list[tuple[int, Measured]]:
         """The results that are there."""
@@ -168,7 +131,7 @@ class Processes:
         for member in self.members:
             if member.process is not None:
                 member.process.terminate()
-                member.process.join()
+                member.process.wait()
             elif done:
                 with suppress(OSError):
                     member.connection.send(None)
@@ -178,17 +141,17 @@ class Processes:
             self.door.close()
 
     def _hire(self) -> Member:
+        """Start a worker: a plain process, so that it imports nothing of whoever searches."""
         ours, theirs = multiprocessing.Pipe()
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # PyTorch is imported once for all, those that come later included
-        process = context.Process(target=_work, args=(theirs, self.scorer), name="search worker", daemon=True)
-        # they inherit that Ctrl-C is not for them, but for the process that people talk to
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "esformer.search.worker", str(theirs.fileno())],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C is not for it, but for the process that people talk to
+        )
         theirs.close()
+        ours.send(self.scorer)
         return Member("a worker", ours, 1, process)
 
     def _welcome(self) -> None:
@@ -229,17 +192,16 @@ class Processes:
         if member.process is None:
             raise SearchError(f"{member.name} is gone; the same command goes on from the journal")
         member.connection.close()
-        member.process.join(5)
+        code = member.process.wait()
         for number in reversed(member.tasks):
             self._waiting.appendleft(number)
         if member.tasks:
             number, task = next(iter(member.tasks.items()))  # the one that it was working on
             self._deaths[number] = self._deaths.get(number, 0) + 1
             if self._deaths[number] == DEATHS:
-                code, digest = member.process.exitcode, task.genotype.digest
                 raise SearchError(
-                    f"{DEATHS} workers died (exit code {code}) of genotype {digest}, most likely for want of memory;"
-                    " the same command goes on from here, with fewer search.workers if it happens again"
+                    f"{DEATHS} workers died (exit code {code}) of genotype {task.genotype.digest}, most likely for want"
+                    " of memory; the same command goes on from here, with fewer search.workers if it happens again"
                 )
         self.members[self.members.index(member)] = self._hire()
 
@@ -292,7 +254,7 @@ def gather(fabric: Fabric, scorer: Scorer, workers: int) -> Team | None:
     environment: Any = getattr(fabric.strategy, "cluster_environment")  # noqa: B009  (not every strategy has one)
     host: str = environment.main_address
     door = Door("localhost" if host in ("localhost", "127.0.0.1") else "") if fabric.is_global_zero else None
-    port, key = fabric.broadcast((door.port, door.key) if door else None)
+    port, key = fabric.broadcast((door.port, door.key) if door else (0, b""))
     if door is not None:
         return Processes(scorer, workers, fabric.world_size - 1, door)
     with Client((host, port), authkey=key) as rank0:
@@ -308,7 +270,7 @@ def gather(fabric: Fabric, scorer: Scorer, workers: int) -> Team | None:
 def _help(rank0: Connection, scorer: Scorer, workers: int) -> None:
     """Score for rank 0 until it says that the search is over."""
     if workers == 1:
-        return _serve(rank0, scorer)
+        return serve(rank0, scorer)
     team, numbers = Processes(scorer, workers), dict[int, int]()
     try:
         while True:
@@ -324,25 +286,6 @@ def _help(rank0: Connection, scorer: Scorer, workers: int) -> None:
         raise
     finally:
         team.close(done=False)
-
-
-def _serve(connection: Connection, scorer: Callable[[Task], Measured]) -> None:
-    """Answer tasks until there are no more."""
-    while (order := connection.recv()) is not None:
-        number, task = order
-        try:
-            outcome: Measured | ESFormerError = scorer(task)
-        except ESFormerError as error:
-            outcome = error
-        connection.send((number, outcome))
-
-
-def _work(connection: Connection, scorer: Scorer) -> None:
-    """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    with suppress(EOFError, OSError):  # who sent the tasks is gone, and nobody is left to tell
-        _serve(connection, scorer)
 
 
 def _keep_alive(connection: Connection) -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from esformer.search import stage, team
+from esformer.search import stage, worker
 
 
 class Fake:
@@ -31,8 +31,8 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch):
     fake = Fake()
-    monkeypatch.setattr(team, "score", fake.score)
+    monkeypatch.setattr(worker, "score", fake.score)
     clock = SimpleNamespace(perf_counter=lambda: fake.now)
     monkeypatch.setattr(stage, "time", clock)
-    monkeypatch.setattr(team, "time", clock)
+    monkeypatch.setattr(worker, "time", clock)
     return fake

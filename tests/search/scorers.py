@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from esformer.errors import ESFormerError
-from esformer.search.team import Measured
+from esformer.search.worker import Measured
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """Several ranks and workers find what one process finds; whoever dies, nothing hangs and nothing is lost."""
 
 import json
-import random
+import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from searches import BUDGET, SPACE, run, timeless
+from searches import run, timeless
 
 from esformer.genotype import Genotype
 from esformer.search.journal import read
@@ -23,22 +23,22 @@ import json, os, signal, sys, time
 from pathlib import Path
 from lightning.fabric import Fabric
 from esformer import Budget, Schedule, SearchSpace, search
-from esformer.search import team
+from esformer.search import worker
 
 folder, schedule = Path(sys.argv[1]), Schedule(**json.loads(sys.argv[2]))
-ranks, workers, doomed = map(int, sys.argv[3:6])
+ranks, processes, doomed = map(int, sys.argv[3:6])
 fabric = Fabric(accelerator="cpu", devices=ranks, strategy="ddp")
 fabric.launch()
 if fabric.global_rank == doomed:
-    score, left = team.score, iter(range(4))
-    def scores_four(*args, **kwargs):
+    score, left = worker.score, iter(range(12))
+    def scores_twelve(*args, **kwargs):
         if next(left, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
         return score(*args, **kwargs)
-    team.score = scores_four
+    worker.score = scores_twelve
 
 space, budget = SearchSpace.for_size("S0"), Budget.for_size("S0")
-settings = dict(img_size=33, draws=1, fabric=fabric, workers=workers, checkpoint=folder / "journal.jsonl")
+settings = dict(img_size=33, draws=1, fabric=fabric, workers=processes, checkpoint=folder / "journal.jsonl")
 result = search(space, budget, schedule, **settings)
 result.genotype.save(folder / f"rank {fabric.global_rank}.yaml")
 assert len(list(result.journal)) == result.evaluations
@@ -54,6 +54,9 @@ def alone():
 def script(tmp_path):
     (tmp_path / "search.py").write_text(ON_RANKS)
     return tmp_path / "search.py"
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
 
 
 def torchrun(ranks):
@@ -79,9 +82,8 @@ def test_ranks_find_what_one_process_finds(alone, tmp_path, script, fresh_proces
 def test_a_rank_that_dies_ends_the_job_and_the_restart_resumes(alone, tmp_path, script, fresh_process):
     """Under Fabric's own launcher, which does not look after its processes as torchrun does."""
     command = [script, tmp_path, json.dumps(SCHEDULE.to_dict()), 2, 1]
-    died = subprocess.run(
-        [sys.executable, *map(str, command), "1"], capture_output=True, text=True, timeout=120, check=False
-    )
+    command_line = [sys.executable, *map(str, command), "1"]
+    died = subprocess.run(command_line, capture_output=True, text=True, timeout=120, check=False, env=ENVIRONMENT)
     assert died.returncode != 0 and "rank 1 is gone; the same command goes on from the journal" in died.stderr
     left = timeless(read(tmp_path / "journal.jsonl"))
     assert 0 < len(left) < 48 and left == timeless(alone.journal)[: len(left)]
@@ -91,9 +93,9 @@ def test_a_rank_that_dies_ends_the_job_and_the_restart_resumes(alone, tmp_path, 
 
 @pytest.mark.slow
 def test_rank_0_that_dies_takes_the_others_along(tmp_path, script):
-    command = [*torchrun(2), "--max-restarts", 0, script, tmp_path, json.dumps(SCHEDULE.to_dict()), 2, 1, 0]
-    # rank 0 scores in a worker beside it, so its own score is never called: it is killed from here
-    process = subprocess.Popen([sys.executable, *map(str, command)], stderr=subprocess.PIPE, text=True)
+    command = [*torchrun(2), "--max-restarts", 0, script, tmp_path, json.dumps(SCHEDULE.to_dict()), 2, 1, -1]
+    command_line = [sys.executable, *map(str, command)]
+    process = subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     journal = tmp_path / "journal.jsonl"
     wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 2, process)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
@@ -117,7 +119,8 @@ KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from searches import run
+from searches import SPACE, run
+from esformer import score
 from esformer.search.schedule import Schedule
 
 folder, settings = Path(sys.argv[2]), json.loads(sys.argv[3])
@@ -134,13 +137,15 @@ def session():
     return child
 
 rng = random.Random(0)
+for _ in range(60):
+    score("entropic_score", SPACE.sample(rng), img_size=33, draws=1)  # the sessions need not draw the weights anew
 kills = 0
 while kills < 25:
     size = path.stat().st_size if path.exists() else 0
     child = session()
     while not (path.exists() and path.stat().st_size > size):  # it got on
         time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.12))
+    time.sleep(rng.uniform(0, 0.1))
     os.kill(child, signal.SIGKILL)
     if os.waitpid(child, 0)[1] == 0:
         break
@@ -153,7 +158,10 @@ print(kills)
 
 @pytest.mark.slow
 def test_killed_at_25_random_moments_it_ends_as_if_it_had_not_been(tmp_path, fresh_process):
-    schedule = Schedule(unit="evaluations", start_length=200, phase_length=300, total=1600, **FEW)
+    # without LogSynflow: autograd's threads would not survive the forks
+    schedule = Schedule(
+        unit="evaluations", start_length=120, phase_length=120, total=600, size_proxy="entropic_score", **FEW
+    )
     (tmp_path / "killed.py").write_text(KILLED)
     where = __file__.rpartition("/")[0]
     kills = fresh_process(tmp_path / "killed.py", where, tmp_path, json.dumps(schedule.to_dict()), 1)

@@ -14,7 +14,8 @@ from scorers import Dying, Hashed, Refusing
 from searches import SPACE
 
 from esformer.errors import ESFormerError
-from esformer.search.team import DEATHS, Alone, Processes, SearchError, Task
+from esformer.search.team import DEATHS, Alone, Processes, SearchError
+from esformer.search.worker import Task
 
 GENOTYPES = [SPACE.sample(random.Random(i)) for i in range(24)]
 TASKS = [Task(("a", "b"), genotype) for genotype in GENOTYPES]
@@ -42,7 +43,7 @@ def team(request):
     for team in teams:
         processes = [member.process for member in team.members]
         team.close(done=True)
-        assert not any(process.is_alive() for process in processes)
+        assert not any(process.poll() is None for process in processes)
 
 
 @pytest.mark.slow
@@ -67,7 +68,9 @@ def test_workers_that_die_are_replaced_and_their_genotypes_scored_again(team, tm
 @pytest.mark.slow
 def test_a_genotype_that_kills_every_worker_is_given_up_with_a_sentence(team, tmp_path):
     doomed = next(task for task in TASKS if int(task.genotype.digest, 16) % 5 == 0)
-    with pytest.raises(SearchError, match=rf"{DEATHS} workers died \(exit code -9\) of genotype {doomed.genotype.digest}"):
+    with pytest.raises(
+        SearchError, match=rf"{DEATHS} workers died \(exit code -9\) of genotype {doomed.genotype.digest}"
+    ):
         results(team(Dying(folder=str(tmp_path), times=99), 1), [doomed])
 
 
@@ -103,7 +106,8 @@ def alive(pid):
 def test_workers_end_with_their_parent(tmp_path, how):
     (tmp_path / "parent.py").write_text(PARENT)
     command = [sys.executable, tmp_path / "parent.py", Path(__file__).parent]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     line = parent.stdout.readline()
     assert re.fullmatch(r"\d+ \d+\n", line), parent.communicate()[1]
     os.kill(parent.pid, how)

@@ -1,0 +1,67 @@
+"""A worker process of a search: takes genotypes and answers with their scores. It knows nothing else of the search."""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import torch
+
+from esformer.errors import ESFormerError
+from esformer.genotype import Genotype
+from esformer.proxies import get, score
+
+
+@dataclass(frozen=True)
+class Task:
+    """A genotype and the proxies that are to score it."""
+
+    proxies: tuple[str, ...]
+    genotype: Genotype
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scores of a task, in the order of its proxies, and the seconds that they took."""
+
+    scores: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How a search scores: all that a worker needs to know of it."""
+
+    seed: int
+    img_size: int | None
+    draws: int | None
+    device: str
+
+    def __call__(self, task: Task) -> Measured:
+        began = time.perf_counter()
+        scores = []
+        for name in task.proxies:
+            proxy = get(name)
+            img_size = self.img_size or proxy.search_img_size
+            draws = self.draws or proxy.search_draws
+            scores.append(score(proxy, task.genotype, self.seed, img_size, draws=draws, device=self.device))
+        return Measured(tuple(scores), time.perf_counter() - began)
+
+
+def serve(connection: Connection, scorer: Callable[[Task], Measured]) -> None:
+    """Answer tasks until there are no more."""
+    while (order := connection.recv()) is not None:
+        number, task = order
+        try:
+            outcome: Measured | ESFormerError = scorer(task)
+        except ESFormerError as error:
+            outcome = error
+        connection.send((number, outcome))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with Connection(int(sys.argv[1])) as connection, suppress(EOFError, OSError):  # whoever sent the tasks is gone
+        serve(connection, connection.recv())
