@@ -24,8 +24,9 @@ from esformer.training.datasets import DataConfig
 from esformer.training.recipe import Recipe
 
 SECTIONS_WITH_FILES = ("data", "search", "recipe")
-NOT_THE_RUN = ("run", "trainer", "wandb", "data.workers", "search.workers", "search.accelerator")
-"""What may differ when a run is resumed: where it lies and on what it runs, not what it computes."""
+NOT_THE_RUN = ("run", "trainer", "wandb", "data.workers", "search.workers", "search.accelerator", "ablate")
+"""What may differ when a run is resumed: where it lies and on what it runs, not what it computes; and how much an
+ablation compares, for a second start adds what is missing."""
 
 
 class ConfigError(ESFormerError):
@@ -132,6 +133,26 @@ class WandbConfig:
 
 
 @dataclass
+class AblateConfig:
+    """What pipelines.ablate compares; a second start may ask for more of it."""
+
+    methods: list[str] = field(default_factory=lambda: ["log_synflow", "sum", "decoupled"])
+    """What guides each search: `decoupled`, as the settings of the search say; `sum` of Entropic Score and LogSynflow,
+    each divided by its largest in the population; `random`, the best by this sum of as many random genotypes; a proxy
+    alone or a sum such as `log_synflow+naswot`. Without a search: `efficientformerv2`, the size's shipped genotype."""
+    seeds: int = 5
+    """Searches of each method; their seeds count up from `seed`."""
+    train: bool = False
+    """Train what they find, with the recipe and on the data of this configuration, and compare the accuracies."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"seeds is {self.seeds}; it must be at least 1")
+        if not self.methods:
+            raise ConfigError("methods is empty; name at least one, such as decoupled")
+
+
+@dataclass
 class Config:
     """Everything a pipeline can be told."""
 
@@ -148,6 +169,7 @@ class Config:
     recipe: Recipe = field(default_factory=Recipe)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    ablate: AblateConfig = field(default_factory=AblateConfig)
 
 
 def compose(size: str = "S0", quick: bool = False, overrides: Sequence[str] = ()) -> Config:

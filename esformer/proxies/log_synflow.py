@@ -13,6 +13,8 @@ from esformer.proxies.synflow import Synflow
 
 LARGE = 60.0
 """From this logarithm of the gradients' scale on, 1 is nothing beside a gradient, if that is not 0."""
+SMALLEST = torch.finfo(torch.float32).tiny
+"""Below this a gradient is 0."""
 
 
 class LogSynflow(Synflow):
@@ -48,15 +50,15 @@ class LogSynflow(Synflow):
 
 
 def _flow(weight: Weight, gradient: Tensor, log_scale: float) -> Tensor:
-    """The sum of w log(1 + dR/dw) over a weight w = magnitude * std, from dR/d magnitude, which lacks a factor."""
-    log_scale -= weight.log_std
+    """The sum of w log(1 + dR/dw) over a weight w = magnitude * std, from dR/d magnitude, which lacks a factor.
+
+    Overwrites the gradient.
+    """
+    magnitude, gradient = weight.magnitude.detach().flatten(), gradient.flatten()
+    std, log_scale = math.exp(weight.log_std), log_scale - weight.log_std
     if log_scale < LARGE:
-        logarithm = gradient.mul_(math.exp(log_scale)).log1p_()
-    else:
-        smallest = torch.finfo(gradient.dtype).tiny
-        large_kernel = gradient.ndim == 4 and gradient.shape[-1] > 1  # may have taps that see padding only
-        dead = gradient < smallest if large_kernel and gradient.amin() < smallest else None
-        logarithm = gradient.clamp_min_(smallest).log_().add_(log_scale)
-        if dead is not None:
-            logarithm.masked_fill_(dead, 0)
-    return math.exp(weight.log_std) * torch.dot(weight.magnitude.detach().flatten(), logarithm.flatten())
+        return std * torch.dot(magnitude, gradient.mul_(math.exp(log_scale)).log1p_())
+    if weight.magnitude.ndim == 4 and gradient.amin() < SMALLEST:  # the taps of a large kernel that see padding only
+        magnitude = torch.where(gradient < SMALLEST, 0, magnitude)
+        gradient.clamp_min_(SMALLEST)
+    return std * (torch.dot(magnitude, gradient.log_()) + log_scale * magnitude.sum())
