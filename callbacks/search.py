@@ -66,6 +66,7 @@ class SearchHistory(Watcher):
         _draw_result(result, self.folder)
 
     def _write(self, stage: SearchStage) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "search.csv", self.trajectory.csv())
         draw_search(self.trajectory, asdict(stage.budget), self.folder / "search.png")
 

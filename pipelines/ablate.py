@@ -5,7 +5,7 @@ saw, and with ablate.train=true trained. The table gives mean and standard devia
 
 Where nothing else is said, it starts from: --size S1 search=evaluations search.extended=true (Table 5). Killed, the
 same command goes on; with more methods or seeds, or ablate.train=true, in the same folder only what is missing is
-done. Leaves ablate.csv and ablate.png, and the folders search/METHOD-SEED and training/METHOD-SEED.
+done; the table holds what the last command asked for. Leaves ablate.csv and ablate.png, and the folders search/METHOD-SEED and training/METHOD-SEED.
 """
 
 import csv
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from esformer.choices import EXTENDED, choices_of
 from esformer.errors import ESFormerError
 from pipelines import cli
-from pipelines.config import Config, ConfigError, RunConfig, WandbConfig
+from pipelines.config import Config, ConfigError, RunConfig, WandbConfig, to_yaml
 
 if TYPE_CHECKING:
     from esformer.genotype import Genotype
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
             rows.append(find(entry, config, run))
         publish(rows, space, run)
         if config.ablate.train:
-            rows = [row | train(entry, run) for entry, row in zip(entries, rows, strict=True)]
+            rows = [row | train(entry, config, run) for entry, row in zip(entries, rows, strict=True)]
             publish(rows, space, run)
         send(rows, config, run)
     return rows
@@ -186,9 +186,8 @@ def find(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
 
     command = shlex.join(["python", "-m", "pipelines.search", *entry.arguments])
     run = RunFolder(ablation.path / "search" / entry.name, command)
-    if run.summary.exists() and run.genotype.exists():
-        row: Row = json.loads(run.summary.read_text())
-        return row
+    if run.genotype.exists() and (known := _read(run.summary)):
+        return known
     run.path.mkdir(parents=True, exist_ok=True)
     config = replace(entry.config, data=config.data)
     if entry.method == REFERENCE:
@@ -198,7 +197,7 @@ def find(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
         spent = search_summary(config, run, genotype)
     price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
     kinds = Counter(block.ffn for block in genotype.blocks())
-    row = {
+    row: Row = {
         "method": entry.method,
         "seed": entry.seed,
         "params": price.params,
@@ -229,31 +228,47 @@ def reference(config: Config, run: "RunFolder") -> "Genotype":
     return genotype
 
 
-def train(entry: Entry, ablation: "RunFolder") -> Row:
-    """What the genotype reaches when it is trained; trained only if that is not known yet."""
+def train(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
+    """What the genotype reaches when it is trained; trained only if that is not known yet.
+
+    Raises:
+        RunError: it was trained with another recipe or on other data.
+    """
     from pipelines import train as training
+    from pipelines.run import RunFolder
 
     genotype = ablation.path / "search" / entry.name / "genotype.yaml"
-    folder = ablation.path / "training" / entry.name
-    summary = folder / "summary.json"
-    if summary.exists():
-        reached = json.loads(summary.read_text())
+    run = RunFolder(ablation.path / "training" / entry.name, ablation.command)
+    arguments = [*entry.arguments, f"genotype={genotype}", f"run.dir={run.path}"]
+    if reached := _read(run.summary):
+        settings = to_yaml(replace(cli.parse("", arguments), data=config.data))
+        run.agree(run.config, "python -m pipelines.train", settings)
     else:
         log.info("training what %s found with seed %d", entry.method, entry.seed)
-        reached = training.main([*entry.arguments, f"genotype={genotype}", f"run.dir={folder}"])
+        reached = training.main(arguments)
+        ablation.log_to_file()  # whoever closes a folder stops writing to every file
     return {"top1": reached["top1"], "ema_top1": reached["ema_top1"]}
 
 
+def _read(summary: Path) -> Row | None:
+    """What is known already; None if that is nothing, or damaged."""
+    try:
+        known: Row = json.loads(summary.read_text())
+    except (OSError, ValueError):
+        return None
+    return known
+
+
 COLUMNS = {
-    "params": ("params [M]", 1e-6),
-    "macs": ("MACs [G]", 1e-9),
-    "entropic_score": ("Entropic Score", 1.0),
-    "log_synflow": ("LogSynflow [1e6]", 1e-6),
-    **{kind: (kind, 1.0) for kind in choices_of("S0" + EXTENDED).ffn},
-    "top1": ("top-1 [%]", 100.0),
-    "ema_top1": ("EMA top-1 [%]", 100.0),
+    "params": ("params [M]", 1e-6, 2),
+    "macs": ("MACs [G]", 1e-9, 3),
+    "entropic_score": ("Entropic Score", 1.0, 2),
+    "log_synflow": ("LogSynflow [1e6]", 1e-6, 1),
+    **{kind: (kind, 1.0, 1) for kind in choices_of("S0" + EXTENDED).ffn},
+    "top1": ("top-1 [%]", 100.0, 2),
+    "ema_top1": ("EMA top-1 [%]", 100.0, 2),
 }
-"""The columns of the printed table: a heading, and what a value is multiplied by."""
+"""The columns of the printed table: a heading, what a value is multiplied by, and how many digits are shown."""
 
 
 def by_method(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
@@ -295,14 +310,17 @@ def summary(rows: Sequence[Row]) -> list[list[str]]:
     values = {column: by_method(rows, column) for column in COLUMNS if by_method(rows, column)}
     lines = [["method", "seeds", *(COLUMNS[column][0] for column in values)]]
     for method, params in values["params"].items():
-        cells = [_spread(values[column].get(method, []), COLUMNS[column][1]) for column in values]
+        cells = [_spread(values[column].get(method, []), *COLUMNS[column][1:]) for column in values]
         lines.append([method, str(len(params)), *cells])
     return lines
 
 
-def _spread(values: Sequence[float], factor: float) -> str:
-    values = [factor * value for value in values]
-    return " ± ".join(f"{f(values):.2f}" for f, least in ((mean, 1), (stdev, 2)) if len(values) >= least)
+def _spread(values: Sequence[float], factor: float, digits: int) -> str:
+    """Mean and standard deviation, as far as there are values for them."""
+    figures = [mean(values)] if values else []
+    if len(values) > 1:
+        figures.append(stdev(values))
+    return " ± ".join(f"{factor * figure:.{digits}f}" for figure in figures)
 
 
 def draw(rows: Sequence[Row], space: str, path: Path) -> None:
@@ -321,11 +339,11 @@ def draw(rows: Sequence[Row], space: str, path: Path) -> None:
         scores.plot(entropic[method], synflow[method], "o", ms=6, mew=0, alpha=0.7, label=method)
     scores.set_xlabel("Entropic Score")
     scores.set_ylabel("LogSynflow")
-    scores.legend(fontsize=8)
+    scores.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
     left = [0.0] * len(methods)
-    for kind in choices_of(space).ffn:
+    for kind, grey in zip(choices_of(space).ffn, ("0.85", "0.6", "0.25"), strict=False):
         counts = [mean(values) for values in by_method(rows, kind).values()]
-        kinds.barh(methods, counts, left=left, label=kind, height=0.6)
+        kinds.barh(methods, counts, left=left, label=kind, height=0.6, color=grey)
         left = [start + count for start, count in zip(left, counts, strict=True)]
     kinds.invert_yaxis()
     kinds.set_xlabel("blocks with each FFN kind, mean over the seeds")
@@ -337,7 +355,7 @@ def draw(rows: Sequence[Row], space: str, path: Path) -> None:
                 axes[2].plot(*zip(*points, strict=True), mark, color="tab:blue", alpha=0.7, label=label)
         axes[2].invert_yaxis()
         axes[2].set_xlabel("top-1 [%]")
-        axes[2].legend(fontsize=8)
+        axes[2].legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.suptitle(f"Searches of {space} by what guides them", fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)

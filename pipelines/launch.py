@@ -34,7 +34,7 @@ def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterat
     if pipeline != "search" or config.data.num_classes is None:  # a search looks at no image
         config.data = resolve(config.data)
     if pipeline != "train":
-        stage(config)
+        stage(config, fabric=_fabric(config, devices=1))
     if pipeline != "search":
         _check_training(config)
     with RunFolder.open(pipeline, config, argv) as run:
@@ -57,12 +57,17 @@ def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger])
     processes: dict[str, Any] = (
         dict(devices=t.devices, num_nodes=t.num_nodes, strategy="ddp") if several else dict(devices=1)
     )
-    try:
-        fabric = Fabric(accelerator=config.search.accelerator, callbacks=callbacks, loggers=list(made), **processes)
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
-        raise ConfigError(f"there is nothing to search on as search.accelerator asks: {error}") from None
+    fabric = _fabric(config, callbacks=callbacks, loggers=list(made), **processes)
     fabric.launch()
     return fabric
+
+
+def _fabric(config: Config, **settings: Any) -> Fabric:
+    try:
+        return Fabric(accelerator=config.search.accelerator, **settings)
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        name = config.search.accelerator
+        raise ConfigError(f"search.accelerator is {name}, and there is none to search on: {error}") from None
 
 
 def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:

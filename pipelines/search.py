@@ -123,7 +123,6 @@ def replay(journal: Path, folder: Path) -> dict[str, Any]:
     genotype = folder / "genotype.yaml"
     if genotype.exists():
         raise RunError(f"{genotype} exists already; choose another run.dir")
-    folder.mkdir(parents=True, exist_ok=True)
     result = rebuild(journal, callbacks=[SearchHistory(folder)])
     result.genotype.save(genotype, comment=f"rebuilt from {journal}\nof {result.evaluations} evaluations")
     summary = {

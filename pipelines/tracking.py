@@ -33,8 +33,6 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
         config=OmegaConf.to_container(OmegaConf.create(to_yaml(config))),  # type: ignore[arg-type]
         settings=wandb.Settings(silent=True),
     )
-    experiment.define_metric("search/evaluation")
-    experiment.define_metric("search/*", step_metric="search/evaluation")
     if mode == "offline":
         log.info("W&B is offline; send the run with: wandb sync %s", run.path / "wandb" / "offline-run-*")
     return [WandbLogger(experiment=experiment)]
