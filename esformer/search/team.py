@@ -90,8 +90,8 @@ class Processes:
     """
 
     def __init__(self, scorer: Scorer, workers: int, ranks: int = 0, door: "Door | None" = None) -> None:
-        self.scorer, self.ranks, self.door = scorer, ranks, door
-        self.members = [self._hire() for _ in range(workers)]
+        self.scorer, self.workers, self.ranks, self.door = scorer, workers, ranks, door
+        self.members: list[Member] = []
         self._waiting: deque[int] = deque()
         self._tasks: dict[int, Task] = {}
         self._results: dict[int, Measured] = {}
@@ -128,6 +128,9 @@ class Processes:
         return found
 
     def close(self, done: bool) -> None:
+        while done and self.ranks:  # a search can be over before they have come
+            self._welcome()
+            time.sleep(0.01)
         for member in self.members:
             if member.process is not None:
                 member.process.terminate()
@@ -166,7 +169,10 @@ class Processes:
             raise SearchError(f"{self.ranks} of the ranks did not join within {JOINING:.0f} s; see what they say")
 
     def _hand_out(self) -> None:
-        """Everybody gets what he can work on, and a little more."""
+        """Everybody gets what he can work on, and a little more. Workers are hired when there is something to do."""
+        while self._waiting and self.workers:
+            self.members.append(self._hire())
+            self.workers -= 1
         while self._waiting and (free := [m for m in self.members if len(m.tasks) < m.capacity + AHEAD]):
             member = min(free, key=lambda m: len(m.tasks) / m.capacity)
             number = self._waiting.popleft()
@@ -257,13 +263,13 @@ def gather(fabric: Fabric, scorer: Scorer, workers: int) -> Team | None:
     port, key = fabric.broadcast((door.port, door.key) if door else (0, b""))
     if door is not None:
         return Processes(scorer, workers, fabric.world_size - 1, door)
-    with Client((host, port), authkey=key) as rank0:
-        _keep_alive(rank0)
-        rank0.send((f"rank {fabric.global_rank}", workers))
-        try:
+    try:
+        with Client((host, port), authkey=key) as rank0:
+            _keep_alive(rank0)
+            rank0.send((f"rank {fabric.global_rank}", workers))
             _help(rank0, replace(rank0.recv(), device=str(fabric.device)), workers)
-        except (EOFError, OSError):
-            raise SearchError("rank 0 is gone; the same command goes on from the journal") from None
+    except (EOFError, OSError):
+        raise SearchError("rank 0 is gone; the same command goes on from the journal") from None
     return None
 
 

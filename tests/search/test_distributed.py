@@ -42,6 +42,7 @@ settings = dict(img_size=33, draws=1, fabric=fabric, workers=processes, checkpoi
 result = search(space, budget, schedule, **settings)
 result.genotype.save(folder / f"rank {fabric.global_rank}.yaml")
 assert len(list(result.journal)) == result.evaluations
+assert search(space, budget, schedule, **settings).genotype == result.genotype  # there is nothing left to score
 """
 
 
