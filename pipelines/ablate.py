@@ -4,8 +4,9 @@ Every method of ablate.methods searches once for each seed. What was found is sc
 saw, and with ablate.train=true trained. The table gives mean and standard deviation over the seeds.
 
 Where nothing else is said, it starts from: --size S1 search=evaluations search.extended=true (Table 5). Killed, the
-same command goes on; with more methods or seeds, or ablate.train=true, in the same folder only what is missing is
-done; the table holds what the last command asked for. Leaves ablate.csv and ablate.png, and the folders search/METHOD-SEED and training/METHOD-SEED.
+same command goes on; with other methods, more seeds or ablate.train=true in the same folder only what is missing is
+done. The table holds what the last command asked for. Leaves ablate.csv, ablate.png, and a folder for each search and
+training: search/METHOD-SEED, training/METHOD-SEED.
 """
 
 import csv
