@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from statistics import mean, stdev
@@ -68,7 +69,7 @@ class Entry:
     def name(self) -> str:
         return f"{self.method}-{self.seed}"
 
-    @property
+    @cached_property
     def config(self) -> Config:
         return cli.parse("", self.arguments)
 

@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,8 +28,8 @@ PROXIES = ("entropic_score", "log_synflow")
 PAPERS_SIZE = 224
 SIZES = (33, 65, 97, 129, 161, 193)
 """Smaller inputs; at 32 k + 1 pixels the last stage has as many positions as at the next multiple of 32."""
-LATE = 200
-"""So many of a journal's last genotypes are ranked."""
+LATE = 100
+"""So many of the last genotypes that a search compared by a proxy are ranked."""
 PROFILED = 5
 """Genotypes of which it is measured where the time goes."""
 KINDS = {
@@ -74,32 +74,34 @@ def speed(config: Config, sample: int = 100, late: str | Path | None = None) -> 
         raise ESFormerError(f"{sample} genotypes are too few to measure; give at least 1")
     start_logging()
     space, rng = SearchSpace.for_size(config.size, config.search.extended), random.Random(config.seed)
-    groups = {"random": [space.sample(rng) for _ in range(sample)]}
-    if late is not None:
-        groups["late"] = last_of(late)
-    found = measure(groups, config.seed, config.search.img_size, config.search.draws)
+    genotypes = [space.sample(rng) for _ in range(sample)]
+    found = measure(
+        genotypes, {} if late is None else last_of(late), config.seed, config.search.img_size, config.search.draws
+    )
     found = {"space": space.name, "seed": config.seed, **found}
     show(found)
     return found
 
 
-def last_of(journal: str | Path) -> "list[Genotype]":
-    """The last `LATE` genotypes of a search, each once."""
+def last_of(journal: str | Path) -> "dict[str, list[Genotype]]":
+    """The last `LATE` genotypes that a search scored with each proxy, each once."""
     from esformer.genotype import Genotype
     from esformer.search.journal import read
 
-    last: dict[str, dict[str, Any]] = {}
+    last: dict[str, dict[str, Any]] = {name: {} for name in PROXIES}
     for evaluation in read(journal):
-        name = str(evaluation.genotype)
-        last.pop(name, None)
-        last[name] = evaluation.genotype
-        if len(last) > LATE:
-            del last[next(iter(last))]
-    return [Genotype.from_dict(genotype) for genotype in last.values()]
+        key = str(evaluation.genotype)
+        for name in set(PROXIES) & set(evaluation.scores):
+            last[name].pop(key, None)
+            last[name][key] = evaluation.genotype
+            if len(last[name]) > LATE:
+                del last[name][next(iter(last[name]))]
+    return {name: [Genotype.from_dict(genotype) for genotype in found.values()] for name, found in last.items()}
 
 
 def measure(
-    groups: "dict[str, list[Genotype]]",
+    genotypes: "Sequence[Genotype]",
+    late: "Mapping[str, Sequence[Genotype]]",
     seed: int = 0,
     img_size: int | None = None,
     draws: int | None = None,
@@ -109,7 +111,8 @@ def measure(
     """All the figures of the tables, proxy by proxy.
 
     Args:
-        groups: the genotypes, by what they are called; of the first group times are measured, of all of them ranks.
+        genotypes: random ones, of which times and ranks are measured.
+        late: for each proxy such as a search compares by it, which are ranked too; may be empty.
         seed: of the scores.
         img_size: pixels of a search's inputs; by default what each proxy recommends.
         draws: of a search; by default what each proxy recommends.
@@ -121,15 +124,14 @@ def measure(
     from esformer.proxies import get
 
     found: dict[str, Any] = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "proxies": {}}
-    found["genotypes"] = {name: len(genotypes) for name, genotypes in groups.items()}
-    genotypes = next(iter(groups.values()))
+    found["genotypes"] = {"random": len(genotypes)} | ({"late": max(map(len, late.values()))} if late else {})
     for name in PROXIES:
         proxy = get(name)
         paper = Input(papers_size, proxy.draws)
         search = Input(img_size or proxy.search_img_size, draws or proxy.search_draws or proxy.draws)
         times = _times(name, genotypes, seed, paper, search)
-        small = [Input(size, count) for size in sizes for count in sorted({1, proxy.draws})]
-        inputs = list(dict.fromkeys([*small, search, Input(papers_size, 1)]))
+        groups = {"random": genotypes} | ({"late": late[name]} if late else {})
+        inputs = list(dict.fromkeys([*(Input(size, 1) for size in sizes), search, Input(papers_size, 1)]))
         found["proxies"][name] = {
             **times,
             "ranks": {group: _ranks(name, members, seed, paper, inputs, group) for group, members in groups.items()},
