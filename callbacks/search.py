@@ -20,7 +20,7 @@ from esformer.search.journal import Evaluation
 from esformer.search.schedule import Phase
 from esformer.search.stage import SearchCallback, SearchResult, SearchStage
 
-SHARE = 0.02
+SHARE = 0.01
 """How much of a search's time its files may take."""
 
 
@@ -53,7 +53,7 @@ class SearchHistory(Watcher):
     def __init__(self, folder: Path, every: float = 30) -> None:
         super().__init__()
         self.folder, self.every = folder, every
-        self._next = float("-inf")
+        self._next = time.monotonic() + every
 
     def on_phase_end(self, stage: SearchStage, phase: Phase, best: Scored) -> None:
         if (began := time.monotonic()) >= self._next:

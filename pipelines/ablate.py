@@ -190,7 +190,8 @@ def find(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
     run = RunFolder(ablation.path / "search" / entry.name, command)
     if run.genotype.exists() and (known := _read(run.summary)):
         return known
-    run.path.mkdir(parents=True, exist_ok=True)
+    if is_main():  # the others would be there before it has claimed the folder
+        run.path.mkdir(parents=True, exist_ok=True)
     config = replace(entry.config, data=config.data)
     if entry.method == REFERENCE:
         genotype, spent = reference(config, run), {"search_evaluations": 0, "search_seconds": 0.0}

@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -269,6 +270,7 @@ class Setting:
     explanation: str
 
 
+@cache
 def settings(kind: type = Config, prefix: str = "") -> tuple[Setting, ...]:
     """Every setting there is, in order, with the explanation that stands below its field."""
     explained = _explanations(kind)
@@ -276,7 +278,7 @@ def settings(kind: type = Config, prefix: str = "") -> tuple[Setting, ...]:
     for f in fields(kind):
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         if is_dataclass(default):
-            found += settings(type(default), f"{prefix}{f.name}.")
+            found += settings(type(default), f"{prefix}{f.name}.")  # type: ignore[arg-type]
         else:
             name = f.type.__name__ if type(f.type) is type else str(f.type)
             found.append(Setting(prefix + f.name, name, default, explained.get(f.name, "")))

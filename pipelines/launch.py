@@ -58,7 +58,10 @@ def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger])
         dict(devices=t.devices, num_nodes=t.num_nodes, strategy="ddp") if several else dict(devices=1)
     )
     fabric = _fabric(config, callbacks=callbacks, loggers=list(made), **processes)
-    fabric.launch()
+    try:
+        fabric.launch()
+    except ValueError as error:  # Lightning compares the numbers of processes
+        raise ConfigError(f"trainer.devices={t.devices} is not what torchrun or SLURM started: {error}") from None
     return fabric
 
 

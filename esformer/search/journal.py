@@ -95,13 +95,18 @@ class Journal:
         return vars(self) | {"_file": None, "_temporary": None}
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._file is None:
-            self._file = self.path.open("ab", buffering=0)
-            self._file.truncate(self._end)  # a last line that a kill tore off goes
         data = _dump(line)
-        written = self._file.write(data)
-        if written != len(data):  # a disk that fills up takes a part, and says at the rest that it is full
-            self._file.write(data[written:])
+        try:
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)
+                self._file.truncate(self._end)  # a last line that a kill tore off goes
+            written = self._file.write(data)
+            if written != len(data):  # a disk that fills up takes a part, and says at the rest that it is full
+                self._file.write(data[written:])
+        except OSError as error:
+            raise JournalError(
+                f"{self.path} cannot be written: {error.strerror}; what it holds is kept, and the same command goes on"
+            ) from None
 
     def _check(self) -> int:
         """See whose journal the file is, count its evaluations, and give the bytes that are whole lines."""

@@ -46,7 +46,7 @@ def test_no_words_meet_and_none_is_cut_off(drawn, size):
 
 
 def test_every_gene_is_said(drawn):
-    genotype = Genotype.shipped("esformer_s2")
+    genotype = SearchSpace.for_size("S2").sample(random.Random(0))
     words = [word.replace("\N{MULTIPLICATION SIGN}", "x") for word, _ in drawn(genotype)[0]]
     wanted = ["IBN FFN: kernel", "ConvNeXt FFN: kernel", "stage 4\n1/32 resolution"]
     for block in genotype.blocks():

@@ -169,7 +169,7 @@ def test_a_disk_that_is_full_says_so_and_leaves_whole_lines(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 250, hard))
     try:
         journal.append(LINES[0])
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(JournalError, match="cannot be written: File too large; what it holds is kept"):
             journal.append(LINES[1])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
