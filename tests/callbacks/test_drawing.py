@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from callbacks.drawing import draw_genotype
-from esformer.genotype import Genotype
 from esformer.space import SearchSpace
 
 
