@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from esformer.errors import ESFormerError
 from pipelines.config import Config
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("esformer")
 
+Item = TypeVar("Item")
+
 PROXIES = ("entropic_score", "log_synflow")
 PAPERS_SIZE = 224
 SIZES = (33, 65, 97, 129, 161, 193)
 """Smaller inputs; at 32 k + 1 pixels the last stage has as many positions as at the next multiple of 32."""
 LATE = 100
 """So many of the last genotypes that a search compared by a proxy are ranked."""
+TOGETHER = 10
+"""Genotypes that are timed one after the other before another way to score them has its turn."""
 PROFILED = 5
 """Genotypes of which it is measured where the time goes."""
 KINDS = {
@@ -157,11 +161,14 @@ def _times(
     for given, reference in ways.values():
         _timed(name, genotypes[0], seed, given, reference)
     found: dict[str, Scores] = {way: Scores([], []) for way in ways}
-    for genotype in _progress(genotypes, f"{name}: timed"):
+    # by turns, so that what else the machine does disturbs all alike; some at a time, as a search does it
+    batches = [genotypes[i : i + TOGETHER] for i in range(0, len(genotypes), TOGETHER)]
+    for members in _progress(batches, f"{name}: timed, batch"):
         for way, (given, reference) in ways.items():
-            value, seconds = _timed(name, genotype, seed, given, reference)
-            found[way].values.append(value)
-            found[way].seconds.append(seconds)
+            for genotype in members:
+                value, seconds = _timed(name, genotype, seed, given, reference)
+                found[way].values.append(value)
+                found[way].seconds.append(seconds)
     baseline = found["reference"]
     result: dict[str, dict[str, Any]] = {}
     for way, (given, _) in ways.items():
@@ -194,7 +201,7 @@ def _ranks(
     """How alike the paper's input and others rank the genotypes; and, as a yardstick, the paper's with another seed."""
     asked = [(paper, seed), *((given, seed) for given in inputs), (paper, seed + 1)]
     scores: list[list[float]] = [[] for _ in asked]
-    for genotype in _progress(genotypes, f"{name}: {group} genotypes ranked", len(asked) - 1):
+    for genotype in _progress(genotypes, f"{name}: {group} genotypes ranked"):
         for values, (given, of) in zip(scores[:-1], asked, strict=False):
             values.append(_timed(name, genotype, of, given)[0])
     # last, for another seed's weights take the place of these
@@ -258,12 +265,12 @@ def _hushed() -> Iterator[None]:
         os.close(stderr)
 
 
-def _progress(genotypes: "Iterable[Genotype]", what: str, cost: int = 1, every: float = 15) -> "Iterator[Genotype]":
-    """The genotypes, with a line now and then."""
-    members = list(genotypes)
+def _progress(items: Iterable[Item], what: str, every: float = 15) -> Iterator[Item]:
+    """The items, with a line now and then."""
+    members = list(items)
     said = time.monotonic()
-    for number, genotype in enumerate(members):
-        yield genotype
+    for number, item in enumerate(members):
+        yield item
         if time.monotonic() - said > every:
             said = time.monotonic()
             log.info("%s %s of %s", what, number + 1, len(members))

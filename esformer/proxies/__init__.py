@@ -128,7 +128,9 @@ def score(
                 value = None if genotype is None or measured is not None else proxy.measure_genotype(genotype, draw())
                 if value is None or not math.isfinite(value):
                     measured = _network(proxy, subject, (height, width)) if measured is None else measured
-                    value = proxy.measure(measured, draw())
+                    fresh = draw()
+                    torch.manual_seed(fresh.generator.initial_seed())  # for what a network draws by itself
+                    value = proxy.measure(measured, fresh)
                 total += value
     except ProxyError:
         raise
@@ -163,7 +165,6 @@ def _draw(
     key = f"{identity or ('genotype' if of_genotype else 'network')}/{seed}"
     digest = hashlib.sha256(f"{proxy.name}/{key}/{height}x{width}/{number}".encode()).digest()
     start = int.from_bytes(digest[:8], "big") >> 1
-    torch.manual_seed(start)  # for what a network draws by itself
     streams = kept_streams(f"{key}/{number}", device) if of_genotype else None  # the same for all proxies and sizes
     return Draw(torch.Generator().manual_seed(start), (3, height, width), images, labels, streams, device)
 

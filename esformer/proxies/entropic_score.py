@@ -1,5 +1,6 @@
 """Entropic Score: the summed mean entropy of the normalised activations (section 3.2, equation 1)."""
 
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -66,7 +67,8 @@ class EntropicScore(Proxy):
         if self.reading == "batch" or draw.streams is None:
             return None
         entropies: list[Tensor] = []
-        image = self.images(draw)[0].to(draw.device, torch.float32)
+        height, width = draw.image_shape[1:]
+        image = _image(draw.generator.initial_seed(), height, width, draw.device)
         network = ScaledNetwork(genotype, draw.streams, lambda values: entropies.append(self.quick_entropy(values)))
         try:
             network.features(image)
@@ -76,8 +78,7 @@ class EntropicScore(Proxy):
 
     def images(self, draw: Draw) -> Tensor:
         """Uniform noise in [-0.5, 0.5], N, C, H, W."""
-        count = IMAGES if self.reading == "batch" else 1
-        return torch.rand(count, *draw.image_shape, dtype=self.dtype, generator=draw.generator) - 0.5
+        return _noise((IMAGES if self.reading == "batch" else 1, *draw.image_shape), draw.generator)
 
     def quick_entropy(self, values: Tensor) -> Tensor:
         """`entropy` of one activation, positions by channels, all above 0, in as few passes as can be."""
@@ -100,3 +101,13 @@ class EntropicScore(Proxy):
         maximum = activation.amax(over, keepdim=True) if over else activation
         a = torch.where(maximum == 0, 0.0, activation / maximum)  # where nothing is active there is no information
         return -(a * (a + EPSILON).log()).mean()
+
+
+def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, dtype=EntropicScore.dtype, generator=generator) - 0.5
+
+
+@lru_cache(maxsize=4)
+def _image(seed: int, height: int, width: int, device: torch.device | str) -> Tensor:
+    """The image of a draw, kept: all genotypes of a search are shown the same."""
+    return _noise((3, height, width), torch.Generator().manual_seed(seed)).to(device, torch.float32)

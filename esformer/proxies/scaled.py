@@ -127,7 +127,7 @@ class ScaledNetwork:
         reach = min(kernel // 2, max(x.size) - 1)
         if beyond := kernel // 2 - reach:  # taps that see nothing but padding, wherever they stand
             weight = weight[:, :, beyond:-beyond, beyond:-beyond]
-        if groups == x.channels > 1 and stride == 1 and reach > 1:
+        if torch.is_grad_enabled() and groups == x.channels > 1 and stride == 1 and reach > 1:
             image = _LargeDepthwise.apply(x.image(), weight, reach)
         else:
             image = F.conv2d(x.image(), weight, stride=stride, padding=reach, groups=groups)
