@@ -8,6 +8,7 @@ about six digits, in a fraction of the time: nothing is built, and the weights a
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from esformer.choices import bottleneck_width
 from esformer.genotype import Block, Genotype, TransformerLayer
 from esformer.model.cost import ATTN_RATIO, DOWNSAMPLE_HEADS, DOWNSAMPLE_KEYS
 from esformer.proxies.streams import LayerStreams, log_std
+
+# oneDNN compiles a convolution for every shape, and a search sees thousands; by default it keeps 1,024. Some 40 MB more.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
 
 SATURATED = 30.0
 """From this logarithm of its logits' size on, a softmax is one-hot but for exact ties: e^30 times a gap of 1e-6."""
