@@ -22,7 +22,7 @@ from esformer.genotype import Block, Genotype, TransformerLayer
 from esformer.model.cost import ATTN_RATIO, DOWNSAMPLE_HEADS, DOWNSAMPLE_KEYS
 from esformer.proxies.streams import LayerStreams, log_std
 
-# oneDNN compiles a convolution for every shape, and a search sees thousands; by default it keeps 1,024. Some 40 MB more.
+# oneDNN compiles a convolution for every shape. A search sees thousands; by default 1,024 are kept.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
 
 SATURATED = 30.0
