@@ -32,7 +32,7 @@ def test_the_quick_command_of_the_readme(tmp_path):
     price = cost(genotype, 32, 10)
     assert (summary["params"], summary["macs"]) == (price.params, price.macs)
     assert summary["params"] <= 3.5e6
-    assert len(read(run / "journal.jsonl")) == summary["search_evaluations"]
+    assert len(list(read(run / "journal.jsonl"))) == summary["search_evaluations"]
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
     assert "Traceback" not in done.stdout + done.stderr
     assert "Warning" not in done.stderr
