@@ -146,7 +146,7 @@ while kills < 25:
     child = session()
     while not (path.exists() and path.stat().st_size > size):  # it got on
         time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.1))
+    time.sleep(rng.uniform(0, 0.04))
     os.kill(child, signal.SIGKILL)
     if os.waitpid(child, 0)[1] == 0:
         break
@@ -161,7 +161,7 @@ print(kills)
 def test_killed_at_25_random_moments_it_ends_as_if_it_had_not_been(tmp_path, fresh_process):
     # without LogSynflow: autograd's threads would not survive the forks
     schedule = Schedule(
-        unit="evaluations", start_length=120, phase_length=120, total=600, size_proxy="entropic_score", **FEW
+        unit="evaluations", start_length=80, phase_length=80, total=400, size_proxy="entropic_score", **FEW
     )
     (tmp_path / "killed.py").write_text(KILLED)
     where = __file__.rpartition("/")[0]
