@@ -54,7 +54,7 @@ class SearchConfig(Schedule):
     workers: int = 1
     """Processes that score, in each process that torchrun or SLURM started. They change the speed, not the result."""
     accelerator: str = "cpu"
-    """On what to score: `cpu`, `gpu` or `auto`. Scores agree to about six digits, so ranks hardly ever differ."""
+    """On what to score: `cpu`, `gpu` or `auto`. Another device rounds otherwise, so it may find another genotype."""
     extended: bool = False
     """Search the space of Table 5, in which the residual bottleneck is an FFN too."""
 
