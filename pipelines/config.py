@@ -95,16 +95,26 @@ class TrainerConfig:
 
     accelerator: str = "auto"
     """`cpu`, `gpu`, or `auto` for the best there is."""
-    devices: int = 1
-    """Devices of each node."""
-    num_nodes: int = 1
-    """Nodes."""
+    devices: int | None = None
+    """Devices of each node; null takes what SLURM or torchrun started, else one."""
+    num_nodes: int | None = None
+    """Nodes; null takes what SLURM or torchrun started, else one."""
     strategy: str = "auto"
     """How devices work together, by Lightning's name; `auto` is DDP where there are several."""
     precision: str = "32-true"
     """Arithmetic of the training, by Lightning's name; `bf16-mixed` on GPUs that have it."""
     accumulate: int = 1
     """Batches whose gradients are accumulated into one step."""
+    sync_batchnorm: bool = False
+    """Norm statistics of all devices together; without it each device has those of its share of the batch."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, faster steps after."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower steps."""
+    save_minutes: float = 15
+    """Minutes between two checkpoints within an epoch; there is one after each epoch, and one when a signal comes."""
+    max_skipped: int = 10
+    """Steps in a row whose loss or gradient is not finite that are skipped; one more ends the training."""
     threads: int | None = None
     """CPU threads of each process in training; null leaves it to PyTorch."""
     log_every: int = 50
@@ -115,6 +125,10 @@ class TrainerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if not 0 < self.save_minutes < math.inf:
+            raise ConfigError(f"save_minutes is {self.save_minutes}; it must be above 0")
+        if self.max_skipped < 0:
+            raise ConfigError(f"max_skipped is {self.max_skipped}; it must be at least 0")
 
 
 @dataclass
@@ -125,6 +139,10 @@ class WandbConfig:
     """`online`, `offline` (to be sent with `wandb sync`), `disabled`, or `auto`: online where there is a login."""
     project: str = "esformer"
     """Project in which the run appears."""
+    group: str | None = None
+    """Group of runs to which it belongs; null names one after the run's folder."""
+    checkpoints: bool = False
+    """Send the best and the last checkpoint as artifacts when the training ends."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w. -]{1,128}", self.project):

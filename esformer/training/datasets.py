@@ -42,6 +42,16 @@ class DataConfig:
     """Side of the central crop in evaluation, as a share of the resized image."""
     interpolation: str = "bicubic"
     """How images are resized."""
+    train_images: int | None = None
+    """Training images that there must be; null takes as many as there are."""
+    val_images: int | None = None
+    """Validation images that there must be; null takes as many as there are."""
+    limit: int | None = None
+    """Train on so many images only, drawn at random once; null is all."""
+    max_corrupt: int = 100
+    """Images that cannot be read and are skipped, each with its name in the log; one more ends the training."""
+    timeout: float = 50
+    """Seconds to wait for a batch before the images are given up for lost (with workers)."""
     workers: int = 4
     """Processes that load images, for each device."""
 
