@@ -1,19 +1,34 @@
-"""Which images: scikit-learn's digits, CIFAR-10, or any folder of class folders (ImageNet is one); are they there?"""
+"""Which images: class folders or shards (ImageNet is one), CIFAR-10, digits, or made-up ones; are they all there?
+
+Configurations import this, so it loads neither numpy nor torch before images are asked for.
+"""
 
 import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from esformer.errors import ESFormerError
 
+if TYPE_CHECKING:
+    from esformer.training.sources import Source
+
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "random")
-VALIDATION_FOLDERS = ("val", "validation", "test")
+NAMES = ("imagenet", "folder", "cifar10", "digits", "synthetic")
+CONTENTS = {"digits": (1437, 360), "cifar10": (50_000, 10_000)}
+"""Training and validation images of the sets that are always the same."""
+FLOORS = {"img_size": 32, "num_classes": 1, "workers": 0, "train_images": 1, "val_images": 1, "limit": 1}
+FLOORS |= {"max_corrupt": 0, "timeout": 1}
 
 
 class DataError(ESFormerError):
     """Images that are not there or not as they should be; says how to give them."""
+
+
+class CorruptImage(DataError):
+    """One image that was read but is none; the others may be well. The message names it and says what is wrong."""
 
 
 @dataclass
@@ -21,13 +36,13 @@ class DataConfig:
     """Which images, and what is done with them whatever the recipe. The defaults are ImageNet's."""
 
     name: str = "imagenet"
-    """`imagenet`, `folder` (any with train/CLASS/* and val/CLASS/*), `cifar10` or `digits` (scikit-learn's)."""
+    """`imagenet` or `folder` (any; class folders, WebDataset or Parquet), `cifar10`, `digits` or `synthetic`."""
     root: str | None = None
-    """Folder of the images; for imagenet the environment variable IMAGENET if not given."""
+    """Folder of the images or of their shards; for imagenet the environment variable IMAGENET if not given."""
     img_size: int = 224
     """Height and width in pixels to which images are brought."""
     num_classes: int | None = 1000
-    """Classes; null counts the folders."""
+    """Classes; null counts them."""
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
     """Mean of each channel, subtracted."""
     std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
@@ -47,7 +62,7 @@ class DataConfig:
     val_images: int | None = None
     """Validation images that there must be; null takes as many as there are."""
     limit: int | None = None
-    """Train on so many images only, drawn at random once; null is all."""
+    """Train on so many images only, drawn at random, the same for every seed; null is all."""
     max_corrupt: int = 100
     """Images that cannot be read and are skipped, each with its name in the log; one more ends the training."""
     timeout: float = 50
@@ -56,9 +71,9 @@ class DataConfig:
     """Processes that load images, for each device."""
 
     def __post_init__(self) -> None:
-        for name, least in (("img_size", 32), ("num_classes", 1), ("workers", 0)):
+        for name, least in FLOORS.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not value >= least:
                 raise DataError(f"{name} is {value}; it must be at least {least}")
         for name in ("hflip", "crop_pct"):
             if not 0 <= getattr(self, name) <= 1:
@@ -76,15 +91,47 @@ class DataConfig:
 def resolve(config: DataConfig) -> DataConfig:
     """The configuration with its root found and its classes counted; refuses what cannot be there.
 
+    Everything is looked at but the pixels: layout, classes of both splits, numbers of images.
+
     Raises:
-        DataError: an unknown name, no root, or a root without the folders that it needs.
+        DataError: an unknown name, no root, a root without what it needs, or not as many images as there must be.
     """
-    if config.name in ("digits", "cifar10") and config.num_classes != 10:
-        raise DataError(f"data.num_classes is {config.num_classes}; {config.name} has 10 classes")
-    if config.name == "digits":
+    name = config.name
+    if name not in NAMES:
+        raise DataError(
+            f"data.name is {name!r}; it must be imagenet, folder, cifar10 or digits, or synthetic for made-up images"
+        )
+    if name in CONTENTS and config.num_classes != 10:
+        raise DataError(f"data.num_classes is {config.num_classes}; {name} has 10 classes")
+    if name == "synthetic":
+        for setting in ("num_classes", "train_images", "val_images"):
+            if getattr(config, setting) is None:
+                raise DataError(f"data.{setting} is null; give a number, for synthetic images are made as needed")
+        assert config.train_images and config.val_images
+        _check_counts(config, ("synthetic",) * 2, (config.train_images, config.val_images))
         return config
-    if config.name not in ("imagenet", "folder", "cifar10"):
-        raise DataError(f"data.name is {config.name!r}; it must be imagenet, folder, cifar10 or digits")
+    if name == "digits":
+        _check_counts(config, ("digits",) * 2, CONTENTS[name])
+        return config
+    config.root = root = _root(config)
+    if torchvision_cifar10(config):
+        _check_counts(config, (root,) * 2, CONTENTS[name])
+        return config
+
+    from esformer.training.sources import open_both
+
+    train, val = open_both(Path(root))
+    _check_classes(config, train)
+    _check_counts(config, (train.place, val.place), (len(train), len(val)))
+    return config
+
+
+def torchvision_cifar10(config: DataConfig) -> bool:
+    """Whether the images are CIFAR-10 as torchvision keeps it."""
+    return config.name == "cifar10" and config.root is not None and (Path(config.root) / "cifar-10-batches-py").is_dir()
+
+
+def _root(config: DataConfig) -> str:
     root = config.root or (os.environ.get("IMAGENET") if config.name == "imagenet" else None)
     if root is None:
         variable = " (or set the environment variable IMAGENET)" if config.name == "imagenet" else ""
@@ -92,34 +139,25 @@ def resolve(config: DataConfig) -> DataConfig:
             f"no images for data={config.name}: give their folder with data.root=FOLDER{variable},"
             " or try the whole job on images that come with it, with --quick"
         )
-    config.root = root
-    if config.name == "cifar10" and (Path(root) / "cifar-10-batches-py").is_dir():
-        return config
-    train, val = folders(root)
-    classes = [classes_in(folder) for folder in (train, val)]
-    if not classes[0]:
-        raise DataError(f"{train} has no class folders; each class needs a folder of its images there")
-    if classes[0] != classes[1]:
-        odd = sorted(set(classes[0]) ^ set(classes[1]))
-        raise DataError(f"{train} and {val} have different classes: {odd[0]!r} is in only one of them")
-    if config.num_classes is None:
-        config.num_classes = len(classes[0])
-    if config.num_classes != len(classes[0]):
-        raise DataError(f"{train} has {len(classes[0])} classes, but data.num_classes is {config.num_classes}")
-    return config
-
-
-def folders(root: str) -> tuple[Path, Path]:
-    """The folders of the training and of the validation images."""
     if not Path(root).is_dir():
         raise DataError(f"data.root is {root}, which is not a folder")
-    train = Path(root) / "train"
-    val = next((Path(root) / name for name in VALIDATION_FOLDERS if (Path(root) / name).is_dir()), None)
-    if not train.is_dir() or val is None:
-        raise DataError(f"{root} must hold the folders train and val, each with one folder a class")
-    return train, val
+    return root
 
 
-def classes_in(folder: Path) -> list[str]:
-    """The class folders in a folder; hidden ones are none."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _check_classes(config: DataConfig, train: "Source") -> None:
+    if config.num_classes is None:
+        config.num_classes = len(train.classes)
+    if config.num_classes != len(train.classes):
+        raise DataError(f"{train.place} has {len(train.classes)} classes, but data.num_classes is {config.num_classes}")
+
+
+def _check_counts(config: DataConfig, places: tuple[str, str], counts: tuple[int, int]) -> None:
+    for setting, place, count in zip(("train_images", "val_images"), places, counts, strict=True):
+        wanted = getattr(config, setting)
+        if wanted is not None and wanted != count:
+            raise DataError(
+                f"{place} has {count} images, but data.{setting} is {wanted}: is everything unpacked?"
+                f" data.{setting}=null takes what there is"
+            )
+    if config.limit is not None and config.limit > counts[0]:
+        raise DataError(f"data.limit is {config.limit}, but {places[0]} has only {counts[0]} training images")

@@ -1,77 +1,216 @@
 """The data sets themselves: items are a transformed image and the number of its class."""
 
+import io
+import pickle
+import warnings
 from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
-from torchvision import datasets
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
-from esformer.training.datasets import DataConfig, DataError, classes_in, folders
+from esformer.training.datasets import CorruptImage, DataConfig, DataError, torchvision_cifar10
+from esformer.training.sources import Folder, Source, gone, open_source, read_file
+
+__all__ = ["Folder", "ImageDataset", "build", "decode", "read_image"]
+
+LIMIT_SEED = 0
+"""Of the images that data.limit draws: the same ones in all runs, so that seeds differ in training alone."""
+POOL = 64
+"""Synthetic images that are really made; more would tell nothing else about speed."""
 
 Transform = Callable[[Any], Any]
 
 
 class ImageDataset(Sized, Protocol):
-    """A data set whose items are images and class numbers."""
+    """A data set whose items are images and class numbers.
 
-    def __getitem__(self, index: int) -> tuple[Any, int]: ...
+    Any image can be had at any time, by its number: the same order for any number of processes, and the way back into
+    the middle of an epoch, rest on that. For the same reason shards are not streamed. It may be pickled and forked.
+    """
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Give an image and its class number.
+
+        Raises:
+            CorruptImage: this image cannot be decoded; names it.
+            DataError: the images are gone.
+        """
+        ...
+
+    def name_of(self, index: int) -> str:
+        """Where an image comes from, for messages: a path, or a shard and what it is called there."""
+        ...
 
 
 def build(config: DataConfig, train: bool, transform: Transform) -> ImageDataset:
-    """The training or the validation images of a resolved configuration, each a PIL image through `transform`.
+    """The training or the validation images of a resolved configuration, each a PIL image in RGB through `transform`.
+
+    `config.limit` keeps so many training images, drawn at random with a seed of its own; a larger limit keeps those of
+    a smaller one.
 
     Raises:
-        DataError: a class has no images.
+        DataError: they are not there, or cannot be read.
     """
+    made: ImageDataset
     if config.name == "digits":
-        return Digits(train, transform)
-    assert config.root is not None
-    if (Path(config.root) / "cifar-10-batches-py").is_dir():
-        return datasets.CIFAR10(config.root, train=train, transform=transform)
-    folder = folders(config.root)[0 if train else 1]
-    try:
-        return Folder(str(folder), transform=transform, loader=read_image)
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: {error}") from None
+        made = Digits(train, transform)
+    elif config.name == "synthetic":
+        count = config.train_images if train else config.val_images
+        assert count is not None and config.num_classes is not None
+        made = Synthetic(count, config.num_classes, config.img_size, transform)
+    else:
+        assert config.root is not None
+        if torchvision_cifar10(config):
+            made = Cifar10(config.root, train, transform)
+        else:
+            made = Encoded(open_source(Path(config.root), train), transform)
+    if train and config.limit is not None:
+        made = Chosen(made, np.random.default_rng(LIMIT_SEED).permutation(len(made))[: config.limit])
+    return made
 
 
-class Folder(datasets.ImageFolder):
-    """Class folders of images; hidden folders are none."""
+class Encoded:
+    """Images that lie in files or shards, and are decoded."""
 
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        classes = classes_in(Path(directory))
-        return classes, {name: index for index, name in enumerate(classes)}
+    def __init__(self, source: Source, transform: Transform) -> None:
+        self.source, self.transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        data = self.source.read(index)
+        try:
+            image = decode(data)
+        except CorruptImage as error:
+            raise CorruptImage(f"{self.name_of(index)} {error}") from None
+        return self.transform(image), int(self.source.labels[index])
+
+    def name_of(self, index: int) -> str:
+        return self.source.name_of(index)
 
 
-def read_image(path: str) -> Image.Image:
-    """An image file as RGB.
+class Chosen:
+    """Some images of a data set, in its order."""
 
-    Raises:
-        DataError: it cannot be read; names the file.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is not an image that can be read ({error}); mend or remove it") from None
+    def __init__(self, dataset: ImageDataset, indices: NDArray[np.int64]) -> None:
+        self.dataset, self.indices = dataset, np.sort(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.dataset[int(self.indices[index])]
+
+    def name_of(self, index: int) -> str:
+        return self.dataset.name_of(int(self.indices[index]))
 
 
-class Digits:
+class Held:
+    """Images that are all in memory."""
+
+    labels: Any
+
+    def __init__(self, name: str, transform: Transform) -> None:
+        self.name, self.transform = name, transform
+
+    def image(self, index: int) -> Image.Image:
+        """An image in RGB."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(self.image(index)), int(self.labels[index])
+
+    def name_of(self, index: int) -> str:
+        return f"image {index} of {self.name}"
+
+
+class Digits(Held):
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; a fifth, the same always, is held out for validation."""
 
     def __init__(self, train: bool, transform: Transform) -> None:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
+        super().__init__("the digits", transform)
         images, labels = load_digits(return_X_y=True)
         split = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
         self.images, self.labels = (split[0], split[2]) if train else (split[1], split[3])
-        self.transform = transform
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def image(self, index: int) -> Image.Image:
         pixels = (self.images[index].reshape(8, 8) * (255 / 16)).astype("uint8")
-        return self.transform(Image.fromarray(pixels).convert("RGB")), int(self.labels[index])
+        return Image.fromarray(pixels).convert("RGB")
+
+
+class Cifar10(Held):
+    """CIFAR-10 as torchvision keeps it, in `cifar-10-batches-py`.
+
+    Raises:
+        DataError: its files are not whole.
+    """
+
+    def __init__(self, root: str, train: bool, transform: Transform) -> None:
+        from torchvision.datasets import CIFAR10
+
+        super().__init__(f"CIFAR-10's {'training' if train else 'validation'} images", transform)
+        try:
+            read = CIFAR10(root, train=train)
+        except OSError as error:
+            raise gone(root, error) from None
+        except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
+            raise DataError(f"{root}/cifar-10-batches-py is not whole; unpack cifar-10-python.tar.gz again") from None
+        self.pixels, self.labels = read.data, np.array(read.targets)  # N, 32, 32, 3
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+
+class Synthetic(Held):
+    """Noise, to measure speed and to rehearse where there are no images; nothing can be learnt from it.
+
+    An image depends on its number alone; there are few that differ.
+    """
+
+    def __init__(self, count: int, num_classes: int, img_size: int, transform: Transform) -> None:
+        super().__init__("the synthetic images", transform)
+        rng = np.random.default_rng(0)
+        self.pixels = rng.integers(0, 256, (min(POOL, count), img_size, img_size, 3), dtype=np.uint8)
+        self.labels = np.arange(count) % num_classes
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index % len(self.pixels)])
+
+
+def decode(data: bytes) -> Image.Image:
+    """An encoded image as RGB.
+
+    Raises:
+        CorruptImage: it is none; says why.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:  # odd EXIF does no harm
+            return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever a broken header leads them to
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        raise CorruptImage(f"is not an image that can be read ({reason or type(error).__name__})") from None
+
+
+def read_image(path: str) -> Image.Image:
+    """An image file as RGB.
+
+    Raises:
+        DataError: it cannot be read; names the file. CorruptImage if it is no image.
+    """
+    data = read_file(path)
+    try:
+        return decode(data)
+    except CorruptImage as error:
+        raise CorruptImage(f"{path} {error}; mend or remove it") from None

@@ -1,0 +1,254 @@
+"""Where images lie: class folders, WebDataset tars or Parquet files, told apart by what a folder holds.
+
+A source gives the bytes of any image at any time, by its number. Nothing is streamed or shuffled in a buffer, as shards
+often are: the order of training is a permutation of all images that is the same for every number of processes and goes
+on from any step, and that needs random access.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esformer.training.datasets import DataError
+
+SPLITS = ("val", "validation", "test")
+"""Names that the validation images may have, the first that is there is taken."""
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+KINDS = {"folders": "class folders", ".tar": "WebDataset tars", ".parquet": "Parquet files"}
+NO_SHARDS = re.compile(r"\.|ILSVRC2012_|n\d{8}\.tar")
+"""Begin the names of hidden files, and of ImageNet's own archives, which often lie where they were unpacked."""
+THREADS = 16  # a network file system answers many questions at a time as soon as one
+
+
+class Source(Protocol):
+    """Images as they lie on disk, with the numbers of their classes."""
+
+    place: str
+    """Where they are, for messages."""
+    classes: list[str]
+    """Names of the classes, by number."""
+    labels: NDArray[np.int64]
+    """N: the number of each image's class."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The file of an image, as it is.
+
+        Raises:
+            CorruptImage: the container can be read, but not this image in it.
+            DataError: the images are gone.
+        """
+        ...
+
+    def name_of(self, index: int) -> str:
+        """Where an image is, for messages."""
+        ...
+
+
+def open_both(root: Path) -> tuple[Source, Source]:
+    """The training and the validation images of a folder, of one kind and with the same classes.
+
+    Raises:
+        DataError: there are none, those of only one split, several kinds, or the classes differ.
+    """
+    if kind_of(root) == "folders":
+        names = [(folder, classes_in(folder)) for folder in folders(root)]
+        for folder, classes in names:
+            if not classes:
+                raise DataError(f"{folder} has no class folders; each class needs a folder of its images there")
+        _agree(*((str(folder), classes) for folder, classes in names))  # before the images are listed
+    train, val = open_source(root, train=True), open_source(root, train=False)
+    _agree((train.place, train.classes), (val.place, val.classes))
+    return train, val
+
+
+def open_source(root: Path, train: bool) -> Source:
+    """The training or the validation images of a folder.
+
+    Raises:
+        DataError: there are none, or of several kinds; a class is empty; a shard cannot be read.
+    """
+    kind = kind_of(root)
+    if kind == "folders":
+        return Folder(folders(root)[0 if train else 1])
+    paths = [find_shards(root, split, kind) for split in (True, False)]
+    if not all(paths):
+        there, missing = ("training", "val or validation") if paths[0] else ("validation", "train")
+        raise DataError(f"{root} has {there} shards but no *{kind} with {missing} in its name or its folder's")
+    place = f"{root} ({'training' if train else 'validation'} shards)"
+    if kind == ".tar":
+        from esformer.training.tars import Tars
+
+        return Tars(paths[0 if train else 1], place)
+    from esformer.training.parquet import Parquet
+
+    return Parquet(paths[0 if train else 1], place)
+
+
+def kind_of(root: Path) -> str:
+    """What a folder holds: one of KINDS. One that holds nothing is taken for folders, which say what is missing.
+
+    Raises:
+        DataError: it holds more than one.
+    """
+    kinds = ["folders"] if any(classes_in(root / name) for name in ("train", *SPLITS)) else []
+    kinds += [kind for kind in (".tar", ".parquet") if any(find_shards(root, split, kind) for split in (True, False))]
+    if len(kinds) > 1:
+        both = " and ".join(KINDS[kind] for kind in kinds)
+        raise DataError(f"{root} holds {both}; it must hold images of one kind, so move the others elsewhere")
+    return kinds[0] if kinds else "folders"
+
+
+def find_shards(root: Path, train: bool, ending: str) -> list[Path]:
+    """Files of a split in order: train/* and val/*, or with the split's name in theirs, in the folder or its `data`."""
+    for base in (root, root / "data"):
+        for split in ("train",) if train else SPLITS:
+            if inside := _files(base / split, ending):
+                return inside
+            word = re.compile(f"(^|[^a-z]){split}", re.IGNORECASE)
+            if named := [path for path in _files(base, ending) if word.search(path.name)]:
+                return named
+    return []
+
+
+def folders(root: Path) -> tuple[Path, Path]:
+    """The folders of the training and of the validation images."""
+    train = root / "train"
+    val = next((root / name for name in SPLITS if (root / name).is_dir()), None)
+    if not train.is_dir() or val is None:
+        raise DataError(
+            f"{root} must hold the folders train and val, each with one folder a class,"
+            " or shards: .tar or .parquet files with train or val in their names"
+        )
+    return train, val
+
+
+def classes_in(folder: Path) -> list[str]:
+    """The class folders in a folder, if it is one; hidden ones are none."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise gone(folder, error) from None
+
+
+def gone(path: Path | str, error: OSError) -> DataError:
+    """What to raise where files are not there any more, or their file system is not."""
+    reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text is long, and names the file again
+    return DataError(f"{path} cannot be read ({reason}): are the images gone?")
+
+
+class Folder:
+    """Class folders of images, in the order of their names; folders within them count, hidden files do not.
+
+    Names are kept in one array, not in a list of a million strings, which each worker that counts references to them
+    would copy.
+
+    Args:
+        folder: its folders are the classes.
+
+    Raises:
+        DataError: there are no classes, or classes without images.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.place = folder, str(folder)
+        self.classes = classes_in(folder)
+        if not self.classes:
+            raise DataError(f"{folder} has no class folders; each class needs a folder of its images there")
+        self.names, self.labels = _listed(folder, self.classes)
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        if not counts.all():
+            empty = [repr(self.classes[label]) for label in np.flatnonzero(counts == 0)]
+            more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+            raise DataError(f"{folder} has class folders without images: {', '.join(empty[:5])}{more}")
+
+    @cached_property
+    def samples(self) -> list[tuple[str, int]]:
+        """Path and class number of all images."""
+        return [(self.name_of(index), int(label)) for index, label in enumerate(self.labels)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        return read_file(self.name_of(index))
+
+    def name_of(self, index: int) -> str:
+        return str(self.folder / self.classes[self.labels[index]] / os.fsdecode(self.names[index]))
+
+
+def read_file(path: str) -> bytes:
+    """A whole file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise gone(path, error) from None
+
+
+_lists: dict[Path, tuple[tuple[int, ...], NDArray[np.bytes_], NDArray[np.int64]]] = {}
+
+
+def _listed(folder: Path, classes: list[str]) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
+    """Names within the class folders, and labels. A million take seconds, so an unchanged folder is listed once."""
+    places = [folder / name for name in classes]
+    try:
+        stamp = tuple(place.stat().st_mtime_ns for place in places)
+        if folder in _lists and _lists[folder][0] == stamp:
+            return _lists[folder][1:]
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = list(pool.map(lambda place: sorted(_images_in(place)), places))
+    except OSError as error:
+        raise gone(error.filename or folder, error) from None
+    names = np.array([name for names in found for name in names], dtype=np.bytes_)
+    labels = np.repeat(np.arange(len(found)), [len(names) for names in found])
+    if max(stamp) < time.time_ns() - 2_000_000_000:  # what changes within the clock's tick looks unchanged
+        _lists[folder] = stamp, names, labels
+    return names, labels
+
+
+def _images_in(folder: Path | str, prefix: bytes = b"") -> list[bytes]:
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = prefix + os.fsencode(entry.name)
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(ENDINGS):
+                names.append(name)
+            elif entry.is_dir():
+                names += _images_in(entry.path, name + b"/")
+    return names
+
+
+def _files(folder: Path, ending: str) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.name.lower().endswith(ending)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise gone(folder, error) from None
+    return [folder / name for name in sorted(names) if not NO_SHARDS.match(name)]
+
+
+def _agree(*both: tuple[str, Iterable[str]]) -> None:
+    (train, first), (val, second) = both
+    odd = sorted(set(first) ^ set(second))
+    if odd:
+        raise DataError(f"{train} and {val} have different classes: {odd[0]!r} is in only one of them")
