@@ -6,6 +6,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from timm.utils import ModelEmaV3
 
+from esformer.training.data import Batch
 from esformer.training.module import accuracies, broadcast_buffers
 
 
@@ -13,7 +14,7 @@ class EMA(Callback):
     """Keeps timm's averaged copy of `module.model`, evaluates it on the validation images too, and saves it.
 
     The copy is a network of its own: the weights in training are never exchanged for it, so no moment exists at which a
-    checkpoint could confuse the two. It logs `val_ema/top1` and `val_ema/top5`; checkpoints hold it as
+    checkpoint could confuse the two. It logs `val/ema_top1` and `val/ema_top5`; checkpoints hold it as
     `state_dict_ema`, where timm looks for it first.
 
     Args:
@@ -34,13 +35,25 @@ class EMA(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.ema is not None
         self.ema.to(pl_module.device)
-        self._step = trainer.global_step
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.ema is not None
+        self._step = trainer.global_step
+        network: Any = pl_module.model
+        pairs = list(zip(self.ema.module.state_dict().values(), network.state_dict().values(), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._averages, self._raw = [list(tensors) for tensors in zip(*floats, strict=True)]
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step != self._step:  # not on every batch where gradients are accumulated
             self._step = trainer.global_step
             assert self.ema is not None
-            self.ema.update(pl_module.model, step=self._step)
+            decay = self.ema.get_decay(self._step)
+            torch._foreach_lerp_(self._averages, self._raw, weight=1 - decay)  # as timm's, which lists them each time
+            for average, raw in self._counts:
+                average.copy_(raw)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.ema is not None
@@ -49,15 +62,14 @@ class EMA(Callback):
 
     @torch.no_grad()
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         assert self.ema is not None
-        images, targets = batch
         with trainer.precision_plugin.val_step_context():
-            self.accuracy.update(self.ema.module(images).float(), targets)
+            self.accuracy.update(self.ema.module(batch.images).float(), batch.targets)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        values = {f"val_ema/{name}": value for name, value in self.accuracy.compute().items()}  # of all ranks together
+        values = {f"val/ema_{name}": value for name, value in self.accuracy.compute().items()}  # of all ranks together
         pl_module.log_dict(values, sync_dist=True)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from esformer.training.data import seed_all
@@ -15,3 +16,4 @@ class StepSeed(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         seed_all(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        torch.manual_seed(torch.initial_seed())  # of the other devices, too

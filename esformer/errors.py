@@ -1,4 +1,7 @@
-"""What went wrong in a way that the user can mend."""
+"""What went wrong in a way that the user can mend, and what did not go wrong but stopped."""
+
+STOPPED = 75
+"""Exit code (EX_TEMPFAIL) of a process that a signal stopped in good order; the same command goes on."""
 
 
 class ESFormerError(ValueError):

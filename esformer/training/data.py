@@ -1,6 +1,10 @@
-"""ImageDataModule: the loaders of training and validation images, in an order that a resumed run repeats."""
+"""ImageDataModule: batches of images in an order that is the same on any number of devices, and after a restart."""
 
+import logging
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -8,23 +12,56 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from esformer.training.datasets import DataConfig, DataError, resolve
+from esformer.training.datasets import CorruptImage, DataConfig, DataError, resolve
 from esformer.training.images import ImageDataset, build
+from esformer.training.mixing import GroupMixup, ImageErasing
 from esformer.training.recipe import Recipe
 
-IGNORE = -1
-"""The class of images that only fill up a rank's share of the validation set; metrics leave them out."""
+log = logging.getLogger("esformer")
 
-Item = tuple[Tensor, int]
+IGNORE = -1
+"""The class of images that are not counted: they only fill up a rank's share of the validation set, or are corrupt."""
+TRIES = 10
+"""Images in a row that may be corrupt."""
+
+
+class Place(NamedTuple):
+    """Where an image stands: in which epoch, at which position of its order, and its number in the data set."""
+
+    epoch: int
+    position: int
+    number: int
+
+
+class Item(NamedTuple):
+    """An image as a worker process gives it: uint8 of shape C, H, W."""
+
+    image: np.ndarray
+    target: int
+    place: Place
+    corrupt: tuple[str, ...] = ()
+
+
+class Batch(NamedTuple):
+    """Images, on their way: B, 3, H, W, uint8 from the workers and normalised floats on the device."""
+
+    images: Tensor
+    targets: Tensor
+    """B class numbers; after Mixup B, num_classes shares."""
+    places: np.ndarray
+    """B, 3: the Place of each image."""
+    corrupt: tuple[str, ...] = ()
+    """Images that could not be read and were skipped, each with the reason."""
 
 
 class ImageDataModule(LightningDataModule):
-    """Images as the recipe wants them: C, H, W float tensors, normalised, and class numbers.
+    """Images as the recipe wants them.
 
-    What happens to an image depends on the seed, the epoch and the image alone, so it is the same for any number of
-    workers, and after a restart. Mixup needs whole batches and is the LightningModule's.
+    What happens to an image depends on the seed, the epoch and the image alone, and which images make a step on the
+    seed and the epoch alone. So the steps are the same for any number of workers, devices and accumulated batches, and
+    after a restart. Worker processes read, crop and augment bytes; the device normalises, erases and mixes.
 
     Args:
         config: which images.
@@ -39,23 +76,28 @@ class ImageDataModule(LightningDataModule):
     def __init__(self, config: DataConfig, recipe: Recipe, seed: int = 0, accumulate: int = 1) -> None:
         super().__init__()
         self.config, self.recipe, self.seed, self.accumulate = resolve(config), recipe, seed, accumulate
+        assert self.config.num_classes is not None
+        self.mixup = GroupMixup(recipe, self.config.num_classes, seed) if recipe.mixes else None
+        self.erasing = ImageErasing(recipe.random_erasing, seed) if recipe.random_erasing > 0 else None
+        self.corrupt: dict[str, str] = {}
+        self._scale = torch.tensor([self.config.mean, self.config.std]).mul_(255).view(2, 3, 1, 1)
 
     def setup(self, stage: str) -> None:
         c, r = self.config, self.recipe
-        common = dict(input_size=c.img_size, interpolation=c.interpolation, mean=c.mean, std=c.std)
-        train = create_transform(
+        common = dict(input_size=c.img_size, interpolation=c.interpolation, use_prefetcher=True)
+        augment = create_transform(
             **common,
             is_training=True,
+            mean=c.mean,  # the colour of what RandAugment moves in
             scale=c.crop_scale,
             ratio=c.crop_ratio,
             hflip=c.hflip,
             color_jitter=0.0,
             auto_augment=r.auto_augment,
-            re_prob=r.random_erasing,
-            re_mode="pixel",
         )
-        self.train_set = Seeded(build(c, True, train), self.seed)
-        self.val_set = Padded(build(c, False, create_transform(**common, crop_pct=c.crop_pct)), self._world_size)
+        self.train_set = TrainingImages(build(c, True, augment), self.seed)
+        center = create_transform(**common, crop_pct=c.crop_pct)
+        self.val_set = ValidationImages(build(c, False, center), c.img_size)
         if len(self.train_set) < r.batch_size:
             raise DataError(
                 f"there are {len(self.train_set)} training images, fewer than a batch;"
@@ -67,22 +109,96 @@ class ImageDataModule(LightningDataModule):
         """Images a device takes at a time."""
         return device_batch_size(self.recipe.batch_size, self._world_size, self.accumulate)
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch; what is left of the images, less than a batch, waits for another epoch."""
+        return len(self.train_set) // self.recipe.batch_size
+
     def train_dataloader(self) -> DataLoader[Item]:
-        rank = self.trainer.global_rank if self.trainer else 0
-        sampler = EpochSampler(self.train_set, self._world_size, rank, seed=self.seed, drop_last=True)
-        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)  # Lightning sets it too late on a resume
-        return self._loader(self.train_set, sampler=sampler, drop_last=True)
+        sampler = StepSampler(
+            len(self.train_set), self.batch_size, self._rank, self._world_size, self.accumulate, self.seed
+        )
+        if self.trainer is not None:  # after a restart, go on where the checkpoint was written
+            loop = self.trainer.fit_loop
+            done = loop.epoch_loop.batch_progress.current.completed
+            sampler.set_epoch(loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+            sampler.start = done if done < len(sampler) else 0
+        return self._loader(self.train_set, sampler, persistent_workers=self.config.workers > 0)
 
     def val_dataloader(self) -> DataLoader[Item]:
-        return self._loader(self.val_set, shuffle=False)
+        return self._loader(
+            self.val_set, ShareSampler(len(self.val_set), self.batch_size, self._rank, self._world_size)
+        )
 
-    def _loader(self, dataset: Dataset[Item], **kwargs: object) -> DataLoader[Item]:
-        pin = torch.cuda.is_available()
-        return DataLoader(dataset, self.batch_size, num_workers=self.config.workers, pin_memory=pin, **kwargs)  # type: ignore[arg-type]
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Count what could not be read.
+
+        Raises:
+            DataError: it is too much.
+        """
+        for message in batch.corrupt:
+            name, _, reason = message.partition("\n")
+            if name not in self.corrupt:
+                self.corrupt[name] = reason
+                limit = self.config.max_corrupt
+                if len(self.corrupt) > limit:
+                    raise DataError(f"{reason}; that makes more than data.max_corrupt={limit} images")
+                log.error("%s; skipped, the %d. of at most %d", reason, len(self.corrupt), limit)
+        return batch._replace(corrupt=())
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise, and in training erase and mix: B, 3, H, W, floats."""
+        images, targets, places = batch.images, batch.targets, batch.places
+        training = self.trainer is None or self.trainer.training
+        epoch, position = int(places[0, 0]), int(places[0, 1])
+        mixup, erasing = (self.mixup, self.erasing) if training else (None, None)
+        if mixup is not None:
+            order = mixup.order(position, len(images))
+            images, targets, places = images[order], targets[order], places[order]
+        images = self.normalise(images)
+        if erasing is not None:
+            erasing(images, epoch, places[:, 2].tolist())
+        if mixup is not None:
+            targets = mixup(images, targets, epoch, position)
+        return Batch(images, targets, places)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Bytes to floats with the data's mean and standard deviation: B, 3, H, W."""
+        if self._scale.device != images.device:
+            self._scale = self._scale.to(images.device)
+        mean, std = self._scale
+        return images.to(torch.float32).sub_(mean).div_(std)
+
+    def name_of(self, place: Sequence[int]) -> str:
+        """What a training image is called, to find it again."""
+        return self.train_set.dataset.name_of(int(place[2]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The corrupt images seen so far, which a restart does not count again."""
+        return {"corrupt": dict(self.corrupt)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.corrupt = dict(state_dict["corrupt"])
+
+    def _loader(self, dataset: Dataset[Item], sampler: Sampler[list[Place]], **settings: Any) -> DataLoader[Item]:
+        workers = self.config.workers
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            timeout=self.config.timeout if workers else 0,
+            **settings,
+        )
 
     @property
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
 
 
 def device_batch_size(batch_size: int, world_size: int, accumulate: int) -> int:
@@ -101,53 +217,134 @@ def device_batch_size(batch_size: int, world_size: int, accumulate: int) -> int:
     return batch_size // world_size // accumulate
 
 
-class Seeded(Dataset[Item]):
-    """A data set whose random transforms draw from a seed of their own for each epoch and image."""
+class TrainingImages(Dataset[Item]):
+    """Training images whose random transforms draw from a seed of their own for each epoch and image.
+
+    In the place of an image that cannot be read comes the next one.
+    """
 
     def __init__(self, dataset: ImageDataset, seed: int) -> None:
-        self.dataset, self.seed, self.epoch = dataset, seed, 0
+        self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Item:
-        with isolate_rng(include_cuda=False):
-            seed_all(self.seed, self.epoch, index)
-            return self.dataset[index]
+    def __getitem__(self, place: Place) -> Item:
+        number = place.number
+        corrupt: list[str] = []
+        with nullcontext() if get_worker_info() else isolate_rng(include_cuda=False):  # nobody else draws in a worker
+            while True:
+                seed_all(self.seed, place.epoch, number)
+                try:
+                    image, target = self.dataset[number]
+                    return Item(image, target, place._replace(number=number), tuple(corrupt))
+                except CorruptImage as error:
+                    corrupt.append(_describe(self.dataset, number, error))
+                    if len(corrupt) == TRIES:
+                        raise DataError(f"{error}; nor can the {TRIES - 1} images after it") from None
+                    number = (number + 1) % len(self.dataset)
 
 
-class Padded(Dataset[Item]):
-    """A data set filled up to a multiple of the number of ranks with images of the class IGNORE.
+class ValidationImages(Dataset[Item]):
+    """Validation images; what cannot be read, and what lies beyond the end, is a black image of the class IGNORE."""
 
-    All ranks get the same number of images and none is counted twice, so that metrics are exact.
-    """
-
-    def __init__(self, dataset: ImageDataset, multiple: int) -> None:
-        self.dataset = dataset
-        self.length = -(-len(dataset) // multiple) * multiple
+    def __init__(self, dataset: ImageDataset, img_size: int) -> None:
+        self.dataset, self.img_size = dataset, img_size
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Item:
-        if index < len(self.dataset):
-            return self.dataset[index]
-        return self.dataset[0][0], IGNORE
+    def __getitem__(self, place: Place) -> Item:
+        black = np.zeros((3, self.img_size, self.img_size), dtype=np.uint8)
+        if place.number >= len(self.dataset):
+            return Item(black, IGNORE, place)
+        try:
+            image, target = self.dataset[place.number]
+        except CorruptImage as error:
+            return Item(black, IGNORE, place, (_describe(self.dataset, place.number, error),))
+        return Item(image, target, place)
 
 
-class EpochSampler(DistributedSampler[Item]):
-    """A shuffled share for each rank that tells its data set the epoch, too."""
+class StepSampler(Sampler[list[Place]]):
+    """The training batches of one rank: all batches of all ranks that make a step hold the same images in any setup.
 
-    dataset: Seeded
+    A step takes the next `batch_size * world_size * accumulate` images of the epoch's shuffled order: first those of
+    the first batch of rank 0, then of rank 1, and so on. It drops what is left at the end.
+
+    Args:
+        length: images there are.
+        batch_size: images of a batch.
+        rank: this one.
+        world_size: how many there are.
+        accumulate: batches of a step.
+        seed: of the order.
+    """
+
+    def __init__(self, length: int, batch_size: int, rank: int, world_size: int, accumulate: int, seed: int) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.sampler = self  # Lightning tells the epoch to `batch_sampler.sampler`
+        self.epoch = 0
+        self.start = 0
+        """With which batch the next pass begins; the one after it with the first."""
 
     def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        self.dataset.epoch = epoch
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length // (self.batch_size * self.world_size * self.accumulate) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        epoch, start, self.start = self.epoch, self.start, 0
+        seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
+        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).tolist()
+        return (self._batch(epoch, order, batch) for batch in range(start, len(self)))
+
+    def _batch(self, epoch: int, order: list[int], batch: int) -> list[Place]:
+        first = (batch * self.world_size + self.rank) * self.batch_size
+        return [Place(epoch, position, order[position]) for position in range(first, first + self.batch_size)]
+
+
+class ShareSampler(Sampler[list[Place]]):
+    """The validation batches of one rank: each image once, and as many batches of the same sizes on every rank.
+
+    Args:
+        length: images there are.
+        batch_size: images of a batch.
+        rank: this one.
+        world_size: how many there are.
+    """
+
+    def __init__(self, length: int, batch_size: int, rank: int, world_size: int) -> None:
+        share = -(-length // world_size)
+        self.numbers, self.batch_size = range(rank, share * world_size, world_size), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.numbers) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        for start in range(0, len(self.numbers), self.batch_size):
+            yield [Place(0, number, number) for number in self.numbers[start : start + self.batch_size]]
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Items to a batch: bytes, for they are a quarter of the floats that they become on the device."""
+    return Batch(
+        torch.from_numpy(np.stack([item.image for item in items])),
+        torch.tensor([item.target for item in items]),
+        np.array([item.place for item in items]),
+        tuple(name for item in items for name in item.corrupt),
+    )
 
 
 def seed_all(*numbers: int) -> None:
-    """Seed Python's, numpy's and torch's global random states from some numbers that say where we are."""
+    """Seed the global random states of Python, numpy and torch on the CPU from some numbers that say where we are."""
     words = np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(2)
     random.seed(int(words[0]))
-    np.random.seed(words[0])  # noqa: NPY002 (timm's Mixup draws from the global state)
-    torch.manual_seed(int(words[1]))
+    np.random.seed(words[0])  # noqa: NPY002 (timm's transforms draw from the global state)
+    torch.default_generator.manual_seed(int(words[1]))  # torch.manual_seed takes a hundred times as long
+
+
+def _describe(dataset: ImageDataset, number: int, error: CorruptImage) -> str:
+    return f"{dataset.name_of(number)}\n{error}"

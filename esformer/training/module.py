@@ -1,12 +1,14 @@
 """ESFormerModule: an ESFormer and Table 2 as a LightningModule."""
 
+import logging
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning import LightningModule
-from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.utils.clip_grad import dispatch_clip_grad
@@ -16,10 +18,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
-from esformer.training.data import IGNORE
+from esformer.training.data import IGNORE, Batch, ImageDataModule
 from esformer.training.recipe import Recipe
+
+log = logging.getLogger("esformer")
+
+
+class TrainingError(ESFormerError):
+    """A training that cannot go on as it is; its checkpoints are good."""
 
 
 class ESFormerModule(LightningModule):
@@ -31,6 +40,10 @@ class ESFormerModule(LightningModule):
         num_classes: classes of the images.
         img_size: their height and width in pixels.
         provenance: whatever should travel with the weights, such as the search that found the genotype.
+        max_skipped: steps in a row that may be skipped because their loss or gradient is not finite.
+
+    Raises:
+        TrainingError: in training, when one more step than that is not finite.
     """
 
     def __init__(
@@ -40,6 +53,7 @@ class ESFormerModule(LightningModule):
         num_classes: int = 1000,
         img_size: int = 224,
         provenance: dict[str, Any] | None = None,
+        max_skipped: int = 10,
     ) -> None:
         super().__init__()
         genotype = genotype if isinstance(genotype, Genotype) else Genotype.from_dict(genotype)
@@ -56,38 +70,39 @@ class ESFormerModule(LightningModule):
         self.recipe = recipe
         network = ESFormer(genotype, num_classes, img_size=img_size, drop_path_rate=recipe.drop_path)
         self.model = network.to(memory_format=torch.channels_last)  # twice as fast, on the CPU too
-        self.mixup = None
-        if recipe.mixes:
-            self.mixup = Mixup(
-                mixup_alpha=recipe.mixup,
-                cutmix_alpha=recipe.cutmix,
-                prob=recipe.mixup_prob,
-                switch_prob=recipe.mixup_switch_prob,
-                label_smoothing=recipe.smoothing,
-                num_classes=num_classes,
-            )
         self.loss = BinaryCrossEntropy(smoothing=recipe.smoothing)
+        self.train_loss = RunningLoss()
         self.val_loss = MeanMetric()
         self.val_accuracy = accuracies(num_classes)
+        self.max_skipped = max_skipped
+        self.skipped = 0
 
     def forward(self, images: Tensor) -> Tensor:
         """B, 3, H, W -> B, num_classes"""
         return self.model(images.contiguous(memory_format=torch.channels_last))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, targets = batch
-        if self.mixup is not None:
-            images, targets = self.mixup(images, targets)  # B -> B, num_classes, smoothed
-        loss = self.loss(self(images), targets)
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(images))
+    def on_train_start(self) -> None:
+        self._statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        self._good = [buffer.clone() for buffer in self._statistics]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._places = batch.places
+        loss = self.loss(self(batch.images), batch.targets)
+        self.train_loss.update(loss.detach())
+        self.log("train/loss", loss.detach(), on_step=True, on_epoch=False)
         return loss
 
     def on_validation_epoch_start(self) -> None:
         broadcast_buffers(self.model)
+        if self.trainer.state.fn == "fit":
+            self.log("train/loss_epoch", self.train_loss.compute())  # here, for callbacks to find it after the epoch
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, targets = batch
-        logits = self(images).float()
+    def on_train_epoch_end(self) -> None:
+        self.train_loss.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        targets = batch.targets
+        logits = self(batch.images).float()
         counted = int((targets != IGNORE).sum())
         if counted:
             self.val_loss.update(F.cross_entropy(logits, targets, ignore_index=IGNORE), weight=counted)
@@ -96,10 +111,20 @@ class ESFormerModule(LightningModule):
         self.log_dict({f"val/{name}": metric for name, metric in self.val_accuracy.items()}, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = create_optimizer_v2(self.model, "adamw", self.recipe.lr, self.recipe.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, steps, self.recipe))
+        fused = self.trainer.precision != "16-mixed"  # Lightning unscales float16's gradients only for others
+        optimizer = create_optimizer_v2(self.model, "adamw", self.recipe.lr, self.recipe.weight_decay, fused=fused)
+        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, self._steps, self.recipe))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @cached_property
+    def _steps(self) -> int:
+        """How many there are in the whole training.
+
+        Not Lightning's estimate, where it can be had otherwise: that makes the loaders, which must not be made before
+        Lightning knows where a resumed training stands.
+        """
+        per_epoch = getattr(self._data, "steps_per_epoch", None)
+        return per_epoch * self.recipe.epochs if per_epoch else int(self.trainer.estimated_stepping_batches)
 
     def configure_gradient_clipping(
         self,
@@ -107,18 +132,97 @@ class ESFormerModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """The recipe's clipping; as in timm, adaptive clipping leaves the classifier out."""
-        if self.recipe.clip_grad > 0:
+        """The recipe's clipping; as in timm, adaptive clipping leaves the classifier out.
+
+        A step whose gradient is not finite is skipped: the optimiser finds no gradients, so it changes nothing, and the
+        norm statistics are those from before. All ranks have the same gradients, so they decide alike.
+        """
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.log("train/grad_norm", norm, on_step=True, on_epoch=False)
+        if not norm.isfinite():
+            self._skip()
+            return
+        self.skipped = 0
+        torch._foreach_copy_(self._good, self._statistics)
+        if self.recipe.clip_grad > 0 and self.recipe.clip_mode == "norm":
+            nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip_grad, norm)
+        elif self.recipe.clip_grad > 0:
             head = set(self.model.get_classifier().parameters()) if self.recipe.clip_mode == "agc" else set()
-            parameters = [p for p in self.model.parameters() if p not in head]
-            dispatch_clip_grad(parameters, self.recipe.clip_grad, self.recipe.clip_mode)
+            dispatch_clip_grad([p for p in parameters if p not in head], self.recipe.clip_grad, self.recipe.clip_mode)
+
+    @property
+    def _data(self) -> Any:
+        return getattr(self.trainer, "datamodule", None)
+
+    def _skip(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        torch._foreach_copy_(self._statistics, self._good)
+        self.skipped += 1
+        trainer = self.trainer
+        where = f"epoch {trainer.current_epoch + 1}, batch {trainer.fit_loop.epoch_loop.batch_idx + 1}"
+        message = f"the gradient is not finite at step {trainer.global_step} ({where})"
+        if isinstance(self._data, ImageDataModule):
+            first = ", ".join(map(self._data.name_of, self._places[:3]))
+            message += f", whose images on this rank are {first} and {len(self._places) - 3} more"
+        if self.skipped > self.max_skipped:
+            raise TrainingError(f"{message}; nor was it in the {self.max_skipped} steps before, which were skipped")
+        log.warning("%s; the step is skipped", message)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_loss"] = self.train_loss.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "train_loss" in checkpoint:  # not in those of older versions
+            self.train_loss.load(checkpoint["train_loss"])
+
+
+class RunningLoss:
+    """The mean loss of an epoch over all ranks, which a resumed epoch goes on with."""
+
+    def __init__(self) -> None:
+        self.values = torch.zeros(2, dtype=torch.float64)  # sum and count of this rank
+
+    def update(self, loss: Tensor) -> None:
+        """Take a step's loss, if it is finite."""
+        finite = loss.isfinite()
+        self.values = self.values.to(loss.device) + torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), finite])
+
+    def compute(self) -> Tensor:
+        """The mean so far; a collective."""
+        total, count = self._all_ranks().sum(0)
+        return (total / count).float()
+
+    def reset(self) -> None:
+        """Begin another epoch."""
+        self.values = torch.zeros_like(self.values)
+
+    def state(self) -> list[list[float]]:
+        """Sum and count of each rank; a collective."""
+        return self._all_ranks().tolist()
+
+    def load(self, state: list[list[float]]) -> None:
+        """Go on from a state, on any number of ranks."""
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        values = torch.tensor(state, dtype=torch.float64)
+        if len(state) == ranks:
+            self.values = values[rank]
+        else:
+            self.values = values.sum(0) if rank == 0 else torch.zeros(2, dtype=torch.float64)
+
+    def _all_ranks(self) -> Tensor:
+        if not dist.is_initialized():
+            return self.values[None]
+        values = [torch.empty_like(self.values) for _ in range(dist.get_world_size())]
+        dist.all_gather(values, self.values)
+        return torch.stack(values)
 
 
 def broadcast_buffers(network: nn.Module) -> None:
     """Give every rank the norm statistics of rank 0, which are those that a checkpoint gets."""
-    if torch.distributed.is_initialized():
+    if dist.is_initialized():
         for buffer in network.buffers():
-            torch.distributed.broadcast(buffer, 0)
+            dist.broadcast(buffer, 0)
 
 
 def accuracies(num_classes: int) -> MetricCollection:

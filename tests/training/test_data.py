@@ -8,15 +8,24 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from esformer.training.data import IGNORE, EpochSampler, ImageDataModule, Padded, Seeded, device_batch_size
+from esformer.training.data import (
+    IGNORE,
+    ImageDataModule,
+    Place,
+    ShareSampler,
+    StepSampler,
+    collate,
+    device_batch_size,
+)
 from esformer.training.datasets import DataConfig, DataError, resolve
 from esformer.training.images import build
+from esformer.training.mixing import GROUP, GroupMixup, ImageErasing
 from esformer.training.recipe import Recipe
 
 
 def digits(workers=0, **recipe):
     config = DataConfig("digits", img_size=32, num_classes=10, workers=workers)
-    return ImageDataModule(config, Recipe(epochs=2, warmup_epochs=0, batch_size=64, **recipe))
+    return ImageDataModule(config, Recipe(**dict(epochs=2, warmup_epochs=0, batch_size=64) | recipe))
 
 
 @pytest.fixture
@@ -41,38 +50,136 @@ def test_a_fifth_of_the_digits_is_held_out():
     assert sorted({val[i][1] for i in range(360)}) == list(range(10))
 
 
+def on_device(data, batch):
+    """What Lightning does with a training batch."""
+    return data.on_after_batch_transfer(data.on_before_batch_transfer(batch, 0), 0)
+
+
 def test_batches_are_what_a_network_takes():
+    data = digits(mixup=0, cutmix=0)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert batch.images.shape == (64, 3, 32, 32)
+    assert batch.images.dtype == torch.uint8
+    assert batch.targets.dtype == torch.int64
+    images = on_device(data, batch).images
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.config.mean, data.config.std))
+    torch.testing.assert_close(images, (batch.images / 255 - mean) / std)
+    assert len(data.train_dataloader()) == data.steps_per_epoch == 1437 // 64
+
+
+def test_mixup_gives_soft_targets_and_validation_none():
     data = digits()
     data.setup("fit")
-    images, labels = next(iter(data.train_dataloader()))
-    assert images.shape == (64, 3, 32, 32)
-    assert images.dtype == torch.float32
-    assert labels.dtype == torch.int64
-    assert len(data.train_dataloader()) == 1437 // 64  # the rest is dropped, for Mixup pairs images
+    batch = on_device(data, next(iter(data.train_dataloader())))
+    assert batch.targets.shape == (64, 10)
+    torch.testing.assert_close(batch.targets.sum(1), torch.ones(64))
+    data.trainer = SimpleNamespace(training=False)
+    batch = next(iter(DataLoader(data.val_set, batch_sampler=ShareSampler(360, 8, 0, 1), collate_fn=collate)))
+    assert torch.equal(on_device(data, batch).targets, batch.targets)
+
+
+def epoch_of(data, epoch, rank=0, world=1, accumulate=1, workers=0, batches=3, prepare=lambda batch: batch):
+    size = device_batch_size(data.recipe.batch_size, world, accumulate)
+    sampler = StepSampler(len(data.train_set), size, rank, world, accumulate, seed=data.seed)
+    sampler.set_epoch(epoch)
+    loader = DataLoader(data.train_set, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
+    return [prepare(batch) for batch, _ in zip(loader, range(batches * accumulate), strict=False)]
 
 
 def test_augmentation_depends_on_epoch_and_image_alone():
-    def epoch(number, workers):
-        data = digits(workers, auto_augment="rand-m9-n1", random_erasing=0.25)
-        data.setup("fit")
-        sampler = EpochSampler(data.train_set, 1, 0, seed=0, drop_last=True)
-        sampler.set_epoch(number)
-        loader = DataLoader(data.train_set, 64, sampler=sampler, num_workers=workers)
-        return torch.stack([images for (images, _), _ in zip(loader, range(3), strict=False)])
-
-    torch.manual_seed(1)
-    first = epoch(4, workers=0)
-    torch.manual_seed(2)
-    assert torch.equal(first, epoch(4, workers=2))
-    assert not torch.equal(first, epoch(5, workers=0))
-
-
-def test_a_resumed_epoch_starts_with_its_own_order():
-    data = digits()
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, current_epoch=3)
+    data = digits(auto_augment="rand-m9-n1")
     data.setup("fit")
-    loader = data.train_dataloader()
-    assert (loader.sampler.epoch, data.train_set.epoch) == (3, 3)
+    torch.manual_seed(1)
+    first = epoch_of(data, 4)
+    torch.manual_seed(2)
+    for one, other in zip(first, epoch_of(data, 4, workers=2), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert np.array_equal(one.places, other.places)
+    again = epoch_of(data, 5)
+    assert not np.array_equal(first[0].places[:, 2], again[0].places[:, 2])
+    images = {
+        int(place[2]): image
+        for batch in epoch_of(data, 5, batches=22)
+        for place, image in zip(batch.places, batch.images, strict=True)
+    }
+    number = int(first[0].places[0, 2])
+    assert not torch.equal(first[0].images[0], images[number])
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 4), (2, 2), (8, 1)])
+def test_steps_are_the_same_on_any_number_of_devices(world, accumulate):
+    """The same images, augmented, erased and mixed alike, whoever takes them."""
+    settings = dict(random_erasing=0.5, mixup_prob=0.8, auto_augment="rand-m7-n1", batch_size=192)
+    data = digits(**settings)
+    data.setup("fit")
+
+    def by_position(batches):
+        return {
+            int(position): (number, image, target)
+            for batch in batches
+            for (_, position, number), image, target in zip(batch.places, batch.images, batch.targets, strict=True)
+        }
+
+    alone = by_position(epoch_of(data, 1, prepare=lambda batch: on_device(data, batch)))
+    together = {}
+    for rank in range(world):
+        share = epoch_of(data, 1, rank, world, accumulate, prepare=lambda batch: on_device(data, batch))
+        together |= by_position(share)
+    assert together.keys() == alone.keys() == set(range(3 * 192))
+    for position, (number, image, target) in alone.items():
+        assert number == together[position][0]
+        assert torch.equal(image, together[position][1])
+        assert torch.equal(target, together[position][2])
+
+
+def test_mixup_is_timms_on_neighbours():
+    mixup = GroupMixup(Recipe(), 10, seed=3)
+    images, targets = torch.randn(GROUP + 64, 3, 8, 8), torch.arange(GROUP + 64) % 10
+    position = 5 * GROUP - 64
+    order = mixup.order(position, len(images))
+    assert sorted(order) == list(range(len(images)))
+    mixed = images[order].clone()
+    shares = mixup(mixed, targets[order], epoch=2, position=position)
+    for start, stop, group in ((0, 64, 4), (64, GROUP + 64, 5)):
+        np.random.seed(np.random.SeedSequence((3, 2, group)).generate_state(4))  # noqa: NPY002 (timm's)
+        want, want_shares = mixup.mixup(images[order][start:stop].clone(), targets[order][start:stop])
+        assert torch.equal(mixed[start:stop], want)
+        assert torch.equal(shares[start:stop], want_shares)
+    pairs = {frozenset((order[i], order[63 - i])) for i in range(32)}
+    assert pairs == {frozenset((i, i + 1)) for i in range(0, 64, 2)}
+
+
+def test_erasing_leaves_and_erases_the_share_it_should():
+    images = torch.full((400, 3, 16, 16), 7.0)
+    ImageErasing(0.25, seed=0)(images, epoch=0, numbers=list(range(400)))
+    erased = [(image != 7).any().item() for image in images]
+    assert sum(erased) == pytest.approx(100, abs=25)
+    noise = images[erased][images[erased] != 7]
+    assert noise.mean().abs() < 0.05
+    assert noise.std() == pytest.approx(1, abs=0.05)
+
+
+def test_a_resumed_epoch_goes_on_where_it_was():
+    data = digits()
+
+    def progress(epoch, batch):
+        return SimpleNamespace(
+            epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=epoch)),
+            epoch_loop=SimpleNamespace(
+                batch_progress=SimpleNamespace(current=SimpleNamespace(completed=batch)),
+            ),
+        )
+
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, fit_loop=progress(3, 5))
+    data.setup("fit")
+    sampler = data.train_dataloader().batch_sampler
+    whole = StepSampler(1437, 64, 0, 1, 1, seed=0)
+    whole.set_epoch(3)
+    assert list(sampler) == list(whole)[5:]
+    assert len(list(sampler)) == len(sampler) == 22  # the next epoch is a whole one
+    data.trainer.fit_loop = progress(4, 22)
+    assert data.train_dataloader().batch_sampler.start == 0
 
 
 def test_loading_leaves_the_random_state_alone():
@@ -80,14 +187,71 @@ def test_loading_leaves_the_random_state_alone():
     data.setup("fit")
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    data.train_set[0]
+    data.train_set[Place(0, 0, 0)]
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_no_validation_image_is_counted_twice():
-    padded = Padded(Seeded([(torch.zeros(1), label) for label in range(7)], 0), multiple=3)
-    labels = [padded[i][1] for i in range(len(padded))]
-    assert labels == [0, 1, 2, 3, 4, 5, 6, IGNORE, IGNORE]
+@pytest.mark.parametrize(("length", "world", "size"), [(360, 1, 64), (361, 2, 8), (7, 3, 2), (2, 4, 8)])
+def test_no_validation_image_is_counted_twice(length, world, size):
+    samplers = [ShareSampler(length, size, rank, world) for rank in range(world)]
+    numbers = sorted(place.number for sampler in samplers for batch in sampler for place in batch)
+    assert [number for number in numbers if number < length] == list(range(length))
+    assert len({tuple(map(len, sampler)) for sampler in samplers}) == 1  # nobody waits for somebody
+    assert all(len(sampler) == len(list(sampler)) for sampler in samplers)
+
+
+def test_what_lies_beyond_the_end_is_not_counted():
+    data = digits()
+    data.setup("fit")
+    assert data.val_set[Place(0, 359, 359)].target != IGNORE
+    assert data.val_set[Place(0, 360, 360)].target == IGNORE
+
+
+@pytest.fixture
+def with_corrupt(image_folder):
+    (image_folder / "train" / "cat" / "2.png").write_text("no image")
+    (image_folder / "train" / "cat" / "3.png").write_text("no image")
+    (image_folder / "val" / "dog" / "1.png").write_bytes(b"")
+    return image_folder
+
+
+def of_folder(folder, **settings):
+    config = DataConfig("folder", str(folder), img_size=32, num_classes=None, workers=0, **settings)
+    data = ImageDataModule(config, Recipe(epochs=2, warmup_epochs=0, batch_size=6))
+    data.setup("fit")
+    return data
+
+
+def test_corrupt_images_are_replaced_and_named(with_corrupt, caplog):
+    data = of_folder(with_corrupt, max_corrupt=3)
+    assert [item.place.number for item in (data.train_set[Place(0, 0, n)] for n in range(6))] == [0, 1, 4, 4, 4, 5]
+    image = data.train_set[Place(0, 5, 4)].image
+    assert np.array_equal(data.train_set[Place(0, 0, 2)].image, image)  # as it would have been in its own place
+    item = data.val_set[Place(0, 4, 4)]
+    assert (item.target, item.image.any()) == (IGNORE, False)
+    with caplog.at_level("ERROR", "esformer"):
+        for _ in range(2):  # a second look finds the same ones
+            for numbers in (range(6), range(6, 12)):
+                data.on_before_batch_transfer(collate([data.train_set[Place(0, 0, n)] for n in numbers]), 0)
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.rpartition("; ")[2] for text in said] == [f"skipped, the {n}. of at most 3" for n in (1, 2)]
+    assert "train/cat/2.png is not an image that can be read" in said[0]
+    data.on_before_batch_transfer(collate([item]), 0)
+    state = data.state_dict()
+    again = of_folder(with_corrupt, max_corrupt=2)
+    again.load_state_dict(state)
+    assert len(again.corrupt) == 3
+
+
+def test_too_many_corrupt_images_end_it(with_corrupt):
+    data = of_folder(with_corrupt, max_corrupt=1)
+    with pytest.raises(DataError, match=r"cat/3\.png is not an image .*more than data\.max_corrupt=1 images"):
+        data.on_before_batch_transfer(collate([data.train_set[Place(0, 0, n)] for n in range(6)]), 0)
+    for label in ("cat", "dog"):
+        for path in (with_corrupt / "train" / label).iterdir():
+            path.write_text("no image")
+    with pytest.raises(DataError, match="nor can the 9 images after it"):
+        data.train_set[Place(0, 0, 0)]
 
 
 @pytest.mark.parametrize(("world", "accumulate", "each"), [(1, 1, 1024), (8, 1, 128), (4, 2, 128), (64, 8, 2)])

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from timm.utils import ModelEmaV3
 
 import esformer
@@ -12,9 +12,9 @@ from callbacks.ema import EMA
 from callbacks.seeding import StepSeed
 from esformer.checkpoint import CheckpointError
 from esformer.genotype import Genotype
-from esformer.training.data import IGNORE, ImageDataModule
+from esformer.training.data import IGNORE, ImageDataModule, Place, collate
 from esformer.training.datasets import DataConfig
-from esformer.training.module import ESFormerModule, accuracies
+from esformer.training.module import ESFormerModule, RunningLoss, TrainingError, accuracies
 from esformer.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=1, warmup_epochs=0, batch_size=64, lr=1e-3)
@@ -71,14 +71,14 @@ def test_both_weights_are_evaluated_and_neither_is_exchanged(trained):
     raw = {name: value.clone() for name, value in module.model.state_dict().items()}
     metrics = trainer.validate(module, data, verbose=False)[0]
     assert all(torch.equal(value, raw[name]) for name, value in module.model.state_dict().items())
-    images, labels = zip(*(data.val_set[i] for i in range(128)), strict=True)
-    labels = torch.tensor(labels)
+    batch = collate([data.val_set[Place(0, i, i)] for i in range(128)])
+    images, labels = data.normalise(batch.images), batch.targets
     with torch.no_grad():
-        for network, name in ((module.model.eval(), "val"), (ema.ema.module, "val_ema")):
-            logits = network(torch.stack(images))
-            assert metrics[f"{name}/top1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+        for network, name in ((module.model.eval(), "val/"), (ema.ema.module, "val/ema_")):
+            logits = network(images)
+            assert metrics[f"{name}top1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
             top5 = (logits.topk(5).indices == labels[:, None]).any(1).float().mean().item()
-            assert metrics[f"{name}/top5"] == pytest.approx(top5)
+            assert metrics[f"{name}top5"] == pytest.approx(top5)
 
 
 def test_the_checkpoint_carries_its_architecture_and_executes_nothing(trained):
@@ -147,3 +147,67 @@ def test_images_that_fill_up_are_not_counted():
     metrics.update(logits, torch.full_like(labels, IGNORE))
     metrics.update(logits, labels)
     assert metrics.compute()["top1"].item() == 1.0
+
+
+class Poison(Callback):
+    """Makes the images of some batches infinite."""
+
+    def __init__(self, batches):
+        self.batches, self.weights = batches, {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx in self.batches:
+            batch.images.fill_(float("inf"))
+        state = pl_module.model.state_dict()
+        self.weights[batch_idx] = {name: value.clone() for name, value in state.items() if value.is_floating_point()}
+
+
+def poisoned(batches, max_skipped):
+    torch.manual_seed(0)
+    network = Genotype.shipped("efficientformerv2_s0")
+    module = ESFormerModule(network, RECIPE, num_classes=10, img_size=32, max_skipped=max_skipped)
+    config = DataConfig("digits", img_size=32, num_classes=10, crop_pct=1.0, workers=0, limit=6 * 64)
+    poison = Poison(batches)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_val_batches=0,
+        callbacks=[poison],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, ImageDataModule(config, RECIPE))
+    return module, poison.weights
+
+
+def test_a_step_that_is_not_finite_changes_nothing(caplog):
+    with caplog.at_level("WARNING", "esformer"):
+        module, weights = poisoned({1, 3, 4}, max_skipped=2)
+    for before, after, same in ((0, 1, False), (1, 2, True), (2, 3, False), (3, 4, True), (4, 5, True)):
+        pairs = [(weights[before][name], weights[after][name]) for name in weights[0]]  # norm statistics, too
+        assert all(torch.equal(a, b) for a, b in pairs) == same
+    assert all(torch.isfinite(value).all() for value in module.state_dict().values())
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
+        f"the gradient is not finite at step {step} (epoch 1" for step in (1, 3, 4)
+    ]
+
+
+def test_the_mean_loss_goes_on_after_a_restart_and_leaves_out_what_is_not_finite():
+    mean, again = RunningLoss(), RunningLoss()
+    for loss in (1.0, float("nan"), 2.0, float("inf")):
+        mean.update(torch.tensor(loss))
+    again.load(mean.state())
+    again.update(torch.tensor(6.0))
+    assert again.compute() == 3.0
+    again.load([[1.0, 1], [2.0, 1]])  # of two ranks
+    assert again.compute() == 1.5
+
+
+def test_too_many_in_a_row_end_the_training():
+    with pytest.raises(
+        TrainingError, match=r"at step 3 \(epoch 1, batch 4\).*image \d+ of the digits.* the 2 steps before"
+    ):
+        poisoned({1, 2, 3}, max_skipped=2)

@@ -1,14 +1,18 @@
 """Table 2, and a running module that follows it."""
 
+import math
+
 import pytest
 import torch
 from lightning import Trainer
 from timm.layers import DropPath
+from timm.loss import BinaryCrossEntropy
 
 from esformer.genotype import Genotype
 from esformer.training.data import ImageDataModule
 from esformer.training.datasets import DataConfig
-from esformer.training.module import ESFormerModule, lr_factor
+from esformer.training.mixing import GROUP, GroupMixup
+from esformer.training.module import ESFormerModule
 from esformer.training.recipe import Recipe
 from pipelines.config import compose
 
@@ -35,6 +39,8 @@ def attached(recipe, size="s0"):
     trainer = Trainer(accelerator="cpu", max_epochs=recipe.epochs, logger=False, enable_checkpointing=False)
     trainer.strategy.connect(module)
     module.trainer = trainer
+    module.on_train_start()
+    module.log = lambda *args, **kwargs: None
     trainer.fit_loop.max_batches = 5
     return module, trainer
 
@@ -51,25 +57,37 @@ def test_the_module_follows_the_recipe(size, monkeypatch):
     for name, parameter in module.model.named_parameters():
         bare = parameter.ndim <= 1 or name.endswith(".bias") or "attention_biases" in name
         assert decays[id(parameter)] == (0.0 if bare else 0.02), name
-    mixup = module.mixup
-    assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob, mixup.switch_prob) == (0.8, 1.0, 1.0, 0.5)
-    assert mixup.label_smoothing == 0.1
-    rates = [m.drop_prob for m in module.model.modules() if isinstance(m, DropPath)]
-    assert max(rates) == pytest.approx(recipe.drop_path)
-    assert rates == sorted(rates)
+    assert type(module.loss) is BinaryCrossEntropy
+    assert (module.loss.smoothing, module.loss.reduction, module.loss.target_threshold) == (0.1, "mean", None)
+    blocks = [block for stage in module.model.stages for block in stage.blocks]
+    for number, block in enumerate(blocks):
+        rates = {m.drop_prob for m in block.modules() if isinstance(m, DropPath)} or {0.0}
+        assert list(rates) == [pytest.approx(recipe.drop_path * number / (len(blocks) - 1))], number
     assert configured["lr_scheduler"]["interval"] == "step"
 
 
-def test_learning_rate_of_every_epoch():
-    recipe, per_epoch = Recipe(), 10
-    steps = recipe.epochs * per_epoch
-    rates = [recipe.lr * lr_factor(epoch * per_epoch, steps, recipe) for epoch in range(recipe.epochs)]
-    assert rates[0] == pytest.approx(1e-6)
-    assert rates[10] == pytest.approx((1e-6 + 2e-3) / 2)
-    assert rates[20] == max(rates) == pytest.approx(2e-3)
-    assert rates[160] == pytest.approx((2e-3 + 1e-5) / 2, rel=0.01)
-    assert recipe.lr * lr_factor(steps - 1, steps, recipe) == pytest.approx(1e-5)
-    assert rates[20:] == sorted(rates[20:], reverse=True)
+@pytest.mark.parametrize("size", ["S0", "S2"])
+def test_the_learning_rate_of_every_epoch(size, monkeypatch):
+    """That of the optimiser as its scheduler goes on: 2e-3 after 20 linear epochs, then a cosine to 1e-5 at the end."""
+    per_epoch = 5
+    module, trainer = attached(compose(size).recipe)
+    monkeypatch.setattr(type(trainer), "estimated_stepping_batches", 300 * per_epoch)
+    configured = module.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(300 * per_epoch):
+        assert len({group["lr"] for group in optimizer.param_groups}) == 1
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    last = 300 * per_epoch - 1
+    for epoch in range(300):
+        step = epoch * per_epoch
+        turn = math.pi * (step - 20 * per_epoch) / (last - 20 * per_epoch)
+        want = 1e-6 + (2e-3 - 1e-6) * epoch / 20 if epoch < 20 else 1e-5 + (2e-3 - 1e-5) * (1 + math.cos(turn)) / 2
+        assert rates[step] == pytest.approx(want), epoch
+    assert max(rates) == rates[20 * per_epoch] == pytest.approx(2e-3)
+    assert rates[-1] == pytest.approx(1e-5)
 
 
 @pytest.mark.parametrize(("size", "augment", "erasing"), [("S0", 7, 0.0), ("S2", 9, 0.25)])
@@ -81,9 +99,26 @@ def test_the_transforms_follow_the_recipe(size, augment, erasing):
     steps = {type(step).__name__: step for step in data.train_set.dataset.transform.transforms}
     rand = steps["RandAugment"]
     assert (rand.num_layers, {op.magnitude for op in rand.ops}) == (1, {augment})
-    assert ("RandomErasing" in steps) == (erasing > 0)
+    assert (data.erasing is not None) == (erasing > 0)
     if erasing:
-        assert steps["RandomErasing"].probability == erasing
+        timms = data.erasing.erasing
+        assert (timms.probability, timms.per_pixel, timms.min_count, timms.max_count) == (erasing, True, 1, 1)
+    mixup = data.mixup.mixup
+    assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob, mixup.switch_prob) == (0.8, 1.0, 1.0, 0.5)
+    assert (mixup.label_smoothing, mixup.mode) == (0.1, "batch")
+
+
+def test_mixup_and_cutmix_take_turns():
+    """Of 400 groups: all are mixed, half of them by CutMix, whose images are patched and not blended."""
+    mixup = GroupMixup(Recipe(), 10, seed=0)
+    cut = 0
+    for group in range(400):
+        images = torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32)])
+        shares = mixup(images, torch.tensor([1, 2]), epoch=0, position=group * GROUP)
+        kept = images[1].mean().item()
+        cut += set(images.unique().tolist()) <= {0.0, 1.0}
+        torch.testing.assert_close(shares[1, 2].item(), 0.01 + 0.9 * kept, rtol=0, atol=1e-3)
+    assert cut == pytest.approx(200, abs=30)
 
 
 def test_adaptive_clipping_spares_the_classifier():

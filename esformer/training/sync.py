@@ -1,0 +1,78 @@
+"""Norm statistics of all devices together."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins import LayerSync
+from timm.layers import convert_sync_batchnorm
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+
+
+class SyncNorms(LayerSync):
+    """timm's switch to PyTorch's SyncBatchNorm; on CPUs, which that refuses, to one of our own.
+
+    PyTorch's own switch, which Lightning uses, loses the activations that timm keeps in its norms.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        if next(model.parameters()).device.type != "cpu":
+            return convert_sync_batchnorm(model)
+        for module in model.modules():
+            if type(module) in SYNCED:
+                module.__class__ = SYNCED[type(module)]
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return model  # they evaluate as ordinary ones do
+
+
+class SumOfRanks(torch.autograd.Function):
+    """The sum of a tensor over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm with the statistics of all processes: B, C, H, W -> B, C, H, W."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training or not dist.is_initialized():
+            return super().forward(images)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        count = images.numel() // self.num_features * dist.get_world_size()
+        mean = SumOfRanks.apply(images.sum((0, 2, 3))) / count
+        centred = images - mean[:, None, None]
+        variance = SumOfRanks.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+class SyncedBatchNormAct2d(BatchNormAct2d):
+    """The same for timm's batch norm with an activation."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training or not dist.is_initialized():
+            return super().forward(images)
+        return self.act(self.drop(SyncedBatchNorm2d.forward(self, images)))
+
+
+SYNCED = {nn.BatchNorm2d: SyncedBatchNorm2d, BatchNormAct2d: SyncedBatchNormAct2d}
