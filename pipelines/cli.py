@@ -8,13 +8,21 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from esformer.errors import ESFormerError
+from esformer.errors import STOPPED, ESFormerError
+from pipelines import signals
 from pipelines.config import Config, compose, settings, to_yaml
 
 USER_ERROR = 2
 """Exit code of what the user can mend."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 """A disk that is full or not to be written to."""
+DRY_RUN: dict[str, dict[str, Any]] = {
+    "--dry-run": dict(
+        action="store_true",
+        help="try each stage in small on the real machine and images, say what the run needs, leave nothing behind",
+    )
+}
+"""The flag of pipelines.rehearsal, for `parse_with`."""
 
 
 def parse(story: str, argv: Sequence[str] | None = None) -> Config:
@@ -55,17 +63,39 @@ def parse_with(
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run a pipeline; what a user can mend ends it with one sentence and exit code 2, without a traceback."""
+    """Run a pipeline; what a user can mend ends it with one sentence and exit code 2, without a traceback.
+
+    SIGUSR1 and SIGTERM stop it in good order, with exit code 75; under SLURM the job is then put into the queue again.
+    """
+    signals.stop.install()
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
-    except (ESFormerError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+    except SystemExit as end:
+        if end.code != STOPPED:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _leave()
+    except Exception as error:
+        ours = isinstance(error, ESFormerError) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
+        if ours:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        if signals.caused(error):
+            _leave()
+        if not ours:
+            raise
         sys.exit(USER_ERROR)
+    finally:
+        signals.stop.over()
     sys.exit()
+
+
+def _leave() -> NoReturn:
+    signals.stop.over()
+    code, words = signals.leave()
+    if words:
+        print(words, file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def _explain() -> str:

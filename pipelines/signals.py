@@ -1,0 +1,181 @@
+"""Stop in good order: what SIGUSR1 and SIGTERM do to a pipeline, and how its SLURM job comes back.
+
+SLURM sends SIGUSR1 some minutes before the time limit (`--signal=USR1@300`) and SIGTERM (or SIGUSR1, as the cluster is
+set up) when it preempts. Either stops a pipeline with what it needs to go on, and exit code 75; a batch job is then put
+back into the queue, and the same command goes on where it was. Signals that come while it stops change nothing.
+
+Lightning's own handler for this saves where the signal finds each process; under DDP they are then at different steps
+and wait for each other for ever. So while training a handler here only says that a stop was asked for, and the training
+loop stops when all processes have agreed at which step.
+"""
+
+import atexit
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from esformer.errors import STOPPED
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+"""What asks for a stop."""
+LATE = 3.0
+"""Seconds by which a signal may reach one process of a job later than another."""
+PATIENCE = 60.0
+"""Seconds to wait for SLURM's answer."""
+
+
+class Stop:
+    """Whether a stop was asked for, and when it takes place: at once, or when the work in hand is done.
+
+    The handlers belong to the process that installed them. In a process forked from it (one that loads images), whose
+    work this is not, SIGUSR1 does nothing and SIGTERM what it does by default: SLURM can send a signal to all
+    processes of a job, not to the first one alone.
+    """
+
+    def __init__(self) -> None:
+        self.received: set[int] = set()
+        self._process: int | None = None
+        self._deferred = False
+        self._over = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether a stop was asked for."""
+        return bool(self.received)
+
+    def install(self) -> None:
+        """Listen from now on. May be called again when a library has put its own handlers in the place of these."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python allows it nowhere else
+        self._over = False
+        if self._process != os.getpid():
+            atexit.register(self._ignore)  # Python's own end would let a late signal kill the process
+        self._process = os.getpid()
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
+    def over(self) -> None:
+        """The work has come to its end, in whatever way: signals are too late from now on."""
+        self._over = True
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within, a signal only sets `asked`: whoever works looks there, and stops where it can go on from.
+
+        Raises:
+            SystemExit: 75, on leaving without another exception when a stop was asked for meanwhile.
+        """
+        before, self._deferred = self._deferred, True
+        try:
+            yield
+        finally:
+            self._deferred = before
+        if self.asked and not before:
+            raise SystemExit(STOPPED)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked process
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        first = not self.asked
+        self.received.add(number)
+        if first and not self._deferred and not self._over:
+            raise SystemExit(STOPPED)
+
+    def _ignore(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+stop = Stop()
+"""The one of this process."""
+
+
+def under_slurm() -> bool:
+    """Whether this process belongs to a SLURM job."""
+    return "SLURM_JOB_ID" in os.environ
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that do the work together, as the environment says: without torch."""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0
+    return int(rank) == 0 and int(os.environ.get("LOCAL_RANK") or 0) == 0
+
+
+def caused(error: Exception) -> bool:
+    """Whether an error of this process is but the consequence of a stop under SLURM.
+
+    Another rank stopped before us: then our own signal has come too, or comes within moments. Or the signal ended a
+    process that we need. (A SIGTERM may as well be the consequence of the error: srun sends it to the other ranks when
+    one fails. So it counts only where SLURM says that it preempts the job.)
+
+    Args:
+        error: what happened.
+    """
+    if not under_slurm():
+        return False
+    others = int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
+    deadline = time.monotonic() + (LATE if others else 0)
+    while not stop.asked and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return stop.asked and (signal.SIGUSR1 in stop.received or _preempted(_job()))
+
+
+def leave() -> tuple[int, str]:
+    """What remains to be done when the work has stopped: have SLURM start the job again. Gives exit code and words.
+
+    Under SLURM only the first process ends with 75. srun ends the whole job as soon as a task fails, so a rank that is
+    sooner done would not let the first one finish its logs and ask SLURM to start the job again.
+    """
+    going_on = "stopped; the same command goes on from here"
+    if not under_slurm():
+        return STOPPED, going_on if is_first() else ""
+    if not is_first():
+        return 0, ""
+    job = _job()
+    if job.get("JobState") == "RUNNING" and signal.SIGUSR1 not in stop.received and not _preempted(job):
+        return 1, "stopped by SIGTERM, which srun sends to all tasks of a job when one of them fails; see what it says"
+    if job.get("JobState") != "RUNNING" or job.get("BatchFlag") != "1":  # cancelled, or requeued by SLURM; no batch job
+        return STOPPED, going_on
+    if failure := requeue():
+        return STOPPED, f"stopped; submit the same job again, for it could not be requeued ({failure})"
+    return STOPPED, f"stopped; job {_job_name()} is in the queue again and goes on from here"
+
+
+def requeue() -> str:
+    """Have SLURM put this job into the queue again, which ends it here. Gives why it does not, or nothing."""
+    return _scontrol("requeue", _job_name())[1]
+
+
+def _job_name() -> str:
+    """What scontrol calls this job. Of an array it must be the one task: the other number can stand for all of them."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def _job() -> dict[str, str]:
+    """What SLURM says of this job; nothing if it does not answer."""
+    return dict(re.findall(r"(\S+?)=(\S*)", _scontrol("show", "job", "--oneliner", _job_name())[0]))
+
+
+def _preempted(job: dict[str, str]) -> bool:
+    return job.get("PreemptTime", "None") not in ("None", "Unknown", "")
+
+
+def _scontrol(*arguments: str) -> tuple[str, str]:
+    """What it prints, and what went wrong."""
+    try:
+        done = subprocess.run(
+            ["scontrol", *arguments], capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", str(error)
+    return done.stdout, " ".join(done.stderr.split()) or f"exit code {done.returncode}" if done.returncode else ""
