@@ -1,4 +1,4 @@
-"""What a person wants to see of a training: its metrics as a table and as a picture."""
+"""What a person wants to see of a training: its metrics as tables and as a picture."""
 
 import csv
 import io
@@ -9,19 +9,32 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from callbacks.speed import Speed
 from esformer.atomic import write_text
+
+STEPS = ("step", "epoch", "loss", "lr", "grad_norm", "images_per_second", "seconds")
+"""The columns of `steps.csv`. The last two are of the clock: no second run of the same training has the same."""
+WIDE = 30
+"""From so many times the smallest gradient norm to the largest on, its axis is logarithmic."""
+
+Row = Mapping[str, float]
 
 
 class History(Callback):
-    """Keeps every epoch's metrics in the checkpoints, as `metrics.csv` and as `training.png`.
+    """Keeps every epoch's metrics in the checkpoints, as `metrics.csv` and as `training.png`; `steps.csv` beside them.
+
+    `metrics.csv` holds what is of a whole epoch and nothing of the clock, so a run that was killed and went on ends
+    with the file of an undisturbed one. `steps.csv` has a row a log point; it lies on the disk only, for a checkpoint
+    must not grow with the steps. A run that goes on drops the rows after its checkpoint and writes them again.
 
     Args:
-        folder: where the two files go.
+        folder: where the files go.
+        speed: what measures; comes before this one among the callbacks. Without it there is no `steps.csv`.
         every: the least seconds between two pictures.
     """
 
-    def __init__(self, folder: Path, every: float = 60) -> None:
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path, speed: Speed | None = None, every: float = 60) -> None:
+        self.folder, self.speed, self.every = folder, speed, every
         self.epochs: list[dict[str, float]] = []
         self._drawn = float("-inf")
 
@@ -31,11 +44,32 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs = state_dict["epochs"]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self.speed is not None:
+            rows = [row for row in read_steps(self._steps) if row["step"] <= trainer.global_step]
+            write_text(self._steps, _table(STEPS, rows))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.speed is None or not self.speed.logged:
+            return
+        metrics = trainer.callback_metrics
+        row: dict[str, float] = {"step": trainer.global_step, "epoch": trainer.current_epoch, "lr": self.speed.lr}
+        for column, names in {"loss": ("train/loss_step", "train/loss"), "grad_norm": ("train/grad_norm",)}.items():
+            if known := [name for name in names if name in metrics]:
+                row[column] = float(metrics[known[0]])
+        steps, seconds = self.speed.window
+        if steps and seconds > 0:
+            row |= {"images_per_second": self.speed.batch_size * steps / seconds, "seconds": seconds}
+        if trainer.is_global_zero:
+            with self._steps.open("a", encoding="utf-8") as file:
+                file.write(_table(STEPS, [row], header=False))
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         for name, value in trainer.callback_metrics.items():
-            if name.startswith(("train/", "val")) and not name.endswith("_step"):
+            # a run that goes on in a validation has made no step yet: what is of one step is in steps.csv alone
+            if name.startswith("val/") or (name.startswith("train/") and name.endswith("_epoch")):
                 row[name.removesuffix("_epoch")] = float(value)
         self.epochs = [*self.epochs[: trainer.current_epoch], row]
         if trainer.is_global_zero:
@@ -46,33 +80,81 @@ class History(Callback):
             self._drawn = float("-inf")
             self._write()
 
+    @property
+    def _steps(self) -> Path:
+        return self.folder / "steps.csv"
+
     def _write(self) -> None:
-        table = io.StringIO()
-        writer = csv.DictWriter(table, fieldnames=list(self.epochs[-1]), extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.epochs)
-        write_text(self.folder / "metrics.csv", table.getvalue())
+        write_text(self.folder / "metrics.csv", _table(list(self.epochs[-1]), self.epochs))
         if time.monotonic() - self._drawn > self.every:
             self._drawn = time.monotonic()
-            draw_training(self.epochs, self.folder / "training.png")
+            draw_training(self.epochs, self.folder / "training.png", read_steps(self._steps))
 
 
-def draw_training(epochs: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Losses, accuracies of raw and averaged weights, and the learning rate, over the epochs."""
+def read_steps(file: Path) -> list[dict[str, float]]:
+    """The rows of a `steps.csv`, in order; what is not there or only half written is left out."""
+    if not file.exists():
+        return []
+    text = file.read_text(encoding="utf-8", errors="replace")
+    rows: list[dict[str, float]] = []
+    for line in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
+        try:
+            row = {name: float(value) for name, value in line.items() if value}
+            row |= {name: int(line[name]) for name in ("step", "epoch")}
+        except (TypeError, ValueError, KeyError, AttributeError):
+            continue
+        rows.append(row)
+    return rows
+
+
+def _table(columns: Sequence[str], rows: Sequence[Row], header: bool = True) -> str:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=columns, extrasaction="ignore", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()
+
+
+def draw_training(epochs: Sequence[Row], path: Path, steps: Sequence[Row] = ()) -> None:
+    """Losses, accuracies of raw and averaged weights, learning rate and gradient norm, over the epochs.
+
+    Args:
+        epochs: a row an epoch, as in `metrics.csv`; at least one.
+        path: the PNG.
+        steps: a row a log point, as in `steps.csv`; drawn as thin lines below the epochs' points.
+    """
     from matplotlib.figure import Figure
 
-    panels = {
-        "loss": {"train/loss": "training, as the recipe has it", "val/loss": "validation, cross-entropy"},
-        "validation top-1": {"val/top1": "raw weights", "val_ema/top1": "averaged weights"},
-        "learning rate": {"lr": "end of the epoch"},
+    length = epochs[-1]["step"] / (epochs[-1]["epoch"] + 1)  # steps of an epoch
+    fine = [{**row, "at": row["step"] / length} for row in steps]
+    coarse = [{**row, "at": row["epoch"] + 1} for row in epochs]
+    one = "." if len(epochs) <= 50 else None
+    panels: dict[str, list[tuple[Sequence[Row], str, str, dict[str, Any]]]] = {
+        "loss": [
+            (fine, "loss", "training, single steps", dict(color="tab:blue", lw=0.7, alpha=0.4)),
+            (coarse, "train/loss", "training, as the recipe has it", dict(color="tab:blue", marker=one)),
+            (coarse, "val/loss", "validation, cross-entropy", dict(color="tab:orange", marker=one)),
+        ],
+        "validation top-1": [
+            (coarse, "val/top1", "raw weights", dict(color="tab:blue", marker=one)),
+            (coarse, "val/ema_top1", "averaged weights", dict(color="tab:orange", marker=one)),
+        ],
+        "learning rate": [(fine or coarse, "lr", "", dict(color="tab:blue"))],
+        "gradient norm": [(fine, "grad_norm", "", dict(color="tab:blue", lw=0.7))],
     }
-    figure = Figure(figsize=(13, 3.6), layout="tight")
-    for ax, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for name, label in names.items():
-            points = [(row["epoch"] + 1, row[name]) for row in epochs if name in row]
+    figure = Figure(figsize=(16, 3.8), layout="tight")
+    for ax, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for rows, name, label, how in lines:
+            points = [(row["at"], row[name]) for row in rows if name in row]
             if points:
-                ax.plot(*zip(*points, strict=True), marker=".", label=label)
+                ax.plot(*zip(*points, strict=True), label=label, **{"lw": 1.5} | how)
+        if title == "gradient norm" and ax.lines and ax.dataLim.y1 > WIDE * ax.dataLim.y0 > 0:
+            ax.set_yscale("log")
         ax.set_title(title)
         ax.set_xlabel("epoch")
-        ax.legend()
+        ax.grid(alpha=0.3, lw=0.5)
+        ax.set_xlim(left=0)
+        if any(line.get_label()[0] != "_" for line in ax.lines):
+            ax.legend()
     figure.savefig(path, dpi=110)

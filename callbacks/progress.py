@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from rich import get_console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,7 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
+from callbacks.speed import Speed
 from esformer.search.evolution import Scored
 from esformer.search.journal import Evaluation
 from esformer.search.schedule import Phase
@@ -25,8 +28,8 @@ from esformer.search.stage import SearchCallback, SearchResult, SearchStage
 
 log = logging.getLogger("esformer")
 
-REFRESH, WINDOW = 0.1, 10.0
-"""Seconds: between two looks of a bar; over which it averages the speed."""
+REFRESH, WINDOW, READ = 0.1, 10.0, 2.0
+"""Seconds: between two looks of a bar; over which that of a search averages the speed; between two losses read."""
 
 
 class SearchProgress(SearchCallback):
@@ -107,27 +110,143 @@ class SearchProgress(SearchCallback):
 
 
 class EpochLines(Callback):
-    """A line an epoch: loss, accuracy of raw and averaged weights, time left."""
+    """A line an epoch: loss, accuracy of raw and averaged weights, speed and time left; in long epochs lines between.
 
-    def __init__(self) -> None:
-        self._began = 0.0
-        self._first = 0
+    Args:
+        speed: what measures; comes before this one among the callbacks. Without it no speed is told.
+        every: seconds between two lines within an epoch; None where a bar tells the same.
+    """
+
+    def __init__(self, speed: Speed | None = None, every: float | None = 60) -> None:
+        self.speed, self.every = speed, every
+        self._next = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began, self._first = time.monotonic(), trainer.current_epoch
+        if trainer.is_global_zero and trainer.global_step and self.speed is not None:
+            log.info("training: goes on after %s", _place(trainer, self.speed))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._next = time.monotonic() + (self.every or 0)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        speed = self.speed
+        if speed is None or self.every is None or not trainer.is_global_zero or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self.every
+        loss = _loss(trainer)
+        told = [*([f"loss {loss:.4f}"] if loss is not None else []), *_speed(speed)]
+        log.info("%s: %s", _place(trainer, speed), ", ".join(told))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.max_epochs is None:
             return
-        done = trainer.current_epoch + 1
-        seconds = (time.monotonic() - self._began) / (done - self._first)
         values: dict[str, Any] = trainer.callback_metrics
-        names = ("train/loss_epoch", "val/loss", "val/top1", "val_ema/top1")
+        names = ("train/loss_epoch", "val/loss", "val/top1", "val/ema_top1")
         metrics = ", ".join(f"{name.removesuffix('_epoch')} {values[name]:.4f}" for name in names if name in values)
-        left = (trainer.max_epochs - done) * seconds
-        log.info(
-            "epoch %d of %d: %s; %.0f s an epoch, %s left", done, trainer.max_epochs, metrics, seconds, _time(left)
-        )
+        speed = "; " + ", ".join(told) if self.speed is not None and (told := _speed(self.speed)) else ""
+        log.info("epoch %d of %d: %s%s", trainer.current_epoch + 1, trainer.max_epochs, metrics, speed)
+
+
+class TrainingBar(Callback):
+    """One bar on a terminal: epoch, step, loss, top-1 of the last validation, images a second, time left.
+
+    It draws on Rich's own console, as the log does, so lines stay above it. The loss is read seldom: reading it waits
+    for the device.
+
+    Args:
+        speed: what measures; comes before this one among the callbacks.
+    """
+
+    def __init__(self, speed: Speed) -> None:
+        self.speed = speed
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._next = self._next_loss = 0.0
+        self._loss: float | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._show(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self._due():
+            self._show(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._show(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._draw("validation", 0, _batches(trainer))
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if trainer.is_global_zero and (self._due() or batch_idx + 1 == _batches(trainer)):
+            self._draw("validation", batch_idx + 1, _batches(trainer))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop()
+
+    def _due(self) -> bool:
+        if (now := time.monotonic()) < self._next:
+            return False
+        self._next = now + REFRESH
+        return True
+
+    def _show(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        if self._loss is None or time.monotonic() >= self._next_loss:
+            self._next_loss, self._loss = time.monotonic() + READ, _loss(trainer)
+        told = [] if self._loss is None else [f"loss {self._loss:.3f}"]
+        top1 = [trainer.callback_metrics.get(name) for name in ("val/top1", "val/ema_top1")]
+        if known := [f"{value:.3f}" for value in top1 if value is not None]:
+            told.append(f"top-1 {' / '.join(known)}")
+        steps = self.speed.steps_per_epoch
+        done = trainer.global_step - trainer.current_epoch * steps
+        self._draw(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", done, steps, *told, *_speed(self.speed))
+
+    def _draw(self, what: str, done: int, total: int, *told: str) -> None:
+        if self._bar is None:
+            whole = BarColumn(bar_width=None, table_column=Column(ratio=1))
+            columns = (TextColumn("{task.description}"), whole, MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+            self._bar = Progress(*columns, console=get_console(), expand=True)
+            self._bar.start()
+            self._task = self._bar.add_task(what, total=total, told="")
+        fields: dict[str, Any] = {"told": "  ".join(told)} if told else {}
+        self._bar.update(self._task, description=what, completed=done, total=total, **fields)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _batches(trainer: Trainer) -> int:
+    """Of the validation that runs."""
+    counts = trainer.num_val_batches
+    return int(sum(counts) if isinstance(counts, list) else counts)
+
+
+def _loss(trainer: Trainer) -> float | None:
+    """Of the step just made. Waits for the device."""
+    metrics = trainer.callback_metrics
+    known = [name for name in ("train/loss_step", "train/loss") if name in metrics]
+    return float(metrics[known[0]]) if known else None
+
+
+def _place(trainer: Trainer, speed: Speed) -> str:
+    epoch, step = divmod(max(0, trainer.global_step - 1), speed.steps_per_epoch)
+    return f"epoch {epoch + 1} of {trainer.max_epochs}, step {step + 1} of {speed.steps_per_epoch}"
+
+
+def _speed(speed: Speed) -> list[str]:
+    told = [] if speed.images_per_second is None else [f"{speed.images_per_second:,.0f} images/s"]
+    left = speed.seconds_left
+    return [*told, f"{_time(left)} left"] if left else told
 
 
 def _scores(scores: Mapping[str, float]) -> str:

@@ -25,7 +25,10 @@ from esformer.training.datasets import DataConfig
 from esformer.training.recipe import Recipe
 
 SECTIONS_WITH_FILES = ("data", "search", "recipe")
-NOT_THE_RUN = ("run", "trainer", "wandb", "data.workers", "search.workers", "search.accelerator", "ablate")
+NOT_THE_RUN = (
+    *("run", "trainer", "wandb", "ablate"),
+    *("data.workers", "data.timeout", "data.max_corrupt", "search.workers", "search.accelerator"),
+)
 """What may differ when a run is resumed: where it lies and on what it runs, not what it computes; and how much an
 ablation compares, for a second start adds what is missing."""
 

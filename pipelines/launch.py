@@ -8,60 +8,85 @@ from typing import Any
 import torch
 from lightning import Trainer
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies import DDPStrategy
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from callbacks.checkpoints import Checkpoints, WholeFiles
 from callbacks.ema import EMA
 from callbacks.pictures import History
-from callbacks.progress import EpochLines
+from callbacks.progress import EpochLines, TrainingBar
 from callbacks.seeding import StepSeed
-from esformer.training.data import ImageDataModule, device_batch_size
+from callbacks.speed import Speed
+from esformer.genotype import Genotype
+from esformer.training.data import ImageDataModule, Place, device_batch_size
 from esformer.training.datasets import resolve
+from esformer.training.module import ESFormerModule
+from esformer.training.sync import SyncNorms
+from pipelines import tracking
 from pipelines.config import Config, ConfigError
+from pipelines.processes import check_gpus, processes
 from pipelines.run import RunFolder, start_logging
 from pipelines.search import stage
-from pipelines.tracking import loggers
+from pipelines.signals import stop
+
+BACKENDS = "cpu:gloo,cuda:nccl"
+"""How the processes of a search speak with each other, and then those of the training."""
 
 
 @contextmanager
 def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterator[tuple[RunFolder, list[WandbLogger]]]:
     """The run's folder and loggers. Whatever is wrong with the configuration is said here, before any work."""
+    check(pipeline, config)
+    with RunFolder.open(pipeline, config, argv) as run:
+        made = [] if run.summary.exists() else tracking.loggers(config, run)
+        code: Any = 1
+        try:
+            yield run, made
+            code = 0
+        except SystemExit as end:
+            code = end.code
+            raise
+        finally:
+            tracking.finish(made, code if isinstance(code, int) else 1)
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+
+def check(pipeline: str, config: Config) -> None:
+    """Refuse what cannot run, before any work and before a folder is claimed; finds the images.
+
+    Raises:
+        ESFormerError: it says what is wrong, and what would be right.
+    """
     start_logging()
+    processes(config)
     if config.genotype is not None and pipeline != "train":
         raise ConfigError("genotype is a setting of pipelines.train; a search finds its own")
     if pipeline != "search" or config.data.num_classes is None:  # a search looks at no image
         config.data = resolve(config.data)
     if pipeline != "train":
-        stage(config, fabric=_fabric(config, devices=1))
+        stage(config, fabric=_fabric(config, devices=1, plugins=[LightningEnvironment()]))
     if pipeline != "search":
         _check_training(config)
-    with RunFolder.open(pipeline, config, argv) as run:
-        made = [] if run.summary.exists() else loggers(config, run)
-        failed = True
-        try:
-            yield run, made
-            failed = False
-        finally:
-            for logger in made:
-                logger.experiment.finish(exit_code=int(failed))
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
 
 
 def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger]) -> Fabric:
-    """The Fabric on which all processes search that torchrun or SLURM started, or this one alone."""
-    several = TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
-    t = config.trainer
-    processes: dict[str, Any] = (
-        dict(devices=t.devices, num_nodes=t.num_nodes, strategy="ddp") if several else dict(devices=1)
-    )
-    fabric = _fabric(config, callbacks=callbacks, loggers=list(made), **processes)
-    try:
-        fabric.launch()
-    except ValueError as error:  # Lightning compares the numbers of processes
-        raise ConfigError(f"trainer.devices={t.devices} is not what torchrun or SLURM started: {error}") from None
+    """The Fabric on which all processes search that torchrun or SLURM started, or this one alone.
+
+    They stay connected, and train together over the same connections. To disconnect and meet again at the same port is
+    a race: one that is quick finds the other's old meeting point, which closes on it.
+    """
+    found = processes(config)
+    settings: dict[str, Any] = dict(devices=1)
+    if found.starter is not None:
+        settings = found.settings()
+        if found.world_size > 1:
+            settings["strategy"] = DDPStrategy(process_group_backend=BACKENDS if torch.cuda.is_available() else "gloo")
+    fabric = _fabric(config, callbacks=callbacks, loggers=list(made), **settings)
+    fabric.launch()
     return fabric
 
 
@@ -73,63 +98,80 @@ def _fabric(config: Config, **settings: Any) -> Fabric:
         raise ConfigError(f"search.accelerator is {name}, and there is none to search on: {error}") from None
 
 
+def network(config: Config, genotype: Genotype, provenance: dict[str, Any] | None = None) -> ESFormerModule:
+    """What a run of this configuration trains."""
+    c, t = config, config.trainer
+    assert c.data.num_classes is not None
+    module = ESFormerModule(
+        genotype, c.recipe, c.data.num_classes, c.data.img_size, provenance, max_skipped=t.max_skipped
+    )
+    if t.grad_checkpointing:
+        module.model.set_grad_checkpointing()
+    if t.compile:
+        module.model.compile()
+    return module
+
+
 def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:
     """The Trainer with everything that a run wants: averaged weights, checkpoints, pictures, progress."""
-    r = config.recipe
-    if torch.distributed.is_initialized():  # the search's processes spoke gloo; training may want another
-        torch.distributed.destroy_process_group()
+    r, t = config.recipe, config.trainer
     bar = sys.stdout.isatty()
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
+    if t.threads is not None:
+        torch.set_num_threads(t.threads)
+    speed = Speed(r.batch_size, t.log_every)
     callbacks: list[Callback] = [
         *([EMA(r.ema_decay)] if r.ema else []),
         StepSeed(config.seed),
-        History(run.path),
-        EpochLines(),
-        ModelCheckpoint(
-            dirpath=run.checkpoints,
-            filename="best",
-            monitor="val_ema/top1" if r.ema else "val/top1",
-            mode="max",
-            save_last=True,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
-        *([LearningRateMonitor("step")] if made else []),
-        *([RichProgressBar()] if bar else []),
+        speed,
+        History(run.path, speed),
+        EpochLines(speed, every=None if bar else 60),
+        *([TrainingBar(speed)] if bar else []),
+        Checkpoints(run.checkpoints, "val/ema_top1" if r.ema else "val/top1", t.save_minutes, lambda: stop.asked),
     ]
-    return Trainer(
+    made_trainer = Trainer(
         **_machine(config),
-        accumulate_grad_batches=config.trainer.accumulate,
+        accumulate_grad_batches=t.accumulate,
         max_epochs=r.epochs,
         callbacks=callbacks,
         logger=made or False,
-        log_every_n_steps=config.trainer.log_every,
+        log_every_n_steps=t.log_every,
         num_sanity_val_steps=0,
-        enable_progress_bar=bar,
+        enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=run.path,
     )
+    # Lightning's signal handlers speak to the other ranks from within the handler, and its check for a SIGTERM makes
+    # every step wait for the device; Checkpoints does both in better order
+    made_trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    made_trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return made_trainer
 
 
 def _machine(config: Config) -> dict[str, Any]:
     t = config.trainer
-    names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
-    return {name: getattr(t, name) for name in names}
+    settings = processes(config).settings()
+    return settings | {
+        "plugins": [*settings["plugins"], WholeFiles(), *([SyncNorms()] if t.sync_batchnorm else [])],
+        "accelerator": t.accelerator,
+        "strategy": t.strategy,
+        "precision": t.precision,
+        "use_distributed_sampler": False,  # ours give each rank its share
+    }
 
 
 def _check_training(config: Config) -> None:
     """Refuse a machine that is not there, and images that cannot be read, before the search rather than after it."""
-    t = config.trainer
+    t, found = config.trainer, processes(config)
+    check_gpus(config, found)
     try:
         Trainer(**_machine(config), logger=False, enable_checkpointing=False, enable_model_summary=False)
     except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         raise ConfigError(f"the trainer cannot run as the settings trainer.* ask: {error}") from None
-    device_batch_size(config.recipe.batch_size, t.devices * t.num_nodes, t.accumulate)
+    device_batch_size(config.recipe.batch_size, found.world_size, t.accumulate)
     data = ImageDataModule(config.data, config.recipe)
     try:
         data.setup("fit")
     except (AssertionError, KeyError) as error:  # timm's ways to refuse an augmentation
         name = config.recipe.auto_augment
         raise ConfigError(f"recipe.auto_augment={name} is no augmentation that timm knows ({error})") from None
-    data.train_set[0], data.val_set[0]
+    data.train_set[Place(0, 0, 0)], data.val_set[Place(0, 0, 0)]

@@ -56,25 +56,44 @@ class Folder:
         Raises:
             RunError: it holds other work, or another process is at work in it.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; {self.option} must be a folder")
+        self._refuse_file()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
         except OSError as error:
             raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another {self.option}") from None
         self._wait_for_lock(self._lock)
-        others = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
-        known = self.config.exists()
-        if others and not known:
-            raise RunError(f"{self.path} holds no run but other files ({others[0]}); choose another {self.option}")
+        known = self.check(title, settings)
         self.agree(self.config, title, settings)
         if known:
             log.info("going on in %s", self.path)
 
+    def check(self, title: str, settings: str) -> bool:
+        """Whether the folder holds this work already. Changes nothing.
+
+        Raises:
+            RunError: it holds other work.
+        """
+        self._refuse_file()
+        entries = self.path.iterdir() if self.path.exists() else ()
+        others = [entry.name for entry in entries if not entry.name.startswith(".")]
+        known = self.config.exists()
+        if others and not known:
+            raise RunError(f"{self.path} holds no run but other files ({others[0]}); choose another {self.option}")
+        self._compare(self.config, f"# {title}\n{settings}")
+        return known
+
+    def _refuse_file(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file; {self.option} must be a folder")
+
     def agree(self, file: Path, title: str, settings: str) -> None:
         """Keep settings in a file of the folder; refuse them if it says others already."""
         text = f"# {title}\n{settings}"
+        self._compare(file, text)
+        write_text(file, text)
+
+    def _compare(self, file: Path, text: str) -> None:
         if file.exists():
             before = file.read_text(encoding="utf-8", errors="replace")
             try:
@@ -86,7 +105,6 @@ class Folder:
                 changed.insert(0, f"it is a run of {first.removeprefix('# ')}")
             if changed:
                 raise RunError(f"{self.path} holds another run: {'; '.join(changed)}; choose another {self.option}")
-        write_text(file, text)
 
     def _wait_for_lock(self, lock: IO[str]) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -137,8 +155,19 @@ class RunFolder(Folder):
         self.journal = path / "journal.jsonl"
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
+        self.previous = self.checkpoints / "previous.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
         self.summary = path / "summary.json"
         self.wandb_id = path / "wandb_id"
+
+    @classmethod
+    def of(cls, pipeline: str, config: Config, argv: Sequence[str] | None = None) -> "RunFolder":
+        """The folder that a configuration has, whether it is there or not."""
+        argv = sys.argv[1:] if argv is None else argv
+        return cls(
+            Path(config.run.dir or _default(pipeline, config)),
+            shlex.join(["python", "-m", f"pipelines.{pipeline}", *argv]),
+        )
 
     @classmethod
     def open(cls, pipeline: str, config: Config, argv: Sequence[str] | None = None) -> "RunFolder":
@@ -147,11 +176,7 @@ class RunFolder(Folder):
         Raises:
             RunError: it holds a run of another configuration, or another process is at work in it.
         """
-        argv = sys.argv[1:] if argv is None else argv
-        run = cls(
-            Path(config.run.dir or _default(pipeline, config)),
-            shlex.join(["python", "-m", f"pipelines.{pipeline}", *argv]),
-        )
+        run = cls.of(pipeline, config, argv)
         if is_main():
             run.claim(f"python -m pipelines.{pipeline}", to_yaml(config))
         run.log_to_file()
@@ -197,7 +222,8 @@ def start_logging() -> None:
         ".*LeafSpec.*is deprecated",  # Lightning's affair with newer torch
         ".*smaller than the logging interval",  # epochs have a line of their own
         "Checkpoint directory .* exists and is not empty",  # that is what resuming means
-        "Using `DistributedSampler` with the dataloaders",  # the data module sees to it that no image counts twice
+        "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on where it was
+        "The `srun` command is available",  # one process on a login node is no mistake
     ):
         warnings.filterwarnings("ignore", message=settled)
 

@@ -30,6 +30,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         help="measure how fast this machine scores so many genotypes of the size, and how small inputs rank them",
     ),
     "--late": dict(metavar="JOURNAL", help="with --speed: rank the last genotypes of this search too"),
+    **cli.DRY_RUN,
 }
 
 
@@ -41,6 +42,7 @@ def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "G
     from esformer.space import SearchSpace
     from pipelines.launch import search_fabric
     from pipelines.run import RunError, is_main
+    from pipelines.tracking import log_genotype
 
     if run.genotype.exists():
         genotype = Genotype.load(run.genotype)
@@ -54,6 +56,7 @@ def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "G
     result = search_stage.run()
     if fabric.is_global_zero:
         result.genotype.save(run.genotype, comment=f"found by: {run.command}\nin {result.evaluations} evaluations")
+        log_genotype(loggers, result.genotype, params=result.cost.params, macs=result.cost.macs)
     fabric.barrier()
     return result.genotype
 
@@ -145,6 +148,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         from pipelines.speed import speed
 
         return speed(config, flags.speed, flags.late)
+    if flags.dry_run:
+        from pipelines.rehearsal import rehearse
+
+        return rehearse("search", config, argv)
     if flags.replay:
         journal = Path(flags.replay)
         return replay(journal, Path(config.run.dir) if config.run.dir else journal.parent / "replay")

@@ -1,6 +1,7 @@
 """Train: train the network of a genotype with the recipe of Table 2, and evaluate its raw and averaged weights."""
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,25 @@ from pipelines import cli
 from pipelines.config import Config
 
 if TYPE_CHECKING:
+    from lightning import Trainer
     from lightning.pytorch.loggers import WandbLogger
 
     from esformer.genotype import Genotype
+    from esformer.training.module import ESFormerModule
     from pipelines.run import RunFolder
 
 log = logging.getLogger("esformer")
+
+FLAGS: dict[str, dict[str, Any]] = {
+    "--speed": dict(
+        metavar="STEPS",
+        type=int,
+        nargs="?",
+        const=20,
+        help="measure images a second of so many steps of this training, beside timm's own train.py",
+    ),
+    **cli.DRY_RUN,
+}
 
 
 def train(
@@ -24,43 +38,110 @@ def train(
     from lightning import seed_everything
 
     from esformer.training.data import ImageDataModule
-    from esformer.training.module import ESFormerModule
+    from esformer.training.module import ESFormerModule, TrainingError
+    from pipelines import tracking
     from pipelines.launch import trainer
+    from pipelines.signals import stop
 
     seed_everything(config.seed, verbose=False)
-    data = ImageDataModule(config.data, config.recipe, config.seed, config.trainer.accumulate)
+    t = config.trainer
+    data = ImageDataModule(config.data, config.recipe, config.seed, t.accumulate)
     assert config.data.num_classes is not None
-    module = ESFormerModule(genotype, config.recipe, config.data.num_classes, config.data.img_size, provenance)
-    fit = trainer(config, run, loggers)
-    log.info(
-        "training: %d epochs on %s, %d images a step", config.recipe.epochs, config.data.name, config.recipe.batch_size
+    module = ESFormerModule(
+        genotype, config.recipe, config.data.num_classes, config.data.img_size, provenance, t.max_skipped
     )
+    if t.grad_checkpointing:
+        module.model.set_grad_checkpointing()
+    if t.compile:
+        module.model.compile()
+    fit = trainer(config, run, loggers)
+    _say_settings(config, fit, module)
+    tracking.log_genotype(loggers, genotype)
+    resume = _resume_from(run, genotype)
     try:
-        fit.fit(module, data, ckpt_path=_resume_from(run, genotype), weights_only=True)
-    except SystemExit:
-        if fit.interrupted:  # what Lightning makes of Ctrl-C
+        with stop.deferred():  # Checkpoints sees to signals
+            fit.fit(module, data, ckpt_path=resume, weights_only=True)
+    except TrainingError as error:
+        good = f"the last good checkpoint is {run.last}" if run.last.exists() else "there is no checkpoint yet"
+        raise TrainingError(f"{error}; {good}") from None
+    except RuntimeError as error:
+        raise _explained(error, config) from None
+    except SystemExit as error:
+        if error.code == 1 and fit.interrupted:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
         raise
     metrics = fit.validate(module, data, verbose=False)[0]
+    if config.wandb.checkpoints:
+        tracking.send_checkpoints(loggers, {"best": run.best, "last": run.last})
     return {
         "top1": metrics["val/top1"],
         "top5": metrics["val/top5"],
-        "ema_top1": metrics.get("val_ema/top1"),
-        "ema_top5": metrics.get("val_ema/top5"),
+        "ema_top1": metrics.get("val/ema_top1"),
+        "ema_top5": metrics.get("val/ema_top5"),
         "checkpoint": str(run.last),
     }
 
 
+def _explained(error: RuntimeError, config: Config) -> Exception:
+    """What PyTorch says of worker processes and of other ranks, in words for people; anything else as it is."""
+    from esformer.training.datasets import DataError
+    from esformer.training.module import TrainingError
+
+    text = str(error)
+    if "DataLoader timed out" in text:
+        where = config.data.root or config.data.name
+        return DataError(
+            f"no images came from {where} for data.timeout={config.data.timeout:g} seconds; is it still there?"
+        )
+    if match := re.search(r"DataLoader worker.* (killed by signal: \w+|exited unexpectedly)", text):
+        return DataError(
+            f"a process that loads images was {match[1]}, most likely for want of memory: try fewer data.workers"
+        )
+    if re.search("Connection closed by peer|Connection reset by peer|Broken pipe|NCCL|[Gg]loo|store", text):
+        return TrainingError("another process of this training is gone; see what it said. The same command goes on")
+    return error
+
+
+def _say_settings(config: Config, fit: "Trainer", module: "ESFormerModule") -> None:
+    """The settings as they take effect on these devices."""
+    from esformer.training.data import device_batch_size
+
+    r, t = config.recipe, config.trainer
+    each = device_batch_size(r.batch_size, fit.world_size, t.accumulate)
+    lines = {
+        "network": f"{sum(p.numel() for p in module.model.parameters()):,} parameters, {config.data.img_size} pixels,"
+        f" {config.data.num_classes} classes, drop path 0 to {r.drop_path}",
+        "batch": f"{r.batch_size} = {fit.world_size} {fit.strategy.root_device.type} devices x {each}"
+        f" x {t.accumulate} accumulated, {t.precision}",
+        "optimiser": f"AdamW, learning rate {r.warmup_lr} to {r.lr} in {r.warmup_epochs} epochs, cosine to {r.min_lr}"
+        f" in epoch {r.epochs}, weight decay {r.weight_decay}, clipping {r.clip_mode} {r.clip_grad}",
+        "augmentation": f"{r.auto_augment or 'no RandAugment'}, erasing {r.random_erasing}, Mixup {r.mixup} / CutMix"
+        f" {r.cutmix} in {r.mixup_prob:.0%} of the groups, {r.mixup_switch_prob:.0%} of them CutMix",
+        "loss": f"binary cross-entropy, smoothing {r.smoothing}; weights averaged with"
+        f" {r.ema_decay if r.ema else 'nothing'}",
+    }
+    for name, line in lines.items():
+        log.info("%s: %s", name, line)
+
+
 def _resume_from(run: "RunFolder", genotype: "Genotype") -> Path | None:
-    """The last checkpoint of the run, if there is one; it must be whole and of this genotype."""
-    from esformer.checkpoint import read
+    """The last whole checkpoint of the run, if there is one; it must be of this genotype."""
+    from esformer.checkpoint import CheckpointError, read
     from pipelines.run import RunError
 
-    if not run.last.exists():
-        return None
-    if read(run.last)["hyper_parameters"]["genotype"] != genotype.to_dict():
-        raise RunError(f"{run.last} is of another genotype than {run.genotype}; train that one with another run.dir")
-    return run.last
+    there = [path for path in (run.last, run.previous) if path.exists()]
+    for path in there:
+        try:
+            checkpoint = read(path)
+        except CheckpointError as error:
+            if path == there[-1]:
+                raise
+            log.warning("%s; going on from %s", error, there[-1])
+            continue
+        if checkpoint["hyper_parameters"]["genotype"] != genotype.to_dict():
+            raise RunError(f"{path} is of another genotype than {run.genotype}; train that one with another run.dir")
+        return path
+    return None
 
 
 def given_genotype(config: Config) -> "Genotype":
@@ -73,8 +154,16 @@ def given_genotype(config: Config) -> "Genotype":
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Training alone: any genotype file goes in."""
-    config = cli.parse(__doc__, argv)
+    config, flags = cli.parse_with(__doc__, argv, FLAGS)
     genotype = given_genotype(config)
+    if flags.speed is not None:
+        from pipelines.throughput import speed
+
+        return speed(config, genotype, flags.speed)
+    if flags.dry_run:
+        from pipelines.rehearsal import rehearse
+
+        return rehearse("train", config, argv, genotype)
     from esformer.genotype import Genotype
     from esformer.model.cost import cost
     from pipelines.launch import prepare

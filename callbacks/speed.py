@@ -1,0 +1,162 @@
+"""How fast training goes, how long it will last, and how busy the machine is."""
+
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+GB = 1e9
+RECENT = 20
+"""The time left is told from the speed over so many log points."""
+
+
+class Speed(Callback):
+    """Measures the training loop, and tells the loggers every few steps what no checkpoint should depend on.
+
+    At a log point it sends `lr` (of the step just made), `train/images_per_second`, `train/step_seconds`,
+    `train/hours_left` and `device/...`, under the step that Lightning gives to the losses of the same batch. A step
+    lasts from the end of the one before it, so waiting for images counts; validations and checkpoints do not, and
+    neither does the first step of a session, which compiles and starts the workers.
+
+    Only the clock is read at each step: nothing waits for the device. Single steps of a GPU would look too short, for
+    they are queued, but the queue is short beside the steps between two log points.
+
+    Args:
+        batch_size: images of a step, on all devices together.
+        log_every: steps between two log points.
+    """
+
+    def __init__(self, batch_size: int, log_every: int = 50) -> None:
+        self.batch_size, self.log_every = batch_size, log_every
+        self.lr = 0.0
+        """Of the step in progress, or the one just made."""
+        self.logged = False
+        """Whether the batch that just ended is a log point."""
+        self.steps_per_epoch = 0
+        """Optimiser steps, not batches."""
+        self.window = (0, 0.0)
+        """Steps measured before the last log point and their seconds."""
+        self._total = 0
+        self._step = 0
+        self._counted, self._spent = 0, 0.0
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
+        self._warm = False  # after the first step of the session
+        self._since: float | None = None  # the end of the last step; None if what came after it was no step
+        self._validating = 0.0
+        self._validation, self._validations = 0.0, 0  # seconds of one; how many are left
+        self._device = Device()
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Over the last log points and since then; None before anything was measured."""
+        seconds = self.step_seconds
+        return self.batch_size / seconds if seconds else None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds a step, over the last log points and since then; None before anything was measured."""
+        steps = sum(steps for steps, _ in self._recent) + self._counted
+        seconds = sum(seconds for _, seconds in self._recent) + self._spent
+        return seconds / steps if steps and seconds > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """To the end of the last epoch, each with a validation as long as the last one; None while that is unknown."""
+        if self.step_seconds is None:
+            return None
+        return max(0, self._total - self._step) * self.step_seconds + self._validations * self._validation
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._total = int(trainer.estimated_stepping_batches)
+        epochs = trainer.max_epochs or 1
+        self.steps_per_epoch = max(1, self._total // epochs)
+        self._validations = epochs - trainer.current_epoch
+        self._step, self._since, self._warm = trainer.global_step, None, False
+        self._counted, self._spent = 0, 0.0
+        self._recent.clear()
+        self._device = Device(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._warm:
+            self._since = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]  # after the step it is the next one's
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.logged = False
+        if trainer.global_step == self._step:  # a batch whose gradients wait for others
+            return
+        now = time.perf_counter()
+        if self._since is not None:
+            self._counted, self._spent = self._counted + 1, self._spent + now - self._since
+        self._since, self._warm, self._step = now, True, trainer.global_step
+        if self._step % self.log_every == 0:
+            self.logged = True
+            self.window = (self._counted, self._spent)
+            if self._counted:
+                self._recent.append(self.window)
+            self._counted, self._spent = 0, 0.0
+            for logger in trainer.loggers:
+                logger.log_metrics(self._values(), step=self._step - 1)  # Lightning counts from 0
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._since = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validating = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation = time.perf_counter() - self._validating
+        self._validations = max(0, self._validations - 1)
+        self._since = None
+
+    def _values(self) -> dict[str, float]:
+        values = {"lr": self.lr}
+        steps, seconds = self.window
+        if steps and seconds > 0:
+            values["train/images_per_second"] = self.batch_size * steps / seconds
+            values["train/step_seconds"] = seconds / steps
+        if (left := self.seconds_left) is not None:
+            values["train/hours_left"] = left / 3600
+        return values | {f"device/{name}": value for name, value in self._device.values().items()}
+
+
+class Device:
+    """What one process can say of its GPU, where it has one, and of its host.
+
+    Args:
+        device: on what it trains.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._gpu = device if device is not None and device.type == "cuda" else None
+        self._busy = self._gpu is not None
+
+    def values(self) -> dict[str, float]:
+        """Gigabytes in use and most ever in use, percent of the time that the GPU computes; memory and load of here."""
+        values = {}
+        if self._gpu is not None:
+            values["memory_gb"] = torch.cuda.memory_allocated(self._gpu) / GB
+            values["memory_peak_gb"] = torch.cuda.max_memory_allocated(self._gpu) / GB
+            values["memory_reserved_gb"] = torch.cuda.max_memory_reserved(self._gpu) / GB
+            if (busy := self._utilisation()) is not None:
+                values["utilisation"] = busy
+        values["load"] = os.getloadavg()[0]
+        pages = Path("/proc/self/statm")
+        if pages.exists():
+            values["host_memory_gb"] = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / GB
+        return values
+
+    def _utilisation(self) -> float | None:
+        """None where the driver's own library cannot be asked; it is asked only once then."""
+        if self._busy:
+            try:
+                return float(torch.cuda.utilization(self._gpu))
+            except Exception:  # pynvml's own classes, or it is not there
+                self._busy = False
+        return None

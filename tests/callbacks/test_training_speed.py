@@ -1,0 +1,120 @@
+"""How fast a training goes, on a clock that the test moves."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning import Callback
+from lightning.pytorch.loggers import Logger
+from linear import BATCH, At, fit
+
+from callbacks import speed as module
+from callbacks.speed import Device, Speed
+
+
+class Points(Logger):
+    """Keeps what it is told."""
+
+    name = version = "points"
+
+    def __init__(self):
+        super().__init__()
+        self.points = []
+
+    def log_metrics(self, metrics, step=None):
+        self.points.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *_):
+        pass
+
+    def of(self, name):
+        return {step: values[name] for step, values in self.points if name in values}
+
+
+class Costs(Callback):
+    """Moves the clock: what a batch, a validation and a checkpoint take; the first batch of all takes long."""
+
+    def __init__(self, clock):
+        self.clock, self.batches = clock, 0
+
+    def on_train_batch_start(self, *_):
+        self.batches += 1
+        self.clock.now += 100 if self.batches == 1 else 0.5
+
+    def on_validation_batch_end(self, *_):
+        self.clock.now += 15  # two batches
+
+    def on_save_checkpoint(self, *_):
+        self.clock.now += 1000
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+def test_steps_are_measured_without_validations_checkpoints_and_the_first(clock, tmp_path):
+    points, speed = Points(), Speed(BATCH, log_every=2)
+    save = At(13, lambda trainer: trainer.save_checkpoint(tmp_path / "c.ckpt"))
+    fit([Costs(clock), speed, save], loggers=[points])
+    assert list(points.of("lr")) == list(range(1, 30, 2))
+    assert set(points.of("train/step_seconds").values()) == {0.5}
+    assert set(points.of("train/images_per_second").values()) == {BATCH / 0.5}
+    assert set(points.of("train/images_per_second")) == set(range(1, 30, 2))  # also where one step of two is left out
+    left = points.of("train/hours_left")
+    assert left[3] * 3600 == pytest.approx(26 * 0.5)  # no validation was seen yet
+    assert left[11] * 3600 == pytest.approx(18 * 0.5 + 2 * 30)
+    assert left[29] * 3600 == pytest.approx(30)  # one more validation
+    assert speed.seconds_left == 0
+
+
+def test_a_validation_within_an_epoch_is_no_step(clock):
+    points = Points()
+    fit([Costs(clock), Speed(BATCH, log_every=2)], loggers=[points], val_check_interval=3)
+    assert set(points.of("train/step_seconds").values()) == {0.5}
+
+
+def test_the_learning_rate_is_that_of_the_step(clock):
+    points = Points()
+    fit([Speed(BATCH, log_every=10)], loggers=[points])
+    rates = points.of("lr")
+    assert rates == {step: pytest.approx(0.05 * (1 - 0.9 * step / 30)) for step in (9, 19, 29)}
+
+
+def test_batches_that_accumulate_are_one_step(clock):
+    points, speed = Points(), Speed(BATCH, log_every=5)
+    fit([Costs(clock), speed], loggers=[points], accumulate=4, epochs=2)
+    assert points.of("train/step_seconds") == {4: 2.0, 9: 2.0, 14: 2.0, 19: 2.0}
+    assert speed.images_per_second == BATCH / 2
+    assert speed.steps_per_epoch == 10
+
+
+def test_one_step_an_epoch_is_measured_too(clock):
+    points = Points()
+    fit([Costs(clock), Speed(BATCH, log_every=1)], loggers=[points], limit_train_batches=1, epochs=4)
+    assert points.of("train/step_seconds") == {1: 0.5, 2: 0.5, 3: 0.5}
+    assert points.of("train/hours_left")[1] * 3600 == pytest.approx(2 * 0.5 + 3 * 30)
+
+
+def test_the_host_is_watched_and_a_gpu_that_will_not_tell_is_asked_once(monkeypatch):
+    host = Device(torch.device("cpu")).values()
+    assert 0.05 < host["host_memory_gb"] < 100
+    assert math.isfinite(host["load"])
+    assert not any("utilisation" in name or name.startswith("memory") for name in host)
+    asked = []
+
+    def utilization(device):
+        asked.append(device)
+        raise ModuleNotFoundError("pynvml")
+
+    for name in ("memory_allocated", "max_memory_allocated", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 2e9)
+    monkeypatch.setattr(torch.cuda, "utilization", utilization)
+    gpu = Device(torch.device("cuda", 0))
+    assert [gpu.values()["memory_peak_gb"], gpu.values()["memory_reserved_gb"]] == [2, 2]
+    assert len(asked) == 1
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 93)
+    assert Device(torch.device("cuda", 0)).values()["utilisation"] == 93
