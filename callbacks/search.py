@@ -5,6 +5,7 @@ A search makes a hundred evaluations a second, so an evaluation costs no more he
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from callbacks.drawing import draw_genotype, draw_search
 from callbacks.trajectory import Trajectory
 from esformer.atomic import write_text
+from esformer.errors import STOPPED
 from esformer.search.evolution import Scored
 from esformer.search.journal import Evaluation
 from esformer.search.schedule import Phase
@@ -37,6 +39,21 @@ class Watcher(SearchCallback):
 
     def on_evaluation(self, stage: SearchStage, evaluation: Evaluation) -> None:
         self.trajectory.append(evaluation)
+
+
+class StopWhenAsked(SearchCallback):
+    """Ends the search after an evaluation: its journal holds everything.
+
+    Args:
+        asked: whether somebody wants this process to stop.
+    """
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self.asked = asked
+
+    def on_evaluation(self, stage: SearchStage, evaluation: Evaluation) -> None:
+        if self.asked():
+            raise SystemExit(STOPPED)
 
 
 class SearchHistory(Watcher):

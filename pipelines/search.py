@@ -37,11 +37,12 @@ FLAGS: dict[str, dict[str, Any]] = {
 def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "Genotype":
     """The search stage: runs it, or goes on with it; leaves `genotype.yaml` and `search.png` in the run's folder."""
     from callbacks.progress import SearchProgress
-    from callbacks.search import SearchHistory, SearchLog
+    from callbacks.search import SearchHistory, SearchLog, StopWhenAsked
     from esformer.genotype import Genotype
     from esformer.space import SearchSpace
     from pipelines.launch import search_fabric
     from pipelines.run import RunError, is_main
+    from pipelines.signals import stop
     from pipelines.tracking import log_genotype
 
     if run.genotype.exists():
@@ -50,7 +51,9 @@ def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "G
             raise RunError(f"{run.genotype} is of space {genotype.space}, which this run does not search")
         return genotype
     progress = SearchProgress(bar=sys.stdout.isatty() and is_main())
-    fabric = search_fabric(config, [progress, SearchHistory(run.path), SearchLog()], loggers)
+    # a signal ends the search at once, but where Python was in a place in which it loses exceptions
+    last = StopWhenAsked(lambda: stop.asked)
+    fabric = search_fabric(config, [progress, SearchHistory(run.path), SearchLog(), last], loggers)
     search_stage = stage(config, checkpoint=run.journal, fabric=fabric)
     log.info("space %s holds %.3g genotypes", search_stage.space.name, search_stage.space.cardinality)
     result = search_stage.run()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from warm import Warm
 
 from esformer.space import SearchSpace
 
@@ -51,3 +52,11 @@ def fresh_process():
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def warm():
+    """Start pipelines and scripts without waiting for their imports; what still runs at the end is killed."""
+    warm = Warm()
+    yield warm
+    warm.end()

@@ -120,9 +120,9 @@ class ImageDataModule(LightningDataModule):
         )
         if self.trainer is not None:  # after a restart, go on where the checkpoint was written
             loop = self.trainer.fit_loop
+            epoch: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
             done = loop.epoch_loop.batch_progress.current.completed
-            sampler.set_epoch(loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-            sampler.start = done if done < len(sampler) else 0
+            sampler.go_on(epoch, done if done < len(sampler) else 0)
         return self._loader(self.train_set, sampler, persistent_workers=self.config.workers > 0)
 
     def val_dataloader(self) -> DataLoader[Item]:
@@ -285,18 +285,21 @@ class StepSampler(Sampler[list[Place]]):
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.sampler = self  # Lightning tells the epoch to `batch_sampler.sampler`
         self.epoch = 0
-        self.start = 0
-        """With which batch the next pass begins; the one after it with the first."""
+        self._done: dict[int, int] = {}  # batches of an epoch that were done before a restart
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         self.epoch = epoch
 
+    def go_on(self, epoch: int, done: int) -> None:
+        """Begin in an epoch of which so many batches are done; all others are whole."""
+        self.epoch, self._done = epoch, {epoch: done}
+
     def __len__(self) -> int:
         return self.length // (self.batch_size * self.world_size * self.accumulate) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Place]]:
-        epoch, start, self.start = self.epoch, self.start, 0
+        epoch, start = self.epoch, self._done.get(self.epoch, 0)
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
         order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).tolist()
         return (self._batch(epoch, order, batch) for batch in range(start, len(self)))

@@ -95,7 +95,8 @@ class ESFormerModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         broadcast_buffers(self.model)
         if self.trainer.state.fn == "fit":
-            self.log("train/loss_epoch", self.train_loss.compute())  # here, for callbacks to find it after the epoch
+            loss = self.train_loss.compute()  # here, for callbacks to find it after the epoch
+            self.log("train/loss_epoch", loss, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         self.train_loss.reset()

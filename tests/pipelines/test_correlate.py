@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import closing
 from itertools import product
@@ -38,8 +37,10 @@ NETWORKLESS = ["--proxies", "sed"]
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
+def _here(tmp_path, monkeypatch, warm):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: warm.context)
+    monkeypatch.setattr("esformer.benchmarks.correlation.RESAMPLES", 20)
     lines = [f"{architecture},{accuracy},1" for architecture, accuracy in TABLE.items()]
     Path("table.csv").write_text("\n".join(["arch,test_acc_mean,params", *lines]) + "\n")
 
@@ -68,19 +69,10 @@ def figures(folder):
     return result
 
 
-def start(*arguments):
-    command = [sys.executable, "-m", "pipelines.correlate", *COMMAND, *arguments]
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True
-    )
-
-
 def wait_for_lines(process, folder, more_than):
     file, deadline = Path(folder) / "scores.csv", time.monotonic() + 60
     while not file.exists() or file.read_bytes().count(b"\n") <= more_than:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.output
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return file.read_bytes()
@@ -127,30 +119,31 @@ def test_everything_is_left_and_more_is_added(tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_on_the_way(tmp_path):
-    rows = [f"1111{''.join(digits)},9{i % 7},1\n" for i, digits in enumerate(product("1234", "123", "12"))]
+def test_stopped_on_the_way(warm, tmp_path):
+    rows = [f"1111{''.join(digits)},9{i % 7},1\n" for i, digits in enumerate(product("123", "12", "12"))]
     Path("table.csv").write_text("arch,test_acc_mean,params\n" + "".join(rows))
-    command = ["--proxies", "entropic_score,sed", "--workers", "2"]
-    correlate.main([*COMMAND, *command, "--out", "calm"])
+    command = [*COMMAND, "--proxies", "entropic_score,sed"]
+    correlate.main([*command, "--out", "calm", "--workers", "1"])
     lines_before = 0
-    for sign in (signal.SIGINT, signal.SIGKILL):
-        process = start(*command, "--out", "stopped")
+    for sign, workers in (signal.SIGINT, "2"), (signal.SIGKILL, "1"):
+        process = warm.start(["pipelines.correlate", *command, "--out", "stopped", "--workers", workers])
         wait_for_lines(process, "stopped", lines_before + 3)
         if sign == signal.SIGINT:
             os.killpg(process.pid, sign)  # a terminal's Ctrl-C reaches the workers too
         else:
             process.kill()
-        out = process.communicate(timeout=60)[0]
+        process.wait(timeout=60)
+        wait_until_all_ended(process.pid)
+        out = process.output
         assert "Traceback" not in out
         assert sign == signal.SIGKILL or out.splitlines()[-1] == "stopped; the same command goes on from here"
-        wait_until_all_ended(process.pid)
         before = Path("stopped/scores.csv").read_bytes()
         lines_before = before.count(b"\n")
-    Path("stopped/scores.csv").write_bytes(before + b"1234123,entr")
-    correlate.main([*COMMAND, *command, "--out", "stopped"])
+    Path("stopped/scores.csv").write_bytes(before + b"1113122,entr")
+    correlate.main([*command, "--out", "stopped", "--workers", "1"])
     assert Path("stopped/scores.csv").read_bytes().startswith(before)
     computed = [(row["architecture"], row["proxy"]) for row in lines("stopped")]
-    assert len(set(computed)) == len(computed) == 48 > lines_before
+    assert len(set(computed)) == len(computed) == 24 > lines_before
     assert figures("stopped") == figures("calm")
 
 

@@ -1,12 +1,7 @@
 """A run that is killed with SIGKILL, in each stage, ends as the undisturbed run does."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -19,43 +14,35 @@ TINY = [
     "search.total=60",
     "search.start_length=10",
     "search.phase_length=10",
-    "recipe.epochs=4",
-    "recipe.batch_size=256",
+    "data.limit=512",
+    "recipe.epochs=3",
+    "recipe.batch_size=128",
 ]
 
 
-def start(folder: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "pipelines.full", *TINY, f"run.dir={folder}"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-
-
-def finish(process: "subprocess.Popen[str]") -> str:
-    out, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, out
-    return out
-
-
-def kill_when(process: "subprocess.Popen[str]", reached) -> None:
+def kill_when(process, reached):
     deadline = time.monotonic() + 120
     while not reached():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.output
         assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
 
 
 @pytest.mark.slow
-def test_killed_in_each_stage(tmp_path):
-    finish(start(tmp_path / "calm"))
+def test_killed_in_each_stage(warm, tmp_path):
+    def start(name):
+        return warm.start(["pipelines.full", *TINY, f"run.dir={tmp_path / name}"])
+
+    start("calm").finish()
     folder = tmp_path / "killed"
     journal, metrics = folder / "journal.jsonl", folder / "metrics.csv"
 
-    kill_when(start(folder), lambda: journal.exists() and journal.read_bytes().count(b"\n") > 25)
-    kill_when(start(folder), lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
+    kill_when(start("killed"), lambda: journal.exists() and journal.read_bytes().count(b"\n") > 25)
+    kill_when(start("killed"), lambda: metrics.exists() and metrics.read_text().count("\n") > 1)
     known = list(read(journal))
-    out = finish(start(folder))
+    out = start("killed").finish()
 
     assert "going on in" in out
     assert list(read(journal)) == known  # the search was not done again
@@ -65,4 +52,4 @@ def test_killed_in_each_stage(tmp_path):
         assert killed[name] == calm[name], name
     assert metrics.read_text() == (tmp_path / "calm" / "metrics.csv").read_text()
 
-    assert "is finished" in finish(start(folder))  # and a further start changes nothing
+    assert "is finished" in start("killed").finish()  # and a further start changes nothing

@@ -153,9 +153,9 @@ def test_a_signal_is_too_late_when_the_work_is_done(when):
         f"""
 import atexit
 
-def wait():
-    os.write(1, b"ready\\n")
-    time.sleep(0.5)
+def wait(write=os.write, sleep=time.sleep):
+    write(1, b"ready\\n")
+    sleep(0.5)
 
 class Waits:  # for the very end, when Python no longer listens
     __del__ = lambda self, wait=wait: wait()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from esformer.search import stage, worker
+from esformer.search import stage, team, worker
 
 
 class Fake:
@@ -36,3 +36,9 @@ def fake(monkeypatch):
     monkeypatch.setattr(stage, "time", clock)
     monkeypatch.setattr(worker, "time", clock)
     return fake
+
+
+@pytest.fixture
+def warm_workers(warm, monkeypatch):
+    """Workers are forked where a search would start Python anew."""
+    monkeypatch.setattr(team, "subprocess", SimpleNamespace(Popen=warm.popen, DEVNULL=None))

@@ -1,10 +1,6 @@
 """Several ranks and workers find what one process finds; whoever dies, nothing hangs and nothing is lost."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -57,56 +53,48 @@ def script(tmp_path):
     return tmp_path / "search.py"
 
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-
-
-def torchrun(ranks):
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 4])
-def test_workers_find_what_one_process_finds(alone, tmp_path, workers):
+def test_workers_find_what_one_process_finds(alone, tmp_path, request, workers):
+    if workers > 2:
+        request.getfixturevalue("warm_workers")
     result = run(tmp_path / "journal.jsonl", SCHEDULE, workers=workers, **SMALL_INPUT)
     assert timeless(result.journal) == timeless(alone.journal) and result.genotype == alone.genotype
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "workers"), [(2, 1), (4, 1), (2, 2)])
-def test_ranks_find_what_one_process_finds(alone, tmp_path, script, fresh_process, ranks, workers):
-    fresh_process(*torchrun(ranks), script, tmp_path, json.dumps(SCHEDULE.to_dict()), ranks, workers, -1)
+def test_ranks_find_what_one_process_finds(alone, tmp_path, script, warm, fresh_process, ranks, workers):
+    command = [script, tmp_path, json.dumps(SCHEDULE.to_dict()), ranks, workers, -1]
+    if (ranks, workers) == (2, 1):
+        fresh_process("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, *command)
+    else:
+        for process in warm.start_ranks(ranks, command):
+            process.finish()
     assert timeless(read(tmp_path / "journal.jsonl")) == timeless(alone.journal)
     assert {Genotype.load(tmp_path / f"rank {rank}.yaml") for rank in range(ranks)} == {alone.genotype}
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_the_job_and_the_restart_resumes(alone, tmp_path, script, fresh_process):
+def test_a_rank_that_dies_ends_the_job_and_the_restart_resumes(alone, tmp_path, script, warm):
     """Under Fabric's own launcher, which does not look after its processes as torchrun does."""
     command = [script, tmp_path, json.dumps(SCHEDULE.to_dict()), 2, 1]
-    command_line = [sys.executable, *map(str, command), "1"]
-    died = subprocess.run(command_line, capture_output=True, text=True, timeout=120, check=False, env=ENVIRONMENT)
-    assert died.returncode != 0 and "rank 1 is gone; the same command goes on from the journal" in died.stderr
+    died = warm.start([*command, 1])
+    assert died.wait(timeout=120) != 0 and "rank 1 is gone; the same command goes on from the journal" in died.output
     left = timeless(read(tmp_path / "journal.jsonl"))
     assert 0 < len(left) < 48 and left == timeless(alone.journal)[: len(left)]
-    fresh_process(*command, -1)
+    for process in warm.start_ranks(2, [*command, -1]):
+        process.finish()
     assert timeless(read(tmp_path / "journal.jsonl")) == timeless(alone.journal)
 
 
 @pytest.mark.slow
-def test_rank_0_that_dies_takes_the_others_along(tmp_path, script):
-    command = [*torchrun(2), "--max-restarts", 0, script, tmp_path, json.dumps(SCHEDULE.to_dict()), 2, 1, -1]
-    command_line = [sys.executable, *map(str, command)]
-    process = subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+def test_rank_0_that_dies_takes_the_others_along(tmp_path, script, warm):
+    ranks = warm.start_ranks(2, [script, tmp_path, json.dumps(SCHEDULE.to_dict()), 2, 1, -1])
     journal = tmp_path / "journal.jsonl"
-    wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 2, process)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    rank0 = min(map(int, children.stdout.split()))
-    process.send_signal(signal.SIGSTOP)  # torchrun itself shall not help
-    subprocess.run(["kill", "-9", str(rank0)], check=True)
-    time.sleep(3)
-    process.send_signal(signal.SIGCONT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode != 0 and "rank 0 is gone" in said
+    wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 2, ranks[0])
+    ranks[0].kill()
+    assert ranks[1].wait(timeout=60) != 0 and "rank 0 is gone" in ranks[1].output
 
 
 def wait_for(reached, process, seconds=120):
@@ -158,15 +146,15 @@ print(kills)
 
 
 @pytest.mark.slow
-def test_killed_at_25_random_moments_it_ends_as_if_it_had_not_been(tmp_path, fresh_process):
+def test_killed_at_25_random_moments_it_ends_as_if_it_had_not_been(tmp_path, warm):
     # without LogSynflow: autograd's threads would not survive the forks
     schedule = Schedule(
         unit="evaluations", start_length=80, phase_length=80, total=400, size_proxy="entropic_score", **FEW
     )
     (tmp_path / "killed.py").write_text(KILLED)
     where = __file__.rpartition("/")[0]
-    kills = fresh_process(tmp_path / "killed.py", where, tmp_path, json.dumps(schedule.to_dict()), 1)
-    assert int(kills) == 25
+    killed = warm.start([tmp_path / "killed.py", where, tmp_path, json.dumps(schedule.to_dict()), 1])
+    assert killed.finish().splitlines()[-1] == "25"
     calm = run(schedule=schedule, **SMALL_INPUT)
     assert timeless(read(tmp_path / "journal.jsonl")) == timeless(calm.journal)
     assert Genotype.load(tmp_path / "genotype.yaml") == calm.genotype

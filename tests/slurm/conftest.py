@@ -44,7 +44,7 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 ReturnToService=2
-KillWait=5
+KillWait=30
 MinJobAge=3600
 InactiveLimit=0
 JobRequeue=1
@@ -147,7 +147,7 @@ class Job:
 
     @property
     def log(self) -> str:
-        (file,) = (self.cluster.folder / "output").glob(f"*-{self.number}.log")
+        (file,) = (self.cluster.folder / "output").glob(f"*-{self['JobId']}.log")
         return file.read_text()
 
     def end(self, *, restarts: int = 0, state: str = "COMPLETED", seconds: float = 400) -> str:

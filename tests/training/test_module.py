@@ -121,7 +121,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         esformer.load(tmp_path / "list.ckpt")
 
 
-def test_every_rank_evaluates_with_the_norms_of_rank_0(tmp_path, fresh_process):
+def test_every_rank_evaluates_with_the_norms_of_rank_0(tmp_path, warm):
     script = tmp_path / "ranks.py"
     script.write_text(
         "import torch\n"
@@ -132,9 +132,8 @@ def test_every_rank_evaluates_with_the_norms_of_rank_0(tmp_path, fresh_process):
         "broadcast_buffers(norm)\n"
         "assert norm.running_mean.tolist() == [5.0, 5.0], norm.running_mean\n"
     )
-    fresh_process(
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script
-    )  # fails with either rank
+    for rank in warm.start_ranks(2, [script]):
+        rank.finish()
 
 
 def test_images_that_fill_up_are_not_counted():
