@@ -1,10 +1,12 @@
 """The exponential moving average of the weights, beside the raw ones from the first step to the last checkpoint."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from timm.utils import ModelEmaV3
+from torch import Tensor
 
 from esformer.training.data import Batch
 from esformer.training.module import accuracies, broadcast_buffers
@@ -41,19 +43,20 @@ class EMA(Callback):
         self._step = trainer.global_step
         network: Any = pl_module.model
         pairs = list(zip(self.ema.module.state_dict().values(), network.state_dict().values(), strict=True))
-        floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._averages, self._raw = [list(tensors) for tensors in zip(*floats, strict=True)]
-        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._averages, self._weights = _lists(pair for pair in pairs if pair[0].is_floating_point())
+        self._copies, self._counts = _lists(pair for pair in pairs if not pair[0].is_floating_point())
 
-    @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step != self._step:  # not on every batch where gradients are accumulated
             self._step = trainer.global_step
-            assert self.ema is not None
-            decay = self.ema.get_decay(self._step)
-            torch._foreach_lerp_(self._averages, self._raw, weight=1 - decay)  # as timm's, which lists them each time
-            for average, raw in self._counts:
-                average.copy_(raw)
+            self.update(self._step)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Average the weights after a step: timm's `update`, but that the tensors are listed once, not at each step."""
+        assert self.ema is not None
+        torch._foreach_lerp_(self._averages, self._weights, weight=1 - self.ema.get_decay(step))
+        torch._foreach_copy_(self._copies, self._counts)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.ema is not None
@@ -79,3 +82,8 @@ class EMA(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert self.ema is not None
         self.ema.module.load_state_dict(checkpoint["state_dict_ema"])
+
+
+def _lists(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    first, second = zip(*pairs, strict=True)
+    return list(first), list(second)

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import shutil
 import sys
 import textwrap
@@ -77,6 +78,7 @@ def run(main: Callable[[], object]) -> NoReturn:
             raise
         _leave()
     except Exception as error:
+        signals.stop.over()
         ours = isinstance(error, ESFormerError) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
         if ours:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -95,6 +97,9 @@ def _leave() -> NoReturn:
     code, words = signals.leave()
     if words:
         print(words, file=sys.stderr, flush=True)
+    if signals.under_slurm():  # which ends the processes of libraries too; to take leave of them takes time or fails
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -12,7 +12,11 @@ from pipelines import cli
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The whole main job."""
-    config = cli.parse(__doc__, argv)
+    config, flags = cli.parse_with(__doc__, argv, cli.DRY_RUN)
+    if flags.dry_run:
+        from pipelines.rehearsal import rehearse
+
+        return rehearse("full", config, argv)
     from pipelines.launch import prepare
     from pipelines.search import search, search_summary
     from pipelines.train import train

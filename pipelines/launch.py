@@ -84,7 +84,8 @@ def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger])
     if found.starter is not None:
         settings = found.settings()
         if found.world_size > 1:
-            settings["strategy"] = DDPStrategy(process_group_backend=BACKENDS if torch.cuda.is_available() else "gloo")
+            gpus = torch.cuda.is_available() and {config.search.accelerator, config.trainer.accelerator} != {"cpu"}
+            settings["strategy"] = DDPStrategy(process_group_backend=BACKENDS if gpus else "gloo")
     fabric = _fabric(config, callbacks=callbacks, loggers=list(made), **settings)
     fabric.launch()
     return fabric
@@ -137,6 +138,7 @@ def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:
         log_every_n_steps=t.log_every,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
+        benchmark=True,  # all images have one size
         enable_model_summary=False,
         default_root_dir=run.path,
     )

@@ -24,6 +24,8 @@ from esformer.errors import STOPPED
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 """What asks for a stop."""
+RUNNING = ("RUNNING", "SIGNALING")
+"""What SLURM calls a job that has not ended; the second while it is still sending a signal to it."""
 LATE = 3.0
 """Seconds by which a signal may reach one process of a job later than another."""
 PATIENCE = 60.0
@@ -141,9 +143,10 @@ def leave() -> tuple[int, str]:
     if not is_first():
         return 0, ""
     job = _job()
-    if job.get("JobState") == "RUNNING" and signal.SIGUSR1 not in stop.received and not _preempted(job):
+    running = job.get("JobState") in RUNNING
+    if running and signal.SIGUSR1 not in stop.received and not _preempted(job):
         return 1, "stopped by SIGTERM, which srun sends to all tasks of a job when one of them fails; see what it says"
-    if job.get("JobState") != "RUNNING" or job.get("BatchFlag") != "1":  # cancelled, or requeued by SLURM; no batch job
+    if not running or job.get("BatchFlag") != "1":  # cancelled, or requeued by SLURM; no batch job
         return STOPPED, going_on
     if failure := requeue():
         return STOPPED, f"stopped; submit the same job again, for it could not be requeued ({failure})"

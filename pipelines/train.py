@@ -38,22 +38,14 @@ def train(
     from lightning import seed_everything
 
     from esformer.training.data import ImageDataModule
-    from esformer.training.module import ESFormerModule, TrainingError
+    from esformer.training.module import TrainingError
     from pipelines import tracking
-    from pipelines.launch import trainer
+    from pipelines.launch import network, trainer
     from pipelines.signals import stop
 
     seed_everything(config.seed, verbose=False)
-    t = config.trainer
-    data = ImageDataModule(config.data, config.recipe, config.seed, t.accumulate)
-    assert config.data.num_classes is not None
-    module = ESFormerModule(
-        genotype, config.recipe, config.data.num_classes, config.data.img_size, provenance, t.max_skipped
-    )
-    if t.grad_checkpointing:
-        module.model.set_grad_checkpointing()
-    if t.compile:
-        module.model.compile()
+    data = ImageDataModule(config.data, config.recipe, config.seed, config.trainer.accumulate)
+    module = network(config, genotype, provenance)
     fit = trainer(config, run, loggers)
     _say_settings(config, fit, module)
     tracking.log_genotype(loggers, genotype)

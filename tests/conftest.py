@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,15 @@ def _light_process():
     gc.freeze()  # torch's million objects make every full collection slow
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """Pipelines that a test runs in this process leave their handlers."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

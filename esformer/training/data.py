@@ -2,6 +2,7 @@
 
 import logging
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -189,6 +190,7 @@ class ImageDataModule(LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             timeout=self.config.timeout if workers else 0,
+            worker_init_fn=outlive_sigterm,
             **settings,
         )
 
@@ -339,6 +341,14 @@ def collate(items: Sequence[Item]) -> Batch:
         np.array([item.place for item in items]),
         tuple(name for item in items for name in item.corrupt),
     )
+
+
+def outlive_sigterm(worker: int) -> None:
+    """Let a process that loads images work on when SIGTERM asks the training to stop; a second one ends it.
+
+    Where a cluster sends the signal to all processes of a job, the training could not save otherwise.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL) and None)
 
 
 def seed_all(*numbers: int) -> None:

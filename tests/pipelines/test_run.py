@@ -112,20 +112,25 @@ def test_a_started_run_refuses_damaged_or_other_files(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_cannot_be_read_is_named(tmp_path, workers):
+def test_images_that_cannot_be_read_are_named_and_skipped_up_to_a_limit(tmp_path, workers):
     for split in ("train", "val"):
         for label in ("a", "b"):
             (tmp_path / split / label).mkdir(parents=True)
             for i in range(8):
                 Image.new("RGB", (32, 32)).save(tmp_path / split / label / f"{i}.png")
-    (tmp_path / "train" / "b" / "3.png").write_text("no image")
+    for name in ("train/b/3.png", "val/a/2.png"):
+        (tmp_path / name).write_text("no image")
     (tmp_path / "train" / ".cache").mkdir()
     settings = ["data=folder", f"data.root={tmp_path}", "data.img_size=32", f"data.workers={workers}"]
-    settings += ["recipe=quick", "recipe.epochs=1", "recipe.batch_size=4", "genotype=efficientformerv2_s0", "run.dir=t"]
-    with pytest.raises(ESFormerError) as caught:
-        train.main(["wandb.mode=disabled", "trainer.accelerator=cpu", *settings])
-    assert str(caught.value).startswith(f"{tmp_path}/train/b/3.png is not an image that can be read")
-    assert "Traceback" not in str(caught.value)
+    settings += ["recipe=quick", "recipe.epochs=1", "recipe.batch_size=4", "genotype=efficientformerv2_s0"]
+    settings += ["wandb.mode=disabled", "trainer.accelerator=cpu"]
+    with pytest.raises(ESFormerError, match=r"is not an image that can be read .* more than data.max_corrupt=1 images"):
+        train.main([*settings, "data.max_corrupt=1", "run.dir=ended"])
+    train.main([*settings, "data.max_corrupt=2", "run.dir=t"])
+    said = (tmp_path / "t" / "log.txt").read_text()
+    for name in ("train/b/3.png", "val/a/2.png"):
+        assert f"{tmp_path}/{name} is not an image that can be read" in said
+    assert "skipped, the 2. of at most 2" in said
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,7 @@ PREEMPTED = "2026-01-01T00:00:00"
     [
         ([USR1], {}, STOPPED, True),  # the time limit comes
         ([USR1, TERM], {}, STOPPED, True),
+        ([USR1], {"state": "SIGNALING"}, STOPPED, True),  # it has not yet sent it to all
         ([TERM], {"preempted": PREEMPTED}, STOPPED, True),
         ([TERM], {}, 1, False),  # another rank has failed: a restart would fail again, and again
         ([USR1], {"batch": 0}, STOPPED, False),  # somebody sits at the allocation

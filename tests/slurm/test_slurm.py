@@ -13,7 +13,14 @@ from esformer.search.journal import read
 pytestmark = pytest.mark.slow
 
 TINY = ["--quick", "wandb.mode=offline", "trainer.accelerator=cpu", "search.img_size=33", "search.total=24"]
-TINY += ["search.start_length=4", "search.phase_length=4", "recipe.epochs=2", "recipe.batch_size=64", "data.limit=256"]
+TINY += [
+    "search.start_length=4",
+    "search.phase_length=4",
+    "recipe.epochs=2",
+    "recipe.batch_size=64",
+    "data.limit=256",
+    "data.workers=1",
+]
 EVALUATIONS = 24
 SAME = ("params", "macs", "search_evaluations", "search_score", "top1", "top5", "ema_top1", "ema_top5")
 URGENT = "sbatch --partition=urgent --nodes=2 --ntasks-per-node=2 --output=/dev/null --wrap 'sleep 1'"
