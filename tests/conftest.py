@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from warm import Warm
 
 from esformer.space import SearchSpace
@@ -26,12 +27,14 @@ def _light_process():
 
 
 @pytest.fixture(autouse=True)
-def _signals():
-    """Pipelines that a test runs in this process leave their handlers."""
+def _process():
+    """Pipelines that a test runs in this process leave their signal handlers, and their rank."""
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    rank = rank_zero_only.rank
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+    rank_zero_only.rank = rank
 
 
 @pytest.fixture(autouse=True)
