@@ -242,7 +242,8 @@ def train(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
 
     genotype = ablation.path / "search" / entry.name / "genotype.yaml"
     run = RunFolder(ablation.path / "training" / entry.name, ablation.command)
-    arguments = [*entry.arguments, f"genotype={genotype}", f"run.dir={run.path}"]
+    group = config.wandb.group or ablation.path.resolve().name
+    arguments = [*entry.arguments, f"genotype={genotype}", f"run.dir={run.path}", f"wandb.group={group}"]
     if reached := _read(run.summary):
         settings = to_yaml(replace(cli.parse("", arguments), data=config.data))
         run.agree(run.config, "python -m pipelines.train", settings)

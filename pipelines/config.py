@@ -113,7 +113,7 @@ class TrainerConfig:
     compile: bool = False
     """Compile the network with torch.compile: minutes at the start, faster steps after."""
     grad_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, slower steps."""
+    """Recompute activations in the backward pass: less memory, slower steps. Norm statistics then move twice a step."""
     save_minutes: float = 15
     """Minutes between two checkpoints within an epoch; there is one after each epoch, and one when a signal comes."""
     max_skipped: int = 10
@@ -130,6 +130,8 @@ class TrainerConfig:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         if not 0 < self.save_minutes < math.inf:
             raise ConfigError(f"save_minutes is {self.save_minutes}; it must be above 0")
+        if self.compile and self.grad_checkpointing:
+            raise ConfigError("compile and grad_checkpointing are both true, and do not work together; choose one")
         if self.max_skipped < 0:
             raise ConfigError(f"max_skipped is {self.max_skipped}; it must be at least 0")
 

@@ -18,7 +18,6 @@ from callbacks.checkpoints import Checkpoints, WholeFiles
 from callbacks.ema import EMA
 from callbacks.pictures import History
 from callbacks.progress import EpochLines, TrainingBar
-from callbacks.seeding import StepSeed
 from callbacks.speed import Speed
 from esformer.genotype import Genotype
 from esformer.training.data import ImageDataModule, Place, device_batch_size
@@ -103,9 +102,7 @@ def network(config: Config, genotype: Genotype, provenance: dict[str, Any] | Non
     """What a run of this configuration trains."""
     c, t = config, config.trainer
     assert c.data.num_classes is not None
-    module = ESFormerModule(
-        genotype, c.recipe, c.data.num_classes, c.data.img_size, provenance, max_skipped=t.max_skipped
-    )
+    module = ESFormerModule(genotype, c.recipe, c.data.num_classes, c.data.img_size, provenance, t.max_skipped, c.seed)
     if t.grad_checkpointing:
         module.model.set_grad_checkpointing()
     if t.compile:
@@ -122,7 +119,6 @@ def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:
     speed = Speed(r.batch_size, t.log_every)
     callbacks: list[Callback] = [
         *([EMA(r.ema_decay)] if r.ema else []),
-        StepSeed(config.seed),
         speed,
         History(run.path, speed),
         EpochLines(speed, every=None if bar else 60),

@@ -22,6 +22,7 @@ from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
 from esformer.training.data import IGNORE, Batch, ImageDataModule
+from esformer.training.paths import PathDrops
 from esformer.training.recipe import Recipe
 
 log = logging.getLogger("esformer")
@@ -41,6 +42,7 @@ class ESFormerModule(LightningModule):
         img_size: their height and width in pixels.
         provenance: whatever should travel with the weights, such as the search that found the genotype.
         max_skipped: steps in a row that may be skipped because their loss or gradient is not finite.
+        seed: of stochastic depth.
 
     Raises:
         TrainingError: in training, when one more step than that is not finite.
@@ -54,6 +56,7 @@ class ESFormerModule(LightningModule):
         img_size: int = 224,
         provenance: dict[str, Any] | None = None,
         max_skipped: int = 10,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         genotype = genotype if isinstance(genotype, Genotype) else Genotype.from_dict(genotype)
@@ -70,6 +73,7 @@ class ESFormerModule(LightningModule):
         self.recipe = recipe
         network = ESFormer(genotype, num_classes, img_size=img_size, drop_path_rate=recipe.drop_path)
         self.model = network.to(memory_format=torch.channels_last)  # twice as fast, on the CPU too
+        self.paths = PathDrops(self.model, seed)
         self.loss = BinaryCrossEntropy(smoothing=recipe.smoothing)
         self.train_loss = RunningLoss()
         self.val_loss = MeanMetric()
@@ -87,6 +91,7 @@ class ESFormerModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._places = batch.places
+        self.paths.draw(batch.places, batch.images.device)
         loss = self.loss(self(batch.images), batch.targets)
         self.train_loss.update(loss.detach())
         self.log("train/loss", loss.detach(), on_step=True, on_epoch=False)

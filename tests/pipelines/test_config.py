@@ -79,6 +79,8 @@ def test_choices_come_before_single_settings():
         ("seed=1.5", "seed: Value '1.5'"),
         ("seed=-1", "seed is -1; it must be from 0 to 4294967295"),
         ("trainer.devices=0", "trainer.devices is 0; it must be at least 1"),
+        ("trainer.save_minutes=0", "trainer.save_minutes is 0.0; it must be above 0"),
+        ("trainer.max_skipped=-1", "trainer.max_skipped is -1; it must be at least 0"),
         ("data.workers=-1", "data.workers is -1; it must be at least 0"),
         ("data.img_size=16", "data.img_size is 16; it must be at least 32"),
         ("data.mean=[0,0]", "data.mean is [0.0, 0.0]; it must be 3 numbers"),

@@ -22,10 +22,11 @@ def folder(digits_in_folders):
 
 @pytest.fixture
 def runs(warm, folder, tmp_path):
-    """The same training on one process and on two, with all of a recipe but stochastic depth; and what they say."""
+    """The same training on one process and on two, with all that a recipe has; and what they say."""
     data = ["data=folder", f"data.root={folder}", "data.img_size=32", "data.workers=0"]
     recipe = ["recipe=quick", "recipe.epochs=2", "recipe.batch_size=40", "genotype=efficientformerv2_s0"]
     recipe += ["recipe.random_erasing=0.25", "recipe.auto_augment=rand-m9-n1", "recipe.mixup_prob=1.0"]
+    recipe += ["recipe.drop_path=0.3"]
     machine = ["trainer.accelerator=cpu", "trainer.sync_batchnorm=true", "wandb.mode=disabled"]
     command = ["pipelines.train", *data, *recipe, *machine]
     one = warm.start([*command, f"run.dir={tmp_path / 'one'}"]).finish()

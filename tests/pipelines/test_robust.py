@@ -9,6 +9,7 @@ import torch
 import esformer
 from esformer.checkpoint import read
 from pipelines import train
+from pipelines.config import ConfigError, compose
 
 QUICK = ["--quick", "wandb.mode=disabled", "trainer.accelerator=cpu", "recipe.batch_size=128", "data.limit=512"]
 
@@ -63,20 +64,29 @@ def test_images_that_vanish_end_it(tmp_path, smallest, warm, digits_in_folders):
 
 
 @pytest.mark.slow
-def test_ways_to_save_time_and_memory_leave_ordinary_checkpoints(tmp_path, smallest, monkeypatch):
-    compiled, compile_ = [], torch.nn.Module.compile
+@pytest.mark.parametrize("way", ["trainer.compile=true", "trainer.grad_checkpointing=true"])
+def test_ways_to_save_time_and_memory_leave_ordinary_checkpoints(tmp_path, smallest, monkeypatch, way):
+    networks, compile_ = [], torch.nn.Module.compile
 
     def eagerly(network):
-        compiled.append(network)
+        networks.append(network)
         compile_(network, backend="eager")  # inductor takes minutes
 
     monkeypatch.setattr(torch.nn.Module, "compile", eagerly)
-    ways = ["trainer.compile=true", "trainer.grad_checkpointing=true", "trainer.precision=bf16-mixed"]
-    summary = train.main([*QUICK, *ways, f"genotype={smallest}", "recipe.epochs=1", f"run.dir={tmp_path / 'r'}"])
-    assert len(compiled) == 1
-    assert compiled[0].grad_checkpointing
+    set_ = esformer.ESFormer.set_grad_checkpointing
+    monkeypatch.setattr(
+        esformer.ESFormer, "set_grad_checkpointing", lambda network: (networks.append(network), set_(network))
+    )
+    settings = [way, "trainer.precision=bf16-mixed", "recipe.drop_path=0.1", "recipe.epochs=1"]
+    summary = train.main([*QUICK, *settings, f"genotype={smallest}", f"run.dir={tmp_path / 'r'}"])
+    assert [type(network) for network in networks] == [esformer.ESFormer]
     checkpoint = read(summary["checkpoint"])
     for part in ("state_dict", "state_dict_ema"):
         assert all("_orig_mod" not in name and "module." not in name for name in checkpoint[part])
         assert all(value.dtype != torch.bfloat16 for value in checkpoint[part].values())
     assert esformer.load(summary["checkpoint"])(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_those_that_do_not_go_together_are_refused():
+    with pytest.raises(ConfigError, match=r"trainer\.compile and grad_checkpointing are both true"):
+        compose("S0", overrides=["trainer.compile=true", "trainer.grad_checkpointing=true"])
