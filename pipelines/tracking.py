@@ -164,9 +164,14 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
     import wandb
     from omegaconf import OmegaConf
 
-    wandb.setup(wandb.Settings(silent=True))
+    os.environ.pop("WANDB_SERVICE", None)  # of whoever submitted the job, perhaps on another machine or long gone
+    try:
+        wandb.setup(wandb.Settings(silent=True))
+        known = mode != "offline" and wandb.login(prompt=False, verify=False)  # asks no server
+    except Exception as error:
+        log.warning("W&B cannot start (%s); this session goes on without it", _reason(error))
+        return []
     if mode in ("auto", "online"):
-        known = wandb.login(prompt=False, verify=False)  # asks no server
         if mode == "online" and not known:
             raise ConfigError("wandb.mode=online needs a login; type `wandb login`, or choose wandb.mode=offline")
         mode = "online" if known else "offline"

@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import gc
+import logging
 import os
 import random
 import signal
@@ -28,13 +29,16 @@ def _light_process():
 
 @pytest.fixture(autouse=True)
 def _process():
-    """Pipelines that a test runs in this process leave their signal handlers, and their rank."""
+    """Pipelines that a test runs in this process leave signal handlers, a rank, a logger of their own and W&B's."""
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
-    rank = rank_zero_only.rank
+    rank, log = rank_zero_only.rank, logging.getLogger("esformer")
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
     rank_zero_only.rank = rank
+    log.propagate, log.handlers = True, []
+    log.setLevel(logging.NOTSET)
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 @pytest.fixture(autouse=True)

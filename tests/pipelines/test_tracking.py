@@ -26,7 +26,6 @@ from pipelines.run import RunFolder
 
 @pytest.fixture(autouse=True)
 def _no_login(tmp_path, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("esformer"), "propagate", True)  # pipelines of other tests turned it off
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

@@ -107,7 +107,9 @@ def test_workers_end_with_their_parent(tmp_path, how):
     (tmp_path / "parent.py").write_text(PARENT)
     command = [sys.executable, tmp_path / "parent.py", Path(__file__).parent]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 (tests may run in the background)
+    parent = subprocess.Popen(command, env=env, preexec_fn=listen, **pipes)
     line = parent.stdout.readline()
     assert re.fullmatch(r"\d+ \d+\n", line), parent.communicate()[1]
     os.kill(parent.pid, how)
