@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from esformer.checkpoint import CheckpointError
 from esformer.errors import STOPPED
 
 log = logging.getLogger("esformer")
@@ -74,6 +76,12 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
+        least, most = -_highest(-trainer.global_step), _highest(trainer.global_step)
+        if least != most:
+            raise CheckpointError(
+                f"processes went on from different checkpoints, of steps {least} and {most}: do all nodes see the same"
+                f" {self.last.parent}?"
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches:
@@ -95,9 +103,9 @@ class Checkpoints(Checkpoint):
         score = float(trainer.callback_metrics[self.monitor])
         better = score > self.best_score
         self.best_score = max(score, self.best_score)
-        self._save(trainer)
-        if better:
+        if better:  # first, for the last one says that the best one is there
             trainer.save_checkpoint(self.best)
+        self._save(trainer)
         if self._agree(trainer) == STOP:
             self._stop(trainer)
 
@@ -114,7 +122,8 @@ class Checkpoints(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Steps stay what they are if another number of batches makes a step than before."""
-        before, now = checkpoint["accumulate"], trainer.accumulate_grad_batches
+        now = trainer.accumulate_grad_batches
+        before = checkpoint.get("accumulate", now)  # those of older versions do not say
         if before != now:
             loop = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             for progress in loop["total"], loop["current"]:
@@ -132,6 +141,13 @@ class Checkpoints(Checkpoint):
         """What all ranks do now. Ranks that decided for themselves would wait for each other for ever."""
         due = time.monotonic() - self._saved_at > self.minutes * 60
         mine = STOP if self.asked() else SAVE if due else GO_ON
-        if trainer.world_size == 1:
-            return mine
-        return int(trainer.strategy.reduce(torch.tensor(mine, device=trainer.strategy.root_device), reduce_op="max"))
+        return _highest(mine)
+
+
+def _highest(number: int) -> int:
+    """The highest number of all ranks; found on the CPU, for a GPU would have to finish all that it has to do first."""
+    if not dist.is_initialized():
+        return number
+    highest = torch.tensor(number)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int(highest)

@@ -163,6 +163,7 @@ class TrainingBar(Callback):
         self._task = TaskID(0)
         self._next = self._next_loss = 0.0
         self._loss: float | None = None
+        self._top1: list[str] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._show(trainer)
@@ -172,6 +173,8 @@ class TrainingBar(Callback):
             self._show(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        known = [trainer.callback_metrics.get(name) for name in ("val/top1", "val/ema_top1")]
+        self._top1 = [f"{value:.3f}" for value in known if value is not None]
         self._show(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,9 +205,8 @@ class TrainingBar(Callback):
         if self._loss is None or time.monotonic() >= self._next_loss:
             self._next_loss, self._loss = time.monotonic() + READ, _loss(trainer)
         told = [] if self._loss is None else [f"loss {self._loss:.3f}"]
-        top1 = [trainer.callback_metrics.get(name) for name in ("val/top1", "val/ema_top1")]
-        if known := [f"{value:.3f}" for value in top1 if value is not None]:
-            told.append(f"top-1 {' / '.join(known)}")
+        if self._top1:
+            told.append(f"top-1 {' / '.join(self._top1)}")
         steps = self.speed.steps_per_epoch
         done = trainer.global_step - trainer.current_epoch * steps
         self._draw(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", done, steps, *told, *_speed(self.speed))
@@ -246,13 +248,14 @@ def _place(trainer: Trainer, speed: Speed) -> str:
 def _speed(speed: Speed) -> list[str]:
     told = [] if speed.images_per_second is None else [f"{speed.images_per_second:,.0f} images/s"]
     left = speed.seconds_left
-    return [*told, f"{_time(left)} left"] if left else told
+    return [*told, f"{duration(left)} left"] if left else told
 
 
 def _scores(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{proxy} {score:.5g}" for proxy, score in scores.items())
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as 45 s, 12 min or 3.5 h."""
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

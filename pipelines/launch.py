@@ -9,9 +9,10 @@ import torch
 from lightning import Trainer
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.strategies import DDPStrategy as FabricDDP
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.checkpoints import Checkpoints, WholeFiles
@@ -32,7 +33,7 @@ from pipelines.search import stage
 from pipelines.signals import stop
 
 BACKENDS = "cpu:gloo,cuda:nccl"
-"""How the processes of a search speak with each other, and then those of the training."""
+"""How processes speak with each other where there are GPUs: what is on the CPU does not wait for them."""
 
 
 @contextmanager
@@ -83,8 +84,7 @@ def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger])
     if found.starter is not None:
         settings = found.settings()
         if found.world_size > 1:
-            gpus = torch.cuda.is_available() and {config.search.accelerator, config.trainer.accelerator} != {"cpu"}
-            settings["strategy"] = DDPStrategy(process_group_backend=BACKENDS if gpus else "gloo")
+            settings["strategy"] = FabricDDP(process_group_backend=_backend(config))
     fabric = _fabric(config, callbacks=callbacks, loggers=list(made), **settings)
     fabric.launch()
     return fabric
@@ -146,15 +146,22 @@ def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:
 
 
 def _machine(config: Config) -> dict[str, Any]:
-    t = config.trainer
-    settings = processes(config).settings()
+    t, found = config.trainer, processes(config)
+    settings = found.settings()
+    several = found.world_size > 1 and t.strategy in ("auto", "ddp")
     return settings | {
         "plugins": [*settings["plugins"], WholeFiles(), *([SyncNorms()] if t.sync_batchnorm else [])],
         "accelerator": t.accelerator,
-        "strategy": t.strategy,
+        "strategy": DDPStrategy(process_group_backend=_backend(config)) if several else t.strategy,
         "precision": t.precision,
         "use_distributed_sampler": False,  # ours give each rank its share
     }
+
+
+def _backend(config: Config) -> str:
+    """The same for the search and the training, which share their connections."""
+    on_gpus = torch.cuda.is_available() and {config.search.accelerator, config.trainer.accelerator} != {"cpu"}
+    return BACKENDS if on_gpus else "gloo"
 
 
 def _check_training(config: Config) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
+from callbacks.progress import duration
 from esformer.genotype import Genotype
 from esformer.model.cost import cost
 from esformer.training.data import ImageDataModule
@@ -33,9 +34,9 @@ log = logging.getLogger("esformer")
 
 PARTS = ("search", "training", "validation")
 STEPS = 4
-"""Steps of the training; the first does not count."""
+"""Steps of the training that are measured, and one before them."""
 BATCHES = 3
-"""Batches of the validation; the first does not count."""
+"""Batches of the validation that are measured, and one before them."""
 EVALUATIONS = 8
 """Of the search in each of its three kinds of phases, or as many as there are processes that score, if more."""
 
@@ -101,7 +102,7 @@ def rehearse_training(config: Config, genotype: Genotype, folder: Path) -> dict[
     """
     run = RunFolder(folder, "")
     log.info("rehearsing the training")
-    watch = Watch(STEPS)
+    watch = Watch(STEPS + 2 * config.data.workers)  # so many batches lie ready before the first step
     _fit(config, genotype, run, watch)
     log.info("rehearsing how it goes on from a checkpoint")
     again = Watch(watch.stop_at + 1)
@@ -117,7 +118,7 @@ def _fit(config: Config, genotype: Genotype, run: RunFolder, watch: "Watch", res
     data = ImageDataModule(config.data, config.recipe, config.seed, config.trainer.accumulate)
     fit = trainer(config, run, [])
     fit.callbacks.append(watch)  # type: ignore[attr-defined]
-    fit.limit_val_batches = BATCHES
+    fit.limit_val_batches = BATCHES + 2 * config.data.workers
     fit.fit(network(config, genotype), data, ckpt_path=resume, weights_only=True)
 
 
@@ -181,7 +182,7 @@ class Watch(Callback):
 
     def found(self) -> dict[str, Any]:
         """Steps, memory and times."""
-        step, batch = _pace(self._steps), _pace(self._batches)
+        step, batch = _pace(self._steps, STEPS - 1), _pace(self._batches, BATCHES - 1)
         return {
             **self._facts,
             "images_per_second": self._facts["images_per_step"] / step,
@@ -196,10 +197,10 @@ def _wait(trainer: Trainer) -> None:
         torch.cuda.synchronize(device)
 
 
-def _pace(moments: list[float]) -> float:
-    """Seconds between two moments; the first of several intervals begins with workers that start and is left out."""
+def _pace(moments: list[float], last: int) -> float:
+    """Seconds between two moments, of the last ones; the first of several begins with workers that start."""
     between = [b - a for a, b in itertools.pairwise(moments)]
-    return statistics.fmean(between[1:] or between)
+    return statistics.fmean(between[1:][-last:] or between)
 
 
 def _device(device: torch.device) -> str:
@@ -231,13 +232,6 @@ def _estimate(found: dict[str, Any]) -> dict[str, Any]:
     """How long the run takes in all."""
     seconds = sum(found.get(f"{part}_seconds", 0.0) for part in PARTS)
     return {"seconds": seconds, "end": (datetime.now() + timedelta(seconds=seconds)).strftime("%Y-%m-%d %H:%M")}
-
-
-def duration(seconds: float) -> str:
-    """Such as 45 s, 12 min or 3.5 h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def readable(found: dict[str, Any]) -> dict[str, Any]:

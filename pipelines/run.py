@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from callbacks.checkpoints import BEST, LAST, PREVIOUS
 from esformer.atomic import write_text
 from pipelines.config import Config, ConfigError, differences, to_yaml
 
@@ -154,9 +155,7 @@ class RunFolder(Folder):
         self.genotype = path / "genotype.yaml"
         self.journal = path / "journal.jsonl"
         self.checkpoints = path / "checkpoints"
-        self.last = self.checkpoints / "last.ckpt"
-        self.previous = self.checkpoints / "previous.ckpt"
-        self.best = self.checkpoints / "best.ckpt"
+        self.last, self.previous, self.best = (self.checkpoints / name for name in (LAST, PREVIOUS, BEST))
         self.summary = path / "summary.json"
         self.wandb_id = path / "wandb_id"
 

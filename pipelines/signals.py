@@ -134,14 +134,15 @@ def caused(error: Exception) -> bool:
 def leave() -> tuple[int, str]:
     """What remains to be done when the work has stopped: have SLURM start the job again. Gives exit code and words.
 
-    Under SLURM only the first process ends with 75. srun ends the whole job as soon as a task fails, so a rank that is
-    sooner done would not let the first one finish its logs and ask SLURM to start the job again.
+    Only the first process ends with 75, but under torchrun. srun, and Lightning where it started the others itself, end
+    the whole job as soon as a process fails, so one that is sooner done would not let the first one finish its logs and
+    ask SLURM to start the job again.
     """
     going_on = "stopped; the same command goes on from here"
-    if not under_slurm():
-        return STOPPED, going_on if is_first() else ""
     if not is_first():
-        return 0, ""
+        return (STOPPED if "TORCHELASTIC_RUN_ID" in os.environ else 0), ""
+    if not under_slurm():
+        return STOPPED, going_on
     job = _job()
     running = job.get("JobState") in RUNNING
     if running and signal.SIGUSR1 not in stop.received and not _preempted(job):

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,6 @@ def train(
     from lightning import seed_everything
 
     from esformer.training.data import ImageDataModule
-    from esformer.training.module import TrainingError
     from pipelines import tracking
     from pipelines.launch import network, trainer
     from pipelines.signals import stop
@@ -53,11 +53,10 @@ def train(
     try:
         with stop.deferred():  # Checkpoints sees to signals
             fit.fit(module, data, ckpt_path=resume, weights_only=True)
-    except TrainingError as error:
-        good = f"the last good checkpoint is {run.last}" if run.last.exists() else "there is no checkpoint yet"
-        raise TrainingError(f"{error}; {good}") from None
-    except RuntimeError as error:
-        raise _explained(error, config) from None
+    except Exception as error:
+        if fit.strategy.launcher is not None:  # Lightning's own processes could wait for this one for ever
+            fit.strategy.launcher.kill(signal.SIGKILL)
+        raise _explained(error, config, run) from None
     except SystemExit as error:
         if error.code == 1 and fit.interrupted:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
@@ -74,12 +73,17 @@ def train(
     }
 
 
-def _explained(error: RuntimeError, config: Config) -> Exception:
+def _explained(error: Exception, config: Config, run: "RunFolder") -> Exception:
     """What PyTorch says of worker processes and of other ranks, in words for people; anything else as it is."""
     from esformer.training.datasets import DataError
     from esformer.training.module import TrainingError
 
     text = str(error)
+    if isinstance(error, TrainingError):
+        good = f"the last good checkpoint is {run.last}" if run.last.exists() else "there is no checkpoint yet"
+        return TrainingError(f"{text}; {good}")
+    if not isinstance(error, RuntimeError):
+        return error
     if "DataLoader timed out" in text:
         where = config.data.root or config.data.name
         return DataError(
@@ -89,7 +93,7 @@ def _explained(error: RuntimeError, config: Config) -> Exception:
         return DataError(
             f"a process that loads images was {match[1]}, most likely for want of memory: try fewer data.workers"
         )
-    if re.search("Connection closed by peer|Connection reset by peer|Broken pipe|NCCL|[Gg]loo|store", text):
+    if re.search("Connection closed by peer|Connection reset by peer|Broken pipe", text):
         return TrainingError("another process of this training is gone; see what it said. The same command goes on")
     return error
 

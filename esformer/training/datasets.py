@@ -64,7 +64,7 @@ class DataConfig:
     limit: int | None = None
     """Train on so many images only, drawn at random, the same for every seed; null is all."""
     max_corrupt: int = 100
-    """Images that cannot be read and are skipped, each with its name in the log; one more ends the training."""
+    """Images that a device may find unreadable; each is named in the log and skipped. One more ends the training."""
     timeout: float = 50
     """Seconds to wait for a batch before the images are given up for lost (with workers)."""
     workers: int = 4

@@ -93,8 +93,9 @@ class ESFormerModule(LightningModule):
         self._places = batch.places
         self.paths.draw(batch.places, batch.images.device)
         loss = self.loss(self(batch.images), batch.targets)
-        self.train_loss.update(loss.detach())
-        self.log("train/loss", loss.detach(), on_step=True, on_epoch=False)
+        self._loss = loss.detach()
+        self.train_loss.update(self._loss, len(batch.images))
+        self.log("train/loss", self._loss, on_step=True, on_epoch=False)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -117,7 +118,8 @@ class ESFormerModule(LightningModule):
         self.log_dict({f"val/{name}": metric for name, metric in self.val_accuracy.items()}, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
-        fused = self.trainer.precision != "16-mixed"  # Lightning unscales float16's gradients only for others
+        # with float16 Lightning unscales the gradients of other kinds only; None leaves the kind to PyTorch
+        fused = True if self.trainer.precision != "16-mixed" else None
         optimizer = create_optimizer_v2(self.model, "adamw", self.recipe.lr, self.recipe.weight_decay, fused=fused)
         schedule = LambdaLR(optimizer, lambda step: lr_factor(step, self._steps, self.recipe))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -141,21 +143,22 @@ class ESFormerModule(LightningModule):
         """The recipe's clipping; as in timm, adaptive clipping leaves the classifier out.
 
         A step whose gradient is not finite is skipped: the optimiser finds no gradients, so it changes nothing, and the
-        norm statistics are those from before. All ranks have the same gradients, so they decide alike.
+        norm statistics are those from before. All ranks have the same gradients, so they decide alike. They look after
+        the clipping, for looking waits for the device.
         """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.log("train/grad_norm", norm, on_step=True, on_epoch=False)
-        if not norm.isfinite():
-            self._skip()
-            return
-        self.skipped = 0
-        torch._foreach_copy_(self._good, self._statistics)
         if self.recipe.clip_grad > 0 and self.recipe.clip_mode == "norm":
             nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip_grad, norm)
         elif self.recipe.clip_grad > 0:
             head = set(self.model.get_classifier().parameters()) if self.recipe.clip_mode == "agc" else set()
             dispatch_clip_grad([p for p in parameters if p not in head], self.recipe.clip_grad, self.recipe.clip_mode)
+        if norm.isfinite():
+            self.skipped = 0
+            torch._foreach_copy_(self._good, self._statistics)
+        else:
+            self._skip()
 
     @property
     def _data(self) -> Any:
@@ -173,7 +176,8 @@ class ESFormerModule(LightningModule):
             message += f", whose images on this rank are {first} and {len(self._places) - 3} more"
         if self.skipped > self.max_skipped:
             raise TrainingError(f"{message}; nor was it in the {self.max_skipped} steps before, which were skipped")
-        log.warning("%s; the step is skipped", message)
+        ours = not self._loss.isfinite()  # rank 0 speaks always, the others if it was they
+        log.log(logging.ERROR if ours else logging.WARNING, "%s; the step is skipped", message)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["train_loss"] = self.train_loss.state()
@@ -184,15 +188,15 @@ class ESFormerModule(LightningModule):
 
 
 class RunningLoss:
-    """The mean loss of an epoch over all ranks, which a resumed epoch goes on with."""
+    """The mean loss of an epoch's images over all ranks, which a resumed epoch goes on with."""
 
     def __init__(self) -> None:
-        self.values = torch.zeros(2, dtype=torch.float64)  # sum and count of this rank
+        self.values = torch.zeros(2, dtype=torch.float64)  # this rank's sum, and how many images it is of
 
-    def update(self, loss: Tensor) -> None:
-        """Take a step's loss, if it is finite."""
+    def update(self, loss: Tensor, images: int) -> None:
+        """Take the mean loss of so many images, if it is finite."""
         finite = loss.isfinite()
-        self.values = self.values.to(loss.device) + torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), finite])
+        self.values = self.values.to(loss.device) + images * torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), finite])
 
     def compute(self) -> Tensor:
         """The mean so far; a collective."""
@@ -204,7 +208,7 @@ class RunningLoss:
         self.values = torch.zeros_like(self.values)
 
     def state(self) -> list[list[float]]:
-        """Sum and count of each rank; a collective."""
+        """Sum and number of images of each rank; a collective."""
         return self._all_ranks().tolist()
 
     def load(self, state: list[list[float]]) -> None:
@@ -219,8 +223,9 @@ class RunningLoss:
     def _all_ranks(self) -> Tensor:
         if not dist.is_initialized():
             return self.values[None]
-        values = [torch.empty_like(self.values) for _ in range(dist.get_world_size())]
-        dist.all_gather(values, self.values)
+        mine = self.values.cpu()
+        values = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(values, mine)
         return torch.stack(values)
 
 

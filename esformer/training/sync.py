@@ -54,6 +54,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
+        kind, images = images.dtype, images.float()
         count = images.numel() // self.num_features * dist.get_world_size()
         mean = SumOfRanks.apply(images.sum((0, 2, 3))) / count
         centred = images - mean[:, None, None]
@@ -63,7 +64,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(kind)
 
 
 class SyncedBatchNormAct2d(BatchNormAct2d):

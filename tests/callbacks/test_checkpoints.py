@@ -3,12 +3,14 @@
 import errno
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from callbacks import checkpoints
 from callbacks.checkpoints import GO_ON, SAVE, STOP, Checkpoints, WholeFiles
-from esformer.checkpoint import read
+from esformer.checkpoint import CheckpointError, read
 from esformer.errors import STOPPED
 from pipelines import train
 
@@ -124,6 +126,32 @@ def test_killed_after_a_checkpoint_within_an_epoch(tmp_path, calm, orders, monke
     assert read(tmp_path / "r" / "checkpoints" / "last.ckpt")["global_step"] == 6
     run(tmp_path / "r", "data.workers=1")
     assert_same(tmp_path / "r", calm)
+
+
+@pytest.mark.slow
+def test_the_best_one_is_there_when_the_last_one_says_so(tmp_path, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    def best_score(name):
+        return read(tmp_path / "r" / "checkpoints" / name)["callbacks"]["Checkpoints"]["best_score"]
+
+    monkeypatch.setattr(Checkpoints, "_save", die)  # a kill between the two
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "r")
+    assert not (tmp_path / "r" / "checkpoints" / "last.ckpt").exists()
+    assert best_score("best.ckpt") > 0
+    monkeypatch.undo()
+    run(tmp_path / "r")
+    assert best_score("best.ckpt") == best_score("last.ckpt")
+
+
+def test_processes_that_went_on_from_different_checkpoints_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        checkpoints, "_highest", lambda number: max(number, 12 if number > 0 else -12)
+    )  # another rank is at step 12
+    with pytest.raises(CheckpointError, match="different checkpoints, of steps 10 and 12: do all nodes see the same"):
+        Checkpoints(tmp_path, "val/top1", 1).on_train_start(SimpleNamespace(global_step=10), None)
 
 
 @pytest.mark.slow

@@ -2,12 +2,16 @@
 
 import csv
 import json
+import re
+import signal
+import time
 
 import pytest
 import torch
 
 import esformer
 from esformer.checkpoint import read
+from esformer.errors import STOPPED
 from esformer.training.data import ImageDataModule, Place, collate
 from esformer.training.datasets import DataConfig
 from esformer.training.recipe import Recipe
@@ -31,24 +35,34 @@ def runs(warm, folder, tmp_path):
     command = ["pipelines.train", *data, *recipe, *machine]
     one = warm.start([*command, f"run.dir={tmp_path / 'one'}"]).finish()
     two = [process.finish() for process in warm.start_ranks(2, [*command, f"run.dir={tmp_path / 'two'}"])]
+    command += [f"run.dir={tmp_path / 'both'}", "trainer.log_every=1"]  # two, and after a stop in the second epoch one
+    ranks, steps = warm.start_ranks(2, command), tmp_path / "both" / "steps.csv"
+    while not steps.exists() or steps.read_text().count("\n") <= 6:
+        assert ranks[0].poll() is None, ranks[0].output
+        time.sleep(0.01)
+    ranks[1].send_signal(signal.SIGUSR1)
+    assert [rank.wait(60) for rank in ranks] == [STOPPED, STOPPED], ranks[0].output
+    assert re.search("asked to stop in epoch 2, step [6-9]", ranks[0].output)
+    warm.start(command).finish()
     return tmp_path, [one, "".join(two)]
 
 
 @pytest.mark.slow
 def test_two_processes(runs, folder):
     root, said = runs
-    have_the_same_losses_as_one(root)
+    for name in ("two", "both"):
+        has_the_same_losses_as_one(root, name)
     count_each_image_once(root, said, folder)
 
 
-def have_the_same_losses_as_one(root):
-    one, two = (list(csv.DictReader((root / name / "metrics.csv").open())) for name in ("one", "two"))
+def has_the_same_losses_as_one(root, other):
+    one, two = (list(csv.DictReader((root / name / "metrics.csv").open())) for name in ("one", other))
     assert len(one) == len(two) == 2
     for a, b in zip(one, two, strict=True):
         assert a["step"] == b["step"]
         assert float(b["train/loss"]) == pytest.approx(float(a["train/loss"]), rel=1e-5)
         assert float(b["val/loss"]) == pytest.approx(float(a["val/loss"]), rel=1e-2)  # 200 images' norm statistics
-    ours, theirs = (read(root / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("two", "one"))
+    ours, theirs = (read(root / name / "checkpoints" / "last.ckpt")["state_dict"] for name in (other, "one"))
     for name, value in theirs.items():
         if value.ndim > 1:  # the gradient of a bias before a norm is nothing but rounding errors
             assert (ours[name] - value).norm() <= 1e-3 * value.norm(), name

@@ -196,12 +196,13 @@ def test_a_step_that_is_not_finite_changes_nothing(caplog):
 def test_the_mean_loss_goes_on_after_a_restart_and_leaves_out_what_is_not_finite():
     mean, again = RunningLoss(), RunningLoss()
     for loss in (1.0, float("nan"), 2.0, float("inf")):
-        mean.update(torch.tensor(loss))
+        mean.update(torch.tensor(loss), images=4)
     again.load(mean.state())
-    again.update(torch.tensor(6.0))
-    assert again.compute() == 3.0
-    again.load([[1.0, 1], [2.0, 1]])  # of two ranks
-    assert again.compute() == 1.5
+    again.update(torch.tensor(6.0), images=8)
+    assert again.compute() == 3.75
+    again.load([[4.0, 4], [8.0, 4]])  # of two ranks
+    again.update(torch.tensor(3.0), images=8)
+    assert again.compute() == 2.25
 
 
 def test_too_many_in_a_row_end_the_training():
