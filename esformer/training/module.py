@@ -102,7 +102,7 @@ class ESFormerModule(LightningModule):
         broadcast_buffers(self.model)
         if self.trainer.state.fn == "fit":
             loss = self.train_loss.compute()  # here, for callbacks to find it after the epoch
-            self.log("train/loss_epoch", loss, sync_dist=True)
+            self.log("train/loss_epoch", loss.to(self.device), sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         self.train_loss.reset()
