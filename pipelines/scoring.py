@@ -238,7 +238,8 @@ def read_batch(folder: Path, size: int, num_classes: int, img_size: int, seed: i
     """
     from PIL import Image
 
-    from esformer.training.images import Folder, read_image
+    from esformer.training.images import read_image
+    from esformer.training.sources import Folder
 
     folder = folder / "train" if (folder / "train").is_dir() else folder
     if not folder.is_dir():

@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from esformer.training.datasets import CorruptImage, DataConfig, DataError, torchvision_cifar10
-from esformer.training.sources import Folder, Source, gone, open_source, read_file
-
-__all__ = ["Folder", "ImageDataset", "build", "decode", "read_image"]
+from esformer.training.sources import Source, gone, open_source, read_file
 
 LIMIT_SEED = 0
 """Of the images that data.limit draws: the same ones in all runs, so that seeds differ in training alone."""

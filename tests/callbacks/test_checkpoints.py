@@ -67,6 +67,8 @@ def assert_same(folder, calm):
         for name, value in theirs[part].items():
             assert torch.equal(ours[part][name], value), name
     assert ours["lr_schedulers"] == theirs["lr_schedulers"]
+    for loops in ("epoch_loop.state_dict", "epoch_loop.batch_progress"):  # the steps under which loggers file things
+        assert ours["loops"]["fit_loop"][loops] == theirs["loops"]["fit_loop"][loops]
     ours, theirs = (checkpoint["optimizer_states"][0]["state"] for checkpoint in (ours, theirs))
     for number, state in theirs.items():
         assert all(torch.equal(ours[number][name], value) for name, value in state.items())

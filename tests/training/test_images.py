@@ -18,7 +18,8 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from esformer.training.datasets import CorruptImage, DataConfig, DataError, resolve
-from esformer.training.images import Folder, build, decode, read_image
+from esformer.training.images import build, decode, read_image
+from esformer.training.sources import Folder
 
 
 def pixels(image):

@@ -15,23 +15,13 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from written import contents, digits, opened, to_tensor, write_folder, write_parquet, write_tars
+from written import contents, opened, to_tensor, write_folder, write_parquet, write_tars
 
 from esformer.training import shards
 from esformer.training.datasets import CorruptImage, DataError
 from esformer.training.sources import find_shards
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "images" / "imagenet-sample.tar"
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="session")
-def images():
-    return digits()
 
 
 WRITERS = {"tars": write_tars, "parquet": write_parquet}

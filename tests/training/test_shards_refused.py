@@ -6,19 +6,9 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from written import digits, opened, write_folder, write_parquet, write_tars
+from written import opened, write_folder, write_parquet, write_tars
 
 from esformer.training.datasets import DataError
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="session")
-def images():
-    return digits()
 
 
 def cut(images, root):
