@@ -80,6 +80,14 @@ def test_a_job_that_is_interrupted_in_every_way_ends_as_if_it_had_not_been(clust
     assert {path.name.rpartition("-")[2] for path in sessions} == {(run / "wandb_id").read_text()}
 
 
+def test_a_search_alone_and_a_training_alone(cluster, tmp_path):
+    cluster.submit("search", *TINY, f"run.dir={tmp_path / 'search'}").end()
+    genotype = tmp_path / "search" / "genotype.yaml"
+    cluster.submit("train", *TINY, f"genotype={genotype}", f"run.dir={tmp_path / 'train'}").end()
+    assert Genotype.load(tmp_path / "train" / "genotype.yaml") == Genotype.load(genotype)
+    assert json.loads((tmp_path / "train" / "summary.json").read_text())["ema_top1"] > 0
+
+
 @pytest.mark.parametrize(
     ("name", "options", "settings", "sentence"),
     [
