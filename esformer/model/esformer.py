@@ -10,7 +10,6 @@ sets each block's FFN, kernel, width and expansion and each attention's heads. W
 before, its skip connection is padded with zeros (Deep Pyramidal Residual Networks, https://arxiv.org/abs/1610.02915).
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,39 +23,11 @@ from torch import Tensor, nn
 
 from esformer.errors import ESFormerError
 from esformer.genotype import Block, ConvBlock, Genotype, TransformerLayer
+from esformer.model.attention import Attention2d, Attention2dDownsample, half, take_any_size
 from esformer.model.ffn import FFNS
-
-__all__ = ["ESFormer", "checkpoint_filter_fn"]
 
 MIN_IMAGE = 32
 """The smallest image in pixels: the network's total stride."""
-
-
-class _FreshBiases:
-    """timm keeps the expanded attention biases of an evaluating network, and misses it when weights change afterwards
-    (loaded, averaged, exported). Expanding them anew costs one gather.
-    """
-
-    attention_biases: Tensor
-    attention_bias_idxs: Tensor
-
-    def get_attention_biases(self, device: torch.device) -> Tensor:
-        return self.attention_biases[:, self.attention_bias_idxs]
-
-
-class Attention2d(_FreshBiases, timm_v2.Attention2d):
-    """EfficientFormerV2's attention, at half resolution if `stride` is 2. B, C, H, W -> B, C, H, W."""
-
-    def __init__(
-        self, dim: int, key_dim: int, num_heads: int, resolution: tuple[int, int], stride: int | None, **kw: Any
-    ):
-        super().__init__(dim, key_dim, num_heads, resolution=resolution, stride=stride, **kw)
-        if stride is not None:  # timm's doubles, which misses an odd resolution by one
-            self.upsample = nn.Upsample(size=resolution, mode="bilinear")
-
-
-class Attention2dDownsample(_FreshBiases, timm_v2.Attention2dDownsample):
-    """EfficientFormerV2's attention whose queries are at half resolution. B, C, H, W -> B, C', H/2, W/2."""
 
 
 class Downsample(timm_v2.Downsample):
@@ -131,7 +102,7 @@ class ESFormerStage(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if downsample:
             self.downsample = Downsample(in_chs, genes[0].out, resolution, downsample_attn, act_layer)
-            resolution = _half(resolution)
+            resolution = half(resolution)
         widths = [genes[0].out, *(gene.out for gene in genes[:-1])]  # what each block is given
         self.blocks = nn.Sequential(
             *(
@@ -160,6 +131,7 @@ class ESFormer(nn.Module):
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         layer_scale_init_value: what LayerScale starts from; None leaves it out.
         act_layer: the activation, by timm's name.
+        dynamic_img_size: take images of any other size too; attention then interpolates its biases.
 
     Raises:
         ESFormerError: the image is too small, or the pooling unknown.
@@ -176,12 +148,14 @@ class ESFormer(nn.Module):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = 1e-5,
         act_layer: str = "gelu",
+        dynamic_img_size: bool = False,
     ) -> None:
         super().__init__()
         self.genotype = genotype
         self.img_size: tuple[int, int] = to_2tuple(img_size)
         if min(self.img_size) < MIN_IMAGE:
             raise ESFormerError(f"img_size is {img_size}; an ESFormer needs at least {MIN_IMAGE} pixels each way")
+        self.dynamic_img_size = dynamic_img_size
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.grad_checkpointing = False
@@ -190,7 +164,7 @@ class ESFormer(nn.Module):
 
         width = genotype.stages[0][0].out
         self.stem = timm_v2.Stem4(in_chans, width, act_layer=act)
-        resolution = _half(_half(self.img_size))
+        resolution = half(half(self.img_size))
         rates = calculate_drop_path_rates(drop_path_rate, [len(genes) for genes in genotype.stages], stagewise=True)
         self.feature_info = []
         stages = []
@@ -209,7 +183,7 @@ class ESFormer(nn.Module):
                 )
             )
             width = genes[-1].out
-            resolution = _half(resolution) if i > 0 else resolution
+            resolution = half(resolution) if i > 0 else resolution
             self.feature_info.append(dict(num_chs=width, reduction=4 * 2**i, module=f"stages.{i}"))
         self.stages = nn.Sequential(*stages)
 
@@ -217,6 +191,8 @@ class ESFormer(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(width)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._classifier()
+        if dynamic_img_size:
+            take_any_size(self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -323,24 +299,10 @@ class ESFormer(nn.Module):
         self.global_pool = global_pool
 
     def _check_size(self, x: Tensor) -> None:
+        if self.dynamic_img_size:
+            return
         height, width = self.img_size
         torch._assert(
             x.shape[2] == height and x.shape[3] == width,
             f"the network was built for images of {height} x {width}; build it with the img_size of these",
         )
-
-
-def _half(resolution: tuple[int, int]) -> tuple[int, int]:
-    """What a convolution of stride 2 leaves of a resolution."""
-    return math.ceil(resolution[0] / 2), math.ceil(resolution[1] / 2)
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights of timm's EfficientFormerV2 as an ESFormer takes them: its two classifiers, which it averages, in one.
-
-    Other weights are returned as they are. It has the name and the signature of the filters of timm's builder.
-    """
-    if "head_dist.weight" not in state_dict:
-        return state_dict
-    mean = {f"head.{k}": (state_dict[f"head.{k}"] + state_dict[f"head_dist.{k}"]) / 2 for k in ("weight", "bias")}
-    return {name: value for name, value in state_dict.items() if not name.startswith("head_dist.")} | mean

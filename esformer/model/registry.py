@@ -1,12 +1,17 @@
 """The shipped ESFormers as timm models: import this, and `timm.create_model("esformer_s0")` works."""
 
+import logging
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
 
 from esformer.genotype import Genotype
-from esformer.model.esformer import ESFormer, checkpoint_filter_fn
+from esformer.model.esformer import ESFormer
+from esformer.model.weights import checkpoint_filter_fn, clean, fit
+
+log = logging.getLogger("esformer")
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -28,32 +33,56 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({"esformer_s0": _cfg(), "esformer_s1": _cfg(), "esformer_s2": _cfg()})
 
 
-def _create_esformer(variant: str, pretrained: bool = False, **kwargs: Any) -> ESFormer:
-    if "genotype" not in kwargs:
-        kwargs["genotype"] = Genotype.shipped(variant)
-    return build_model_with_cfg(
+def _create_esformer(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build with timm; `genotype` is a Genotype, its `to_dict`, or a file of one; by default the shipped one.
+
+    Feature networks take images of any size. Weights that timm's `create_model(checkpoint_path=...)` loads are fitted
+    to the network, as `esformer.load` does.
+    """
+    genotype = kwargs.pop("genotype", None) or Genotype.shipped(variant)
+    if not isinstance(genotype, Genotype):
+        genotype = Genotype.from_dict(genotype) if isinstance(genotype, dict) else Genotype.load(genotype)
+    if kwargs.get("features_only"):
+        kwargs.setdefault("dynamic_img_size", True)
+    network = build_model_with_cfg(
         ESFormer,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), flatten_sequential=True),
+        genotype=genotype,
         **kwargs,
     )
+    network._model_args = {"genotype": genotype.to_dict()}  # timm writes it into the config.json of a saved model
+    network.genotype = genotype  # a feature network has none
+    network.register_load_state_dict_pre_hook(_fit)
+    return network
+
+
+def _fit(network: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *_: Any) -> None:
+    """Before weights are loaded: make them those of this very network."""
+    if prefix or not strict:  # a part of another network, or a part of the weights
+        return
+    fitted, told = fit(clean(state_dict), network)
+    if told:
+        log.warning("weights loaded: %s", "; ".join(told))
+    state_dict.clear()
+    state_dict.update(fitted)
 
 
 @register_model
-def esformer_s0(pretrained: bool = False, **kwargs: Any) -> ESFormer:
+def esformer_s0(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The ESFormer found for 3.5 million parameters."""
     return _create_esformer("esformer_s0", pretrained, **kwargs)
 
 
 @register_model
-def esformer_s1(pretrained: bool = False, **kwargs: Any) -> ESFormer:
+def esformer_s1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The ESFormer found for 6 million parameters."""
     return _create_esformer("esformer_s1", pretrained, **kwargs)
 
 
 @register_model
-def esformer_s2(pretrained: bool = False, **kwargs: Any) -> ESFormer:
+def esformer_s2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The ESFormer found for 12.5 million parameters."""
     return _create_esformer("esformer_s2", pretrained, **kwargs)

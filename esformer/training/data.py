@@ -105,6 +105,12 @@ class ImageDataModule(LightningDataModule):
                 f" recipe.batch_size={r.batch_size} must be at most that"
             )
 
+    def describe(self) -> dict[str, Any]:
+        """Which images they are and how one is prepared, as a checkpoint keeps it; after `setup`."""
+        c = self.config
+        prepared = dict(mean=list(c.mean), std=list(c.std), interpolation=c.interpolation, crop_pct=c.crop_pct)
+        return dict(name=c.name, classes=list(self.train_set.dataset.classes), **prepared)
+
     @property
     def batch_size(self) -> int:
         """Images a device takes at a time."""

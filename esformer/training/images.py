@@ -29,6 +29,9 @@ class ImageDataset(Sized, Protocol):
     the middle of an epoch, rest on that. For the same reason shards are not streamed. It may be pickled and forked.
     """
 
+    classes: list[str]
+    """Names of the classes, by number; empty if they have none."""
+
     def __getitem__(self, index: int) -> tuple[Any, int]:
         """Give an image and its class number.
 
@@ -74,7 +77,7 @@ class Encoded:
     """Images that lie in files or shards, and are decoded."""
 
     def __init__(self, source: Source, transform: Transform) -> None:
-        self.source, self.transform = source, transform
+        self.source, self.transform, self.classes = source, transform, source.classes
 
     def __len__(self) -> int:
         return len(self.source)
@@ -95,7 +98,7 @@ class Chosen:
     """Some images of a data set, in its order."""
 
     def __init__(self, dataset: ImageDataset, indices: NDArray[np.int64]) -> None:
-        self.dataset, self.indices = dataset, np.sort(indices)
+        self.dataset, self.indices, self.classes = dataset, np.sort(indices), dataset.classes
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -112,8 +115,8 @@ class Held:
 
     labels: Any
 
-    def __init__(self, name: str, transform: Transform) -> None:
-        self.name, self.transform = name, transform
+    def __init__(self, name: str, transform: Transform, classes: list[str]) -> None:
+        self.name, self.transform, self.classes = name, transform, classes
 
     def image(self, index: int) -> Image.Image:
         """An image in RGB."""
@@ -136,7 +139,7 @@ class Digits(Held):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        super().__init__("the digits", transform)
+        super().__init__("the digits", transform, list("0123456789"))
         images, labels = load_digits(return_X_y=True)
         split = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
         self.images, self.labels = (split[0], split[2]) if train else (split[1], split[3])
@@ -156,13 +159,13 @@ class Cifar10(Held):
     def __init__(self, root: str, train: bool, transform: Transform) -> None:
         from torchvision.datasets import CIFAR10
 
-        super().__init__(f"CIFAR-10's {'training' if train else 'validation'} images", transform)
         try:
             read = CIFAR10(root, train=train)
         except OSError as error:
             raise gone(root, error) from None
         except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
             raise DataError(f"{root}/cifar-10-batches-py is not whole; unpack cifar-10-python.tar.gz again") from None
+        super().__init__(f"CIFAR-10's {'training' if train else 'validation'} images", transform, read.classes)
         self.pixels, self.labels = read.data, np.array(read.targets)  # N, 32, 32, 3
 
     def image(self, index: int) -> Image.Image:
@@ -176,7 +179,7 @@ class Synthetic(Held):
     """
 
     def __init__(self, count: int, num_classes: int, img_size: int, transform: Transform) -> None:
-        super().__init__("the synthetic images", transform)
+        super().__init__("the synthetic images", transform, [])
         rng = np.random.default_rng(0)
         self.pixels = rng.integers(0, 256, (min(POOL, count), img_size, img_size, 3), dtype=np.uint8)
         self.labels = np.arange(count) % num_classes

@@ -18,12 +18,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from esformer.checkpoint.versions import FORMAT
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
 from esformer.training.data import IGNORE, Batch, ImageDataModule
 from esformer.training.paths import PathDrops
 from esformer.training.recipe import Recipe
+from esformer.version import code_version
 
 log = logging.getLogger("esformer")
 
@@ -68,8 +70,12 @@ class ESFormerModule(LightningModule):
                 num_classes=num_classes,
                 img_size=img_size,
                 provenance=provenance or {},
+                data={},
+                format=FORMAT,
+                version=code_version(),
             )
         )
+        self.reached: dict[str, float] = {}
         self.recipe = recipe
         network = ESFormer(genotype, num_classes, img_size=img_size, drop_path_rate=recipe.drop_path)
         self.model = network.to(memory_format=torch.channels_last)  # twice as fast, on the CPU too
@@ -84,6 +90,10 @@ class ESFormerModule(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """B, 3, H, W -> B, num_classes"""
         return self.model(images.contiguous(memory_format=torch.channels_last))
+
+    def setup(self, stage: str) -> None:
+        if isinstance(self._data, ImageDataModule):
+            self.hparams["data"] = self._data.describe()
 
     def on_train_start(self) -> None:
         self._statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
@@ -181,10 +191,14 @@ class ESFormerModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["train_loss"] = self.train_loss.state()
+        logged = self.trainer.callback_metrics.items()
+        self.reached |= {name: float(value) for name, value in logged if name.startswith("val/")}
+        checkpoint["metrics"] = self.reached
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "train_loss" in checkpoint:  # not in those of older versions
             self.train_loss.load(checkpoint["train_loss"])
+        self.reached = dict(checkpoint.get("metrics", {}))
 
 
 class RunningLoss:

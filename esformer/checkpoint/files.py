@@ -1,0 +1,191 @@
+"""Each kind of weights file, read without executing anything in it.
+
+A checkpoint of the training, a safetensors file, a folder as timm and the Hugging Face hub have them, and files of
+weights alone, such as timm's: what these do not say is read off the shapes of the weights.
+"""
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from esformer.checkpoint.content import KEY, Checkpoint, CheckpointError
+from esformer.checkpoint.versions import FORMAT, upgrade
+from esformer.errors import ESFormerError
+from esformer.genotype import Genotype
+from esformer.model.weights import Origin, Weights, check, clean, origin
+
+AVERAGED, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model")
+"""Where timm's scripts keep weights; ours use the first names."""
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
+PREPARATION = ("mean", "std", "interpolation", "crop_pct")
+"""What timm's config.json says of the images in the words that we use."""
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """What is in a weights file of any kind, or in a folder as timm saves models.
+
+    Raises:
+        CheckpointError: it cannot be read, holds no ESFormer, or not the one that it says. Nothing in it is executed.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return _folder(path)
+        if path.suffix == ".safetensors":
+            return _safetensors(path)
+        content = _unpickled(path)
+        if "hyper_parameters" in content:
+            return _training(path, _checked(path, content))
+        averaged, raw = (next((content[key] for key in keys if content.get(key)), None) for keys in (AVERAGED, RAW))
+        if averaged is None and raw is None:
+            raw = content  # weights alone
+        return _unknown(path, raw and clean(raw), averaged and clean(averaged))
+    except CheckpointError:
+        raise
+    except ESFormerError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        raise CheckpointError(f"{path} is not as this or an earlier version of esformer writes it: {reason}") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint that the training wrote, as it is there but for its format.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds something else. Nothing in it is executed.
+    """
+    return _checked(path, _unpickled(path))
+
+
+def _unpickled(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        with safe_globals([argparse.Namespace]):  # timm's scripts keep their arguments
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:
+        raise CheckpointError(f"{path} {_refusal(path, error)}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no weights but a {type(content).__name__}")
+    return content
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Why PyTorch would not open a file."""
+    try:
+        foreign = [name for name in get_unsafe_globals_in_checkpoint(path) if name != "argparse.Namespace"]
+    except Exception:  # not even a pickle
+        foreign = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    if foreign:
+        return f"is not opened, because it holds code or objects ({', '.join(foreign[:3])}) and not weights alone"
+    return "is damaged, or is no file of weights"
+
+
+def _checked(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    settings = content.get("hyper_parameters")
+    known = isinstance(settings, dict) and {"genotype", "num_classes", "img_size"} <= settings.keys()
+    if not known or not isinstance(content.get("state_dict"), dict):
+        raise CheckpointError(f"{path} is not a checkpoint of an ESFormer's training")
+    try:
+        return upgrade(content)
+    except ESFormerError as error:
+        raise CheckpointError(f"{path} {error}") from None
+
+
+def _training(path: Path, content: dict[str, Any]) -> Checkpoint:
+    network = {name: value for name, value in content["state_dict"].items() if name.startswith("model.")}
+    raw, averaged = clean(network), content.get("state_dict_ema")
+    about = content["hyper_parameters"] | {"metrics": content["metrics"]}
+    return _known(path, about, raw, averaged and clean(averaged))
+
+
+def _safetensors(path: Path) -> Checkpoint:
+    weights, metadata = _tensors(path)
+    if KEY not in metadata:
+        return _unknown(path, weights, None)
+    about = json.loads(metadata[KEY])
+    if not isinstance(about.get("format"), int) or about["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} is of format {about.get('format')}, newer than the {FORMAT} known here: update esformer"
+        )
+    averaged = about.get("weights") == "averaged"
+    return _known(path, about, None if averaged else weights, weights if averaged else None)
+
+
+def _tensors(path: Path) -> tuple[Weights, dict[str, str]]:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return clean({name: file.get_tensor(name) for name in file.keys()}), file.metadata() or {}  # noqa: SIM118
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except SafetensorError:
+        raise CheckpointError(f"{path} is damaged, or is no safetensors file") from None
+
+
+def _folder(path: Path) -> Checkpoint:
+    file = next((path / name for name in IN_FOLDER if (path / name).is_file()), None)
+    if file is None:
+        run = path / "checkpoints" / "last.ckpt"
+        hint = f"; it is a run's folder, open {run}" if run.exists() else ""
+        raise CheckpointError(f"{path} holds neither {' nor '.join(IN_FOLDER)}{hint}")
+    found = open_checkpoint(file)
+    config = path / "config.json"
+    if found.data or not config.is_file():
+        return found
+    return _with_timms_words(found, json.loads(config.read_text(encoding="utf-8")))
+
+
+def _with_timms_words(found: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
+    from dataclasses import replace
+
+    said = config.get("pretrained_cfg", config)
+    data = {word: said[word] for word in PREPARATION if word in said}
+    if "label_names" in config or "label_names" in said:
+        data["classes"] = list(config.get("label_names", said.get("label_names")))
+    size = config.get("model_args", {}).get("img_size") or said.get("input_size", (3, *found.img_size))[1:]
+    return replace(found, data=data, img_size=_pair(size))
+
+
+def _known(path: Path, about: Mapping[str, Any], raw: Weights | None, averaged: Weights | None) -> Checkpoint:
+    """With its own word for what it is, which its weights must bear out."""
+    genotype = Genotype.from_dict(about["genotype"])
+    for weights in (raw, averaged):
+        if weights is not None:
+            check(weights, genotype)
+    told = origin(raw or averaged or {})
+    return Checkpoint(
+        path=path,
+        genotype=genotype,
+        num_classes=told.num_classes,
+        in_chans=told.in_chans,
+        img_size=_pair(about["img_size"]),
+        raw=raw,
+        averaged=averaged,
+        **{name: about[name] for name in ("version", "recipe", "data", "metrics", "provenance") if about.get(name)},
+    )
+
+
+def _unknown(path: Path, raw: Weights | None, averaged: Weights | None) -> Checkpoint:
+    """Weights that say nothing of themselves."""
+    told: Origin = origin(raw or averaged or {})
+    if told.img_size is None:
+        raise CheckpointError(f"{path} does not say for images of what height and width its weights are")
+    return Checkpoint(path, told.genotype, told.num_classes, told.in_chans, told.img_size, raw, averaged)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)

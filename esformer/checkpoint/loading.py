@@ -1,0 +1,136 @@
+"""From a file or a name to a network that is ready to use."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+import esformer.model.registry  # noqa: F401 (timm knows the names)
+from esformer.checkpoint.content import Checkpoint, CheckpointError
+from esformer.checkpoint.files import PREPARATION, open_checkpoint
+from esformer.genotype import Genotype, shipped_names
+from esformer.model.weights import WeightsError, clean, fit, origin
+
+log = logging.getLogger("esformer")
+
+TIMM = "timm:"
+
+
+def load(
+    path_or_name: str | os.PathLike[str],
+    num_classes: int | None = None,
+    features_only: bool = False,
+    ema: bool = True,
+    in_chans: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """A network with the weights of a file, in evaluation mode; or, by a shipped name, one with random weights.
+
+    What differs from the file is adapted, and a warning says what: another number of classes gives a new classifier,
+    random and small; other channels adapt the first convolution; another image size interpolates the attention biases.
+
+    Args:
+        path_or_name: a checkpoint of the training, a safetensors file, a folder as timm saves models, any file of
+            weights alone; a name such as `esformer_s0`; or `timm:efficientformerv2_s0` for timm's pretrained weights.
+        num_classes: of the classifier; 0 leaves the pooled features. None is the file's.
+        features_only: give timm's wrapper that returns the outputs of the four stages, at strides 4, 8, 16 and 32. It
+            takes images of any size.
+        ema: the averaged weights, if the file has them; False gives the raw ones.
+        in_chans: channels of the image. None is the file's.
+        img_size: height and width of the image in pixels (one number: square). None is the file's.
+        **settings: anything else that an ESFormer or timm's `create_model` takes, such as `drop_path_rate`.
+
+    Raises:
+        CheckpointError: there is no such file or name, or it holds no ESFormer. Nothing in the file is executed.
+    """
+    asked = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size, **settings}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    name = os.fspath(path_or_name)
+    if name in shipped_names():
+        return build(Genotype.shipped(name), features_only, **asked).eval()
+    found = _of_timm(name.removeprefix(TIMM)) if name.startswith(TIMM) else open_file(name)
+    network = build(found.genotype, features_only, **_settings(found) | asked)
+    install(found, network, ema)
+    return network.eval()
+
+
+def build(genotype: Genotype, features_only: bool = False, **settings: Any) -> nn.Module:
+    """The network of a genotype as timm makes its models, so that all of timm's tools know it; random weights."""
+    name = f"esformer_{genotype.space.partition('-')[0].lower()}"
+    settings |= {"features_only": True} if features_only else {}
+    return timm.create_model(name, genotype=genotype.to_dict(), **settings)
+
+
+def install(found: Checkpoint, network: nn.Module, ema: bool = True) -> None:
+    """Put the weights of a checkpoint into a network of its genotype; a warning says what had to be adapted.
+
+    Raises:
+        CheckpointError: the network is another one.
+    """
+    try:
+        weights, told = fit(found.weights(ema), network, found.img_size)
+    except WeightsError as error:
+        raise CheckpointError(f"{found.path}: {error}") from None
+    if told:
+        log.warning("%s: %s", found.path, "; ".join(told))
+    network.load_state_dict(weights)
+
+
+def open_file(name: str) -> Checkpoint:
+    """A file or folder by its path, which may be meant to be a name.
+
+    Raises:
+        CheckpointError: there is none, or it holds no ESFormer.
+    """
+    if not Path(name).exists():
+        names = ", ".join(shipped_names())
+        raise CheckpointError(
+            f"{name} is neither a file nor one of {names}, nor timm's, such as timm:efficientformerv2_s0"
+        )
+    return open_checkpoint(name)
+
+
+def _settings(found: Checkpoint) -> dict[str, Any]:
+    """What timm's `create_model` is to know of a checkpoint."""
+    preparation = {word: found.data[word] for word in PREPARATION if word in found.data}
+    if found.data.get("classes"):
+        preparation["label_names"] = tuple(found.data["classes"])
+    preparation |= {
+        "num_classes": found.num_classes,
+        "input_size": (found.in_chans, *found.img_size),
+        "pool_size": None,
+    }
+    return {
+        "num_classes": found.num_classes,
+        "in_chans": found.in_chans,
+        "img_size": found.img_size,
+        "pretrained_cfg_overlay": preparation,
+    }
+
+
+def _of_timm(name: str) -> Checkpoint:
+    """Timm's pretrained weights of an EfficientFormerV2, from its cache or from the hub."""
+    if not timm.is_model(name):
+        raise CheckpointError(
+            f"timm has no model {name!r}; there are {', '.join(timm.list_models('efficientformerv2_*'))}"
+        )
+    try:
+        network = timm.create_model(name, pretrained=True)
+    except Exception as error:  # of the network, of the hub, of timm
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"timm could not load the weights of {name}: {reason}") from None
+    try:
+        weights = clean(network.state_dict())
+        told = origin(weights)
+    except WeightsError as error:
+        raise CheckpointError(f"{TIMM}{name}: {error}") from None
+    cfg = network.pretrained_cfg
+    size = tuple(cfg["input_size"][1:])
+    data = {word: cfg[word] for word in PREPARATION}
+    return Checkpoint(
+        Path(f"{TIMM}{name}"), told.genotype, told.num_classes, told.in_chans, size, weights, None, data=data
+    )
