@@ -20,7 +20,7 @@ from esformer.checkpoint.content import KEY, Checkpoint, CheckpointError
 from esformer.checkpoint.versions import FORMAT, upgrade
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
-from esformer.model.weights import Origin, Weights, check, clean, origin
+from esformer.model.weights import Weights, check, check_size, clean, origin
 
 AVERAGED, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model")
 """Where timm's scripts keep weights; ours use the first names."""
@@ -37,17 +37,20 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     try:
+        config: Mapping[str, Any] = {}
         if path.is_dir():
-            return _folder(path)
+            path, config = _in_folder(path), _config(path)
+        _refuse_others(path)
         if path.suffix == ".safetensors":
-            return _safetensors(path)
+            return _safetensors(path, config)
         content = _unpickled(path)
         if "hyper_parameters" in content:
             return _training(path, _checked(path, content))
-        averaged, raw = (next((content[key] for key in keys if content.get(key)), None) for keys in (AVERAGED, RAW))
+        averaged, raw = (next((content[key] for key in keys if key in content), None) for keys in (AVERAGED, RAW))
         if averaged is None and raw is None:
             raw = content  # weights alone
-        return _unknown(path, raw and clean(raw), averaged and clean(averaged))
+        raw, averaged = (None if weights is None else clean(weights) for weights in (raw, averaged))
+        return _unknown(path, raw, averaged, config)
     except CheckpointError:
         raise
     except ESFormerError as error:
@@ -63,12 +66,16 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read, or holds something else. Nothing in it is executed.
     """
+    _refuse_others(path)
     return _checked(path, _unpickled(path))
 
 
+def _refuse_others(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+
+
 def _unpickled(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
     try:
         with safe_globals([argparse.Namespace]):  # timm's scripts keep their arguments
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -110,22 +117,8 @@ def _training(path: Path, content: dict[str, Any]) -> Checkpoint:
     return _known(path, about, raw, averaged and clean(averaged))
 
 
-def _safetensors(path: Path) -> Checkpoint:
-    weights, metadata = _tensors(path)
-    if KEY not in metadata:
-        return _unknown(path, weights, None)
-    about = json.loads(metadata[KEY])
-    if not isinstance(about.get("format"), int) or about["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path} is of format {about.get('format')}, newer than the {FORMAT} known here: update esformer"
-        )
-    averaged = about.get("weights") == "averaged"
-    return _known(path, about, None if averaged else weights, weights if averaged else None)
-
-
 def _tensors(path: Path) -> tuple[Weights, dict[str, str]]:
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
+    """The weights of a safetensors file, and its metadata."""
     try:
         with safe_open(path, framework="pt") as file:
             return clean({name: file.get_tensor(name) for name in file.keys()}), file.metadata() or {}  # noqa: SIM118
@@ -135,28 +128,43 @@ def _tensors(path: Path) -> tuple[Weights, dict[str, str]]:
         raise CheckpointError(f"{path} is damaged, or is no safetensors file") from None
 
 
-def _folder(path: Path) -> Checkpoint:
-    file = next((path / name for name in IN_FOLDER if (path / name).is_file()), None)
-    if file is None:
-        run = path / "checkpoints" / "last.ckpt"
-        hint = f"; it is a run's folder, open {run}" if run.exists() else ""
-        raise CheckpointError(f"{path} holds neither {' nor '.join(IN_FOLDER)}{hint}")
-    found = open_checkpoint(file)
-    config = path / "config.json"
-    if found.data or not config.is_file():
-        return found
-    return _with_timms_words(found, json.loads(config.read_text(encoding="utf-8")))
+def _safetensors(path: Path, config: Mapping[str, Any]) -> Checkpoint:
+    weights, metadata = _tensors(path)
+    if KEY not in metadata:
+        return _unknown(path, weights, None, config)
+    about = json.loads(metadata[KEY])
+    if not isinstance(about["format"], int) or about["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} is of format {about['format']}, newer than the {FORMAT} known here: update esformer"
+        )
+    averaged = about["weights"] == "averaged"
+    return _known(path, about, None if averaged else weights, weights if averaged else None)
 
 
-def _with_timms_words(found: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
-    from dataclasses import replace
-
-    said = config.get("pretrained_cfg", config)
+def _config(folder: Path) -> dict[str, Any]:
+    """What timm's config.json says, in the words that we use."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise CheckpointError(f"{file} is not JSON") from None
+    said = {**config, **config.get("pretrained_cfg", {})}
     data = {word: said[word] for word in PREPARATION if word in said}
-    if "label_names" in config or "label_names" in said:
-        data["classes"] = list(config.get("label_names", said.get("label_names")))
-    size = config.get("model_args", {}).get("img_size") or said.get("input_size", (3, *found.img_size))[1:]
-    return replace(found, data=data, img_size=_pair(size))
+    if said.get("label_names"):
+        data["classes"] = list(said["label_names"])
+    size = config.get("model_args", {}).get("img_size") or said.get("input_size", (None, None))[1:]
+    return {"data": data, "img_size": size}
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in IN_FOLDER:
+        if (folder / name).is_file():
+            return folder / name
+    last = folder / "checkpoints" / "last.ckpt"
+    hint = f"; it is a run's folder, whose weights are {last}" if last.exists() else ""
+    raise CheckpointError(f"{folder} holds neither {' nor '.join(IN_FOLDER)}{hint}")
 
 
 def _known(path: Path, about: Mapping[str, Any], raw: Weights | None, averaged: Weights | None) -> Checkpoint:
@@ -166,6 +174,7 @@ def _known(path: Path, about: Mapping[str, Any], raw: Weights | None, averaged: 
         if weights is not None:
             check(weights, genotype)
     told = origin(raw or averaged or {})
+    check_size(raw or averaged or {}, _pair(about["img_size"]))
     return Checkpoint(
         path=path,
         genotype=genotype,
@@ -178,12 +187,15 @@ def _known(path: Path, about: Mapping[str, Any], raw: Weights | None, averaged: 
     )
 
 
-def _unknown(path: Path, raw: Weights | None, averaged: Weights | None) -> Checkpoint:
-    """Weights that say nothing of themselves."""
-    told: Origin = origin(raw or averaged or {})
-    if told.img_size is None:
+def _unknown(path: Path, raw: Weights | None, averaged: Weights | None, config: Mapping[str, Any]) -> Checkpoint:
+    """Weights that say nothing of themselves; perhaps there is a config.json beside them."""
+    told = origin(raw or averaged or {})
+    size = config.get("img_size") or told.img_size
+    if size is None:
         raise CheckpointError(f"{path} does not say for images of what height and width its weights are")
-    return Checkpoint(path, told.genotype, told.num_classes, told.in_chans, told.img_size, raw, averaged)
+    check_size(raw or averaged or {}, _pair(size))
+    data = config.get("data", {})
+    return Checkpoint(path, told.genotype, told.num_classes, told.in_chans, _pair(size), raw, averaged, data=data)
 
 
 def _pair(size: Any) -> tuple[int, int]:

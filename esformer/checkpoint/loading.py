@@ -2,17 +2,20 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from timm.layers import to_2tuple
 from torch import nn
 
 import esformer.model.registry  # noqa: F401 (timm knows the names)
 from esformer.checkpoint.content import Checkpoint, CheckpointError
 from esformer.checkpoint.files import PREPARATION, open_checkpoint
 from esformer.genotype import Genotype, shipped_names
-from esformer.model.weights import WeightsError, clean, fit, origin
+from esformer.model.weights import Weights, WeightsError, clean, fit, origin
 
 log = logging.getLogger("esformer")
 
@@ -52,8 +55,16 @@ def load(
     name = os.fspath(path_or_name)
     if name in shipped_names():
         return build(Genotype.shipped(name), features_only, **asked).eval()
-    found = _of_timm(name.removeprefix(TIMM)) if name.startswith(TIMM) else open_file(name)
-    network = build(found.genotype, features_only, **_settings(found) | asked)
+    return network_of(find(name), features_only, ema, **asked)
+
+
+def network_of(found: Checkpoint, features_only: bool = False, ema: bool = True, **asked: Any) -> nn.Module:
+    """The network of a checkpoint with its weights, in evaluation mode; `load` says what may be asked for.
+
+    Raises:
+        CheckpointError: `ema` is False, and the raw weights were not kept.
+    """
+    network = build(found.genotype, features_only, **_settings(found, asked))
     install(found, network, ema)
     return network.eval()
 
@@ -71,13 +82,33 @@ def install(found: Checkpoint, network: nn.Module, ema: bool = True) -> None:
     Raises:
         CheckpointError: the network is another one.
     """
-    try:
-        weights, told = fit(found.weights(ema), network, found.img_size)
-    except WeightsError as error:
-        raise CheckpointError(f"{found.path}: {error}") from None
+    weights, told = fitted(found, network, ema)
     if told:
         log.warning("%s: %s", found.path, "; ".join(told))
     network.load_state_dict(weights)
+
+
+def fitted(found: Checkpoint, network: nn.Module, ema: bool = True) -> tuple[Weights, list[str]]:
+    """Weights of a checkpoint for a network of its genotype, and in words what had to be adapted.
+
+    Raises:
+        CheckpointError: the network is another one.
+    """
+    try:
+        return fit(found.weights(ema), network, found.img_size)
+    except WeightsError as error:
+        raise CheckpointError(f"{found.path}: {error}") from None
+
+
+def find(name: str) -> Checkpoint:
+    """The trained weights of a file or folder, or timm's by a name such as `timm:efficientformerv2_s0`.
+
+    Raises:
+        CheckpointError: there are none, or they are of no ESFormer.
+    """
+    if name in shipped_names():
+        raise CheckpointError(f"{name} is an architecture without trained weights")
+    return _of_timm(name.removeprefix(TIMM)) if name.startswith(TIMM) else open_file(name)
 
 
 def open_file(name: str) -> Checkpoint:
@@ -94,43 +125,44 @@ def open_file(name: str) -> Checkpoint:
     return open_checkpoint(name)
 
 
-def _settings(found: Checkpoint) -> dict[str, Any]:
-    """What timm's `create_model` is to know of a checkpoint."""
-    preparation = {word: found.data[word] for word in PREPARATION if word in found.data}
-    if found.data.get("classes"):
-        preparation["label_names"] = tuple(found.data["classes"])
-    preparation |= {
-        "num_classes": found.num_classes,
-        "input_size": (found.in_chans, *found.img_size),
-        "pool_size": None,
-    }
-    return {
-        "num_classes": found.num_classes,
-        "in_chans": found.in_chans,
-        "img_size": found.img_size,
-        "pretrained_cfg_overlay": preparation,
-    }
+def _settings(found: Checkpoint, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's `create_model` is to know: the network, and how its images are prepared."""
+    own = dict(num_classes=found.num_classes, in_chans=found.in_chans, img_size=found.img_size)
+    network: dict[str, Any] = {**own, **asked}
+    chans, size = network["in_chans"], to_2tuple(network["img_size"])
+    cfg = {word: found.data[word] for word in PREPARATION if word in found.data}
+    for word in ("mean", "std"):
+        if word in cfg and len(cfg[word]) != chans:
+            cfg[word] = (sum(cfg[word]) / len(cfg[word]),) * chans
+    if found.data.get("classes") and network["num_classes"] == found.num_classes:
+        cfg["label_names"] = tuple(found.data["classes"])
+    cfg |= dict(num_classes=network["num_classes"], input_size=(chans, *size), pool_size=None)
+    return network | {"pretrained_cfg_overlay": cfg}
 
 
 def _of_timm(name: str) -> Checkpoint:
     """Timm's pretrained weights of an EfficientFormerV2, from its cache or from the hub."""
-    if not timm.is_model(name):
-        raise CheckpointError(
-            f"timm has no model {name!r}; there are {', '.join(timm.list_models('efficientformerv2_*'))}"
-        )
+    known = [one for one in shipped_names() if not one.startswith("esformer_")]
+    if name.partition(".")[0] not in known:
+        raise CheckpointError(f"{TIMM}{name} is none of {', '.join(TIMM + one for one in known)}")
     try:
+        _reach(timm.get_pretrained_cfg(name, allow_unregistered=False).hf_hub_id)
         network = timm.create_model(name, pretrained=True)
     except Exception as error:  # of the network, of the hub, of timm
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"timm could not load the weights of {name}: {reason}") from None
-    try:
-        weights = clean(network.state_dict())
-        told = origin(weights)
-    except WeightsError as error:
-        raise CheckpointError(f"{TIMM}{name}: {error}") from None
+    weights = clean(network.state_dict())
+    told = origin(weights)
     cfg = network.pretrained_cfg
     size = tuple(cfg["input_size"][1:])
     data = {word: cfg[word] for word in PREPARATION}
     return Checkpoint(
         Path(f"{TIMM}{name}"), told.genotype, told.num_classes, told.in_chans, size, weights, None, data=data
     )
+
+
+def _reach(repository: str) -> None:
+    """Fail at once where there is no way to weights; timm would try for a minute."""
+    file = "model.safetensors"
+    if not isinstance(try_to_load_from_cache(repository, file), str):
+        get_hf_file_metadata(hf_hub_url(repository, file))

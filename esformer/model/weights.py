@@ -19,6 +19,7 @@ Weights = dict[str, Tensor]
 WRAPPERS = ("_orig_mod.", "module.", "model.")
 """What torch.compile, DDP, and Lightning or timm's feature networks write before the names."""
 STEM, HEAD = "stem.conv1.conv.weight", "head.weight"
+BIASES = "stages.3.downsample.attn.attention_biases"
 SHOWN = 3
 """Of so many things a message speaks."""
 
@@ -104,6 +105,8 @@ def check(weights: Mapping[str, Tensor], genotype: Genotype) -> None:
     wrong = []
     for s, stage in enumerate(genotype.stages):
         blocks, _ = _depth(weights, s)
+        if blocks == 0:  # feature networks lack stages
+            continue
         if blocks != len(stage):
             wrong.append(f"stage {s + 1} has {len(stage)} blocks in the genotype and {blocks} in the weights")
             continue
@@ -116,6 +119,15 @@ def check(weights: Mapping[str, Tensor], genotype: Genotype) -> None:
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise WeightsError(f"its weights are not of its genotype: {'; '.join(wrong[:SHOWN])}{more}")
+
+
+def check_size(weights: Mapping[str, Tensor], img_size: tuple[int, int]) -> None:
+    """Refuse weights for images of another size.
+
+    Raises:
+        WeightsError: their attention is for another number of positions.
+    """
+    _resolution(BIASES, weights[BIASES], img_size, (0, 0))
 
 
 def fit(weights: Weights, network: nn.Module, img_size: tuple[int, int] | None = None) -> tuple[Weights, list[str]]:
@@ -204,9 +216,9 @@ def _genes(weights: Mapping[str, Tensor], stage: int, block: int) -> dict[str, t
 
 
 def _square(weights: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    biases = weights.get("stages.3.downsample.attn.attention_biases")
+    biases = weights.get(BIASES)
     if biases is None or biases.ndim != 2:
-        raise WeightsError("it holds no weights of an ESFormer: stages.3.downsample.attn.attention_biases is missing")
+        raise WeightsError(f"it holds no weights of an ESFormer: {BIASES} is missing")
     side = math.isqrt(biases.shape[1])
     return (16 * side, 16 * side) if side * side == biases.shape[1] else None
 
@@ -221,10 +233,8 @@ def _resolution(name: str, biases: Tensor, img_size: tuple[int, int] | None, new
     else:
         height = width = math.isqrt(count)
     if biases.ndim != 2 or height * width != count:
-        size = " x ".join(map(str, img_size)) if img_size else "a square image"
-        raise WeightsError(
-            f"{name} is for {count} positions, which are not those of {size}; give the image size it is for"
-        )
+        images = "{} x {} pixels".format(*img_size) if img_size else "a square shape"
+        raise WeightsError(f"{name} is for {count} positions, which are not those of images of {images}")
     return height, width
 
 
