@@ -227,6 +227,54 @@ class TrainingBar(Callback):
             self._bar = None
 
 
+class EvaluationProgress(Callback):
+    """How far an evaluation is: images and how many a second, those of all devices.
+
+    Args:
+        images: how many there are.
+        bar: draw a bar (for a terminal) instead of writing lines.
+        every: seconds between two lines.
+    """
+
+    def __init__(self, images: int, bar: bool, every: float = 15) -> None:
+        self.images, self.every = images, REFRESH if bar else every
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(TextColumn("evaluation:"), *columns, console=get_console()) if bar else None
+        self._task = TaskID(0)
+        self._start = self._next = 0.0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.monotonic()
+        self._next = self._start + self.every
+        if self._bar is not None and trainer.is_global_zero:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.images)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        now, batches = time.monotonic(), _batches(trainer)
+        if not trainer.is_global_zero or (now < self._next and batch_idx + 1 < batches):
+            return
+        self._next = now + self.every
+        done = round(self.images * (batch_idx + 1) / batches)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+        else:
+            speed = done / max(1e-9, now - self._start)
+            log.info("evaluation: %s of %s images, %.0f images/s", f"{done:,}", f"{self.images:,}", speed)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
 def _batches(trainer: Trainer) -> int:
     """Of the validation that runs."""
     counts = trainer.num_val_batches

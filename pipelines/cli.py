@@ -37,26 +37,30 @@ def parse(story: str, argv: Sequence[str] | None = None) -> Config:
 
 
 def parse_with(
-    story: str, argv: Sequence[str] | None, flags: Mapping[str, Mapping[str, Any]]
+    story: str,
+    argv: Sequence[str] | None,
+    flags: Mapping[str, Mapping[str, Any]],
+    defaults: Callable[[argparse.Namespace], Sequence[str]] = lambda arguments: (),
 ) -> tuple[Config, argparse.Namespace]:
     """The same for a pipeline with flags of its own.
 
     Args:
         story: the pipeline's docstring; heads the help.
         argv: the arguments, by default the process's own.
-        flags: what argparse is to know of each.
+        flags: what argparse is to know of each; one without dashes is a word before the settings.
+        defaults: the settings that arguments bring with them; those that a person writes come after and win.
     """
     parser = argparse.ArgumentParser(
         description=story, epilog=_explain(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", default="S0", help="S0, S1 or S2: 3.5, 6 or 12.5 million parameters (default S0)")
+    parser.add_argument("--size", help="S0, S1 or S2: 3.5, 6 or 12.5 million parameters (default S0)")
     parser.add_argument("--quick", action="store_true", help="the whole job in minutes, on images that come with it")
     for name, flag in flags.items():
         parser.add_argument(name, **flag)
     parser.add_argument("--print-config", action="store_true", help="print the configuration that would run, and stop")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="any setting listed below")
     arguments = parser.parse_intermixed_args(argv)
-    config = compose(arguments.size, arguments.quick, arguments.settings)
+    config = compose(arguments.size, arguments.quick, [*defaults(arguments), *arguments.settings])
     if arguments.print_config:
         print(to_yaml(config), end="")
         sys.exit()
@@ -108,7 +112,7 @@ def _explain() -> str:
     width = min(120, shutil.get_terminal_size().columns)
     lines = [
         "settings (key=value). A whole section takes a named choice: data=imagenet|folder|cifar10|digits,",
-        "search=paper|paper-s2|evaluations|quick, recipe=s0-s1|s2|quick. The size and --quick choose for you.",
+        "search=paper|paper-s2|evaluations|quick, recipe=s0-s1|s2|quick|finetune. The size and --quick choose for you.",
     ]
     for setting in settings():
         lines.append(f"\n  {setting.key}: {setting.type} = {'null' if setting.default is None else setting.default}")

@@ -1,9 +1,10 @@
-"""How long a genotype's network takes for one image, measured: the time of a forward pass on a device.
+"""How long a network takes for one image or a batch, measured: the time of a forward pass on a device.
 
 Source: none. A latency is a property of the device and its software as much as of the genotype, and what else the
 device does disturbs it. So it comes with an error, and a search has to keep it, for measured again it is another.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -29,7 +30,7 @@ class Latency:
     """A measured latency.
 
     Args:
-        ms: milliseconds of one image, the median of the runs.
+        ms: milliseconds of one image (or batch), the median of the runs.
         error_ms: the standard deviation of one run (1.4826 times the median absolute deviation). It is not divided by
             the root of the number of runs, as it would be for independent ones: clock rates and other load change more
             slowly than a measurement lasts, and two measurements of one genotype differ by about this much.
@@ -54,10 +55,7 @@ def measure_latency(
 ) -> Latency:
     """Time `ESFormer(genotype, num_classes, img_size=img_size)` on one image, as it is used: float32, eager, unfused.
 
-    On one thread of a CPU the time is that thread's own, which is the latency on a core that nothing else runs on; with
-    more threads, and on an accelerator (synchronised after every run), it is the wall clock's. Other load still slows
-    caches, memory and clock rates. On a fast accelerator one image takes as long as launching its kernels, whatever
-    their widths. PyTorch's global state (threads, random numbers) is left as it was.
+    `time_network` says how. PyTorch's global state (threads, random numbers) is left as it was.
 
     Args:
         genotype: the architecture; the weights are as initialised, since their values do not matter for the time.
@@ -78,13 +76,35 @@ def measure_latency(
     if threads < 1:
         raise ESFormerError(f"latency cannot be measured on {threads} threads; it needs at least 1")
 
+    with torch.random.fork_rng(devices=[]):
+        network = ESFormer(genotype, num_classes, img_size=img_size).eval().to(device, torch.float32)
+        image = torch.rand(1, 3, *network.img_size).to(device, torch.float32)
+    return time_network(network, image, threads, limit_ms)
+
+
+def time_network(
+    network: nn.Module, images: Tensor, threads: int = 1, limit_ms: float | None = None, seconds: float = math.inf
+) -> Latency:
+    """Time a network as it is, in inference mode, on images on its device.
+
+    On one thread of a CPU the time is that thread's own, which is the latency on a core that nothing else runs on; with
+    more threads, and on an accelerator (synchronised after every run), it is the wall clock's. Other load still slows
+    caches, memory and clock rates. On a fast accelerator one image takes as long as launching its kernels, whatever
+    their widths. PyTorch's number of threads is left as it was.
+
+    Args:
+        network: in evaluation mode.
+        images: B, C, H, W; the latency is that of all of them together.
+        threads: of the CPU.
+        limit_ms: as in `measure_latency`.
+        seconds: begin no more runs after so long, but one at least; those that warm up do not count.
+    """
+    own_time = images.device.type == "cpu" and threads == 1
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode():
-            network = ESFormer(genotype, num_classes, img_size=img_size).eval().to(device, torch.float32)
-            image = torch.rand(1, 3, *network.img_size).to(device, torch.float32)
-            return summarise(_run(network, image, own_time=device.type == "cpu" and threads == 1), limit_ms)
+        with torch.inference_mode():
+            return summarise(_within(runs(network, images, own_time), seconds), limit_ms)
     finally:
         torch.set_num_threads(before)
 
@@ -110,7 +130,7 @@ def _latency(times_ms: list[float]) -> Latency:
     return Latency(median, 1.4826 * deviation, len(times_ms))
 
 
-def _run(network: nn.Module, image: Tensor, own_time: bool) -> Iterator[float]:
+def runs(network: nn.Module, image: Tensor, own_time: bool) -> Iterator[float]:
     """Run the network for ever and give the milliseconds of each run, on the thread's own clock or on the wall."""
     clock = time.thread_time_ns if own_time else time.perf_counter_ns
     for _ in range(WARM_UP):
@@ -121,6 +141,16 @@ def _run(network: nn.Module, image: Tensor, own_time: bool) -> Iterator[float]:
         network(image)
         _wait(image.device)
         yield (clock() - start) / 1e6
+
+
+def _within(times_ms: Iterable[float], seconds: float) -> Iterator[float]:
+    """The times of runs until they have taken so many seconds together."""
+    spent = 0.0
+    for ms in times_ms:
+        yield ms
+        spent += ms
+        if spent >= 1e3 * seconds:
+            return
 
 
 def _wait(device: torch.device) -> None:

@@ -57,7 +57,90 @@ class Batch(NamedTuple):
     """Images that could not be read and were skipped, each with the reason."""
 
 
-class ImageDataModule(LightningDataModule):
+class EvaluationDataModule(LightningDataModule):
+    """The validation images, each once on any number of devices. Workers read and crop bytes, the device normalises.
+
+    Args:
+        config: which images, resolved.
+        batch_size: images that a device takes at a time.
+    """
+
+    def __init__(self, config: DataConfig, batch_size: int) -> None:
+        super().__init__()
+        self.config, self._batch_size = config, batch_size
+        self.corrupt: dict[str, str] = {}
+        self._scale = torch.tensor([config.mean, config.std]).mul_(255).view(2, 3, 1, 1)
+
+    def setup(self, stage: str) -> None:
+        c = self.config
+        center = create_transform(c.img_size, interpolation=c.interpolation, use_prefetcher=True, crop_pct=c.crop_pct)
+        self.val_set = ValidationImages(build(c, False, center), c.img_size)
+
+    def describe(self) -> dict[str, Any]:
+        """Which images they are and how one is prepared, as a checkpoint keeps it; after `setup`."""
+        c = self.config
+        prepared = dict(mean=list(c.mean), std=list(c.std), interpolation=c.interpolation, crop_pct=c.crop_pct)
+        return dict(name=c.name, classes=list(self.val_set.dataset.classes), **prepared)
+
+    @property
+    def batch_size(self) -> int:
+        """Images a device takes at a time."""
+        return self._batch_size
+
+    def val_dataloader(self) -> DataLoader[Item]:
+        sampler = ShareSampler(len(self.val_set), self.batch_size, self._rank, self._world_size)
+        return self._loader(self.val_set, sampler)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Count what could not be read.
+
+        Raises:
+            DataError: it is too much.
+        """
+        for message in batch.corrupt:
+            name, _, reason = message.partition("\n")
+            if name not in self.corrupt:
+                self.corrupt[name] = reason
+                limit = self.config.max_corrupt
+                if len(self.corrupt) > limit:
+                    raise DataError(f"{reason}; that makes more than data.max_corrupt={limit} images")
+                log.error("%s; skipped, the %d. of at most %d", reason, len(self.corrupt), limit)
+        return batch._replace(corrupt=())
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise: B, 3, H, W, floats."""
+        return batch._replace(images=self.normalise(batch.images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Bytes to floats with the data's mean and standard deviation: B, 3, H, W."""
+        if self._scale.device != images.device:
+            self._scale = self._scale.to(images.device)
+        mean, std = self._scale
+        return images.to(torch.float32).sub_(mean).div_(std)
+
+    def _loader(self, dataset: Dataset[Item], sampler: Sampler[list[Place]], **settings: Any) -> DataLoader[Item]:
+        workers = self.config.workers
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            timeout=self.config.timeout if workers else 0,
+            worker_init_fn=outlive_sigterm,
+            **settings,
+        )
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+
+class ImageDataModule(EvaluationDataModule):
     """Images as the recipe wants them.
 
     What happens to an image depends on the seed, the epoch and the image alone, and which images make a step on the
@@ -75,19 +158,19 @@ class ImageDataModule(LightningDataModule):
     """
 
     def __init__(self, config: DataConfig, recipe: Recipe, seed: int = 0, accumulate: int = 1) -> None:
-        super().__init__()
-        self.config, self.recipe, self.seed, self.accumulate = resolve(config), recipe, seed, accumulate
+        super().__init__(resolve(config), recipe.batch_size)
+        self.recipe, self.seed, self.accumulate = recipe, seed, accumulate
         assert self.config.num_classes is not None
         self.mixup = GroupMixup(recipe, self.config.num_classes, seed) if recipe.mixes else None
         self.erasing = ImageErasing(recipe.random_erasing, seed) if recipe.random_erasing > 0 else None
-        self.corrupt: dict[str, str] = {}
-        self._scale = torch.tensor([self.config.mean, self.config.std]).mul_(255).view(2, 3, 1, 1)
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         c, r = self.config, self.recipe
-        common = dict(input_size=c.img_size, interpolation=c.interpolation, use_prefetcher=True)
         augment = create_transform(
-            **common,
+            input_size=c.img_size,
+            interpolation=c.interpolation,
+            use_prefetcher=True,
             is_training=True,
             mean=c.mean,  # the colour of what RandAugment moves in
             scale=c.crop_scale,
@@ -97,19 +180,11 @@ class ImageDataModule(LightningDataModule):
             auto_augment=r.auto_augment,
         )
         self.train_set = TrainingImages(build(c, True, augment), self.seed)
-        center = create_transform(**common, crop_pct=c.crop_pct)
-        self.val_set = ValidationImages(build(c, False, center), c.img_size)
         if len(self.train_set) < r.batch_size:
             raise DataError(
                 f"there are {len(self.train_set)} training images, fewer than a batch;"
                 f" recipe.batch_size={r.batch_size} must be at most that"
             )
-
-    def describe(self) -> dict[str, Any]:
-        """Which images they are and how one is prepared, as a checkpoint keeps it; after `setup`."""
-        c = self.config
-        prepared = dict(mean=list(c.mean), std=list(c.std), interpolation=c.interpolation, crop_pct=c.crop_pct)
-        return dict(name=c.name, classes=list(self.train_set.dataset.classes), **prepared)
 
     @property
     def batch_size(self) -> int:
@@ -132,27 +207,6 @@ class ImageDataModule(LightningDataModule):
             sampler.go_on(epoch, done if done < len(sampler) else 0)
         return self._loader(self.train_set, sampler, persistent_workers=self.config.workers > 0)
 
-    def val_dataloader(self) -> DataLoader[Item]:
-        return self._loader(
-            self.val_set, ShareSampler(len(self.val_set), self.batch_size, self._rank, self._world_size)
-        )
-
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Count what could not be read.
-
-        Raises:
-            DataError: it is too much.
-        """
-        for message in batch.corrupt:
-            name, _, reason = message.partition("\n")
-            if name not in self.corrupt:
-                self.corrupt[name] = reason
-                limit = self.config.max_corrupt
-                if len(self.corrupt) > limit:
-                    raise DataError(f"{reason}; that makes more than data.max_corrupt={limit} images")
-                log.error("%s; skipped, the %d. of at most %d", reason, len(self.corrupt), limit)
-        return batch._replace(corrupt=())
-
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise, and in training erase and mix: B, 3, H, W, floats."""
         images, targets, places = batch.images, batch.targets, batch.places
@@ -169,13 +223,6 @@ class ImageDataModule(LightningDataModule):
             targets = mixup(images, targets, epoch, position)
         return Batch(images, targets, places)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Bytes to floats with the data's mean and standard deviation: B, 3, H, W."""
-        if self._scale.device != images.device:
-            self._scale = self._scale.to(images.device)
-        mean, std = self._scale
-        return images.to(torch.float32).sub_(mean).div_(std)
-
     def name_of(self, place: Sequence[int]) -> str:
         """What a training image is called, to find it again."""
         return self.train_set.dataset.name_of(int(place[2]))
@@ -186,27 +233,6 @@ class ImageDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.corrupt = dict(state_dict["corrupt"])
-
-    def _loader(self, dataset: Dataset[Item], sampler: Sampler[list[Place]], **settings: Any) -> DataLoader[Item]:
-        workers = self.config.workers
-        return DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            timeout=self.config.timeout if workers else 0,
-            worker_init_fn=outlive_sigterm,
-            **settings,
-        )
-
-    @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0
 
 
 def device_batch_size(batch_size: int, world_size: int, accumulate: int) -> int:

@@ -88,10 +88,14 @@ class DataConfig:
             raise DataError(f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
 
 
-def resolve(config: DataConfig) -> DataConfig:
+def resolve(config: DataConfig, train: bool = True) -> DataConfig:
     """The configuration with its root found and its classes counted; refuses what cannot be there.
 
     Everything is looked at but the pixels: layout, classes of both splits, numbers of images.
+
+    Args:
+        config: which images.
+        train: whether there must be training images; without them, what is asked of them is dropped.
 
     Raises:
         DataError: an unknown name, no root, a root without what it needs, or not as many images as there must be.
@@ -110,6 +114,8 @@ def resolve(config: DataConfig) -> DataConfig:
         assert config.train_images and config.val_images
         _check_counts(config, ("synthetic",) * 2, (config.train_images, config.val_images))
         return config
+    if not train:
+        config.train_images = config.limit = None
     if name == "digits":
         _check_counts(config, ("digits",) * 2, CONTENTS[name])
         return config
@@ -118,11 +124,14 @@ def resolve(config: DataConfig) -> DataConfig:
         _check_counts(config, (root,) * 2, CONTENTS[name])
         return config
 
-    from esformer.training.sources import open_both
+    from esformer.training.sources import open_both, open_source
 
-    train, val = open_both(Path(root))
-    _check_classes(config, train)
-    _check_counts(config, (train.place, val.place), (len(train), len(val)))
+    if train:
+        first, val = open_both(Path(root))
+    else:
+        first = val = open_source(Path(root), train=False)
+    _check_classes(config, first)
+    _check_counts(config, (first.place, val.place), (len(first), len(val)))
     return config
 
 
@@ -144,11 +153,12 @@ def _root(config: DataConfig) -> str:
     return root
 
 
-def _check_classes(config: DataConfig, train: "Source") -> None:
+def _check_classes(config: DataConfig, source: "Source") -> None:
+    count = len(source.classes)
     if config.num_classes is None:
-        config.num_classes = len(train.classes)
-    if config.num_classes != len(train.classes):
-        raise DataError(f"{train.place} has {len(train.classes)} classes, but data.num_classes is {config.num_classes}")
+        config.num_classes = count
+    if config.num_classes != count:
+        raise DataError(f"{source.place} has {count} classes, but data.num_classes is {config.num_classes}")
 
 
 def _check_counts(config: DataConfig, places: tuple[str, str], counts: tuple[int, int]) -> None:

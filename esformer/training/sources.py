@@ -61,7 +61,7 @@ def open_both(root: Path) -> tuple[Source, Source]:
         DataError: there are none, those of only one split, several kinds, or the classes differ.
     """
     if kind_of(root) == "folders":
-        names = [(folder, classes_in(folder)) for folder in folders(root)]
+        names = [(folder, classes_in(folder)) for folder in (split_folder(root, train) for train in (True, False))]
         for folder, classes in names:
             if not classes:
                 raise DataError(f"{folder} has no class folders; each class needs a folder of its images there")
@@ -72,26 +72,26 @@ def open_both(root: Path) -> tuple[Source, Source]:
 
 
 def open_source(root: Path, train: bool) -> Source:
-    """The training or the validation images of a folder.
+    """The training or the validation images of a folder, whether or not it has the others.
 
     Raises:
         DataError: there are none, or of several kinds; a class is empty; a shard cannot be read.
     """
     kind = kind_of(root)
     if kind == "folders":
-        return Folder(folders(root)[0 if train else 1])
-    paths = [find_shards(root, split, kind) for split in (True, False)]
-    if not all(paths):
-        there, missing = ("training", "val or validation") if paths[0] else ("validation", "train")
+        return Folder(split_folder(root, train))
+    paths = find_shards(root, train, kind)
+    if not paths:
+        there, missing = ("validation", "train") if train else ("training", "val or validation")
         raise DataError(f"{root} has {there} shards but no *{kind} with {missing} in its name or its folder's")
     place = f"{root} ({'training' if train else 'validation'} shards)"
     if kind == ".tar":
         from esformer.training.tars import Tars
 
-        return Tars(paths[0 if train else 1], place)
+        return Tars(paths, place)
     from esformer.training.parquet import Parquet
 
-    return Parquet(paths[0 if train else 1], place)
+    return Parquet(paths, place)
 
 
 def kind_of(root: Path) -> str:
@@ -120,16 +120,16 @@ def find_shards(root: Path, train: bool, ending: str) -> list[Path]:
     return []
 
 
-def folders(root: Path) -> tuple[Path, Path]:
-    """The folders of the training and of the validation images."""
-    train = root / "train"
-    val = next((root / name for name in SPLITS if (root / name).is_dir()), None)
-    if not train.is_dir() or val is None:
+def split_folder(root: Path, train: bool) -> Path:
+    """The folder of the training or of the validation images."""
+    found = next((root / name for name in (("train",) if train else SPLITS) if (root / name).is_dir()), None)
+    if found is None:
         raise DataError(
             f"{root} must hold the folders train and val, each with one folder a class,"
-            " or shards: .tar or .parquet files with train or val in their names"
+            " or shards: .tar or .parquet files with train or val in their names;"
+            f" it has none for {'training' if train else 'validation'}"
         )
-    return train, val
+    return found
 
 
 def classes_in(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ import torch
 
 from esformer.model import latency
 from esformer.model.esformer import ESFormer
-from esformer.model.latency import FEWEST, MOST, WARM_UP, Latency, measure_latency, summarise
+from esformer.model.latency import FEWEST, MOST, WARM_UP, Latency, measure_latency, summarise, time_network
 from esformer.space import SearchSpace
 
 
@@ -113,6 +113,12 @@ def test_global_state_is_left_as_it_was(draw, ticks, monkeypatch, broken):
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not torch.is_inference_mode_enabled()
+
+
+def test_a_batch_is_timed_for_so_long_and_once_at_least(ticks):
+    for seconds, runs in [(0, 1), (0.1, 4), (10, MOST)]:  # 30 ms a run
+        ticks(30)
+        assert time_network(torch.nn.Identity(), torch.zeros(8, 3, 32, 32), seconds=seconds) == Latency(30, 0, runs)
 
 
 def test_what_cannot_be_measured_is_refused(draw, monkeypatch):

@@ -1,0 +1,351 @@
+"""Evaluate: what the network of a checkpoint makes of validation images, and how fast it is on this device.
+
+The checkpoint is anything that esformer.load opens, and what it knows is the default: on which images it was trained,
+how they are prepared, its image size. So `python -m pipelines.evaluate last.ckpt data.root=/my/images` is enough for a
+folder of images with a folder a class under val; no training images are needed. Every image counts once, on any number
+of devices. Prints a table and leaves evaluation.json, classes.csv and confusion.png.
+"""
+
+import argparse
+import csv
+import io
+import json
+import logging
+import math
+import platform
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esformer.errors import ESFormerError
+from pipelines import cli
+from pipelines.config import Config
+
+if TYPE_CHECKING:
+    import torch
+    from lightning import Trainer
+
+    from esformer.checkpoint import Checkpoint
+    from esformer.training.data import EvaluationDataModule
+    from esformer.training.evaluation import Evaluation, Evaluator
+
+log = logging.getLogger("esformer")
+
+FLAGS: dict[str, dict[str, Any]] = {
+    "checkpoint": dict(
+        metavar="CHECKPOINT", help="a file or folder of weights, or a name such as timm:efficientformerv2_s0"
+    ),
+    "--raw": dict(action="store_true", help="the weights as the last step left them, not their average"),
+    "--out": dict(
+        metavar="FOLDER", type=Path, help="where the results go; by default beside the checkpoint, named after it"
+    ),
+    "--batch-size": dict(
+        metavar="IMAGES", type=int, default=128, help="images that a device takes at a time (default 128)"
+    ),
+}
+MADE = ("digits", "synthetic")
+"""Images that lie in no folder; where one is given, they are not meant."""
+SECONDS = 5.0
+"""For a batch to be timed over and over."""
+SHOWN = 20
+"""Classes in the printed table: all, or the best and the worst."""
+
+
+class EvaluationError(ESFormerError):
+    """What cannot be evaluated; says why."""
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Checks, evaluates, times, writes and prints. Rank 0 returns what evaluation.json holds, others what they know."""
+    config, flags = cli.parse_with(__doc__, argv, FLAGS, known)
+    from callbacks.progress import EvaluationProgress
+    from esformer.checkpoint.loading import network_of
+    from esformer.training.data import EvaluationDataModule
+    from esformer.training.datasets import resolve
+    from esformer.training.evaluation import Evaluator
+    from pipelines.launch import bare_trainer
+    from pipelines.run import is_main
+
+    found, folder = flags.found, flags.out or beside(flags.checkpoint)
+    if flags.batch_size < 1:
+        raise EvaluationError(f"--batch-size is {flags.batch_size}; it must be at least 1")
+    config.data = resolve(config.data, train=False)
+    data = EvaluationDataModule(config.data, flags.batch_size)
+    data.setup("validate")
+    classes = check(found, data)
+    progress = EvaluationProgress(len(data.val_set), bar=sys.stdout.isatty())
+    trainer = bare_trainer(config, callbacks=[progress])
+    network = network_of(found, ema=not flags.raw, img_size=config.data.img_size)
+    evaluator = Evaluator(network, found.num_classes, flags.batch_size)
+    with results(folder):
+        corrupt = evaluate(trainer, evaluator, data, config)
+        report = describe(found, config, flags, argv) | {"devices": trainer.world_size}
+        report |= summarise(evaluator.found, corrupt, classes)
+        if is_main():
+            report |= measure(trainer, evaluator, data, config)
+            write(folder, report, evaluator.found)
+            show(report, folder)
+    return report
+
+
+def known(arguments: argparse.Namespace) -> list[str]:
+    """The settings that a checkpoint brings with it; it stays with the arguments as `found`.
+
+    Raises:
+        ESFormerError: it cannot be opened, or has no network for square colour images that tells classes apart.
+    """
+    from esformer.checkpoint.files import PREPARATION
+    from esformer.training.datasets import NAMES
+    from pipelines.run import start_logging
+
+    start_logging()
+    arguments.found = found = opened(arguments.checkpoint)
+    if found.num_classes < 2:
+        raise EvaluationError(f"{found.path} holds no classifier of at least 2 classes")
+    if found.in_chans != 3:
+        raise EvaluationError(f"{found.path} takes images of {found.in_chans} channels; ours have 3")
+    height, width = found.img_size
+    given = {setting.partition("=")[0] for setting in arguments.settings}
+    if height != width and "data.img_size" not in given:
+        raise EvaluationError(
+            f"{found.path} takes images of {height} x {width} pixels, and ours are square: give data.img_size=PIXELS"
+        )
+    name = found.data.get("name", "folder")
+    if name not in NAMES or ("data.root" in given and name in MADE):
+        name = "folder"
+    prepared = {word: found.data[word] for word in PREPARATION if word in found.data}
+    prepared = {word: list(value) if isinstance(value, tuple) else value for word, value in prepared.items()}
+    settings = {"img_size": height} | prepared
+    choice = [] if arguments.quick else [f"data={name}"]  # which has images of its own
+    return [*choice, *(f"data.{key}={value}" for key, value in settings.items())]
+
+
+def opened(name: str) -> "Checkpoint":
+    """What `esformer.load` opens; of a name of ours there are no trained weights."""
+    from esformer.checkpoint import Checkpoint, load
+    from esformer.checkpoint.loading import find
+    from esformer.genotype import Genotype, shipped_names
+
+    if name not in shipped_names():
+        return find(name)
+    log.warning("%s is the name of an architecture: its weights are random", name)
+    network: Any = load(name)
+    weights = network.state_dict()
+    return Checkpoint(Path(name), Genotype.shipped(name), network.num_classes, 3, network.img_size, weights, None)
+
+
+def beside(checkpoint: str, ending: str = "-evaluation") -> Path:
+    """Where results of a checkpoint or of a name go: beside it, under its name with another ending."""
+    path = Path(checkpoint)
+    if not path.exists():
+        path = Path(checkpoint.rpartition(":")[2])
+    return path.with_name(f"{path.stem if path.is_file() else path.resolve().name}{ending}")
+
+
+def check(found: "Checkpoint", data: "EvaluationDataModule") -> list[str]:
+    """The names of the classes. A warning tells what the checkpoint does not know, or knows otherwise than the images.
+
+    Raises:
+        EvaluationError: there are not as many.
+    """
+    count, theirs, ours = data.config.num_classes, list(found.data.get("classes", ())), data.describe()["classes"]
+    if count != found.num_classes:
+        place = data.config.root or data.config.name
+        raise EvaluationError(f"{found.path} knows {found.num_classes} classes, and the images of {place} have {count}")
+    if not {"mean", "std"} <= found.data.keys():
+        words = "%s does not say how its images were prepared; here they are with mean %s and standard deviation %s"
+        log.warning(words, found.path, data.config.mean, data.config.std)
+    pairs = enumerate(zip(theirs, ours, strict=False))
+    if differ := next(((number, *both) for number, both in pairs if both[0] != both[1]), None):
+        log.warning("class %d is %r in the checkpoint and %r in the images: are they in the same order?", *differ)
+    return theirs or ours or [str(number) for number in range(found.num_classes)]
+
+
+@contextmanager
+def results(folder: Path) -> Iterator[None]:
+    """A folder that can be written, made now, and gone again if nothing comes of it; rank 0 sees to it.
+
+    Raises:
+        EvaluationError: it cannot be written.
+    """
+    import torch.distributed as dist
+
+    from pipelines.run import is_main
+
+    if is_main():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise EvaluationError(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
+    try:
+        yield
+    finally:
+        if is_main():
+            with suppress(OSError):
+                folder.rmdir()  # only if it is empty
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def evaluate(trainer: "Trainer", evaluator: "Evaluator", data: "EvaluationDataModule", config: Config) -> list[str]:
+    """Show every image to the network; gives the corrupt ones of all ranks.
+
+    Raises:
+        EvaluationError: no image could be read, or the network gives numbers that are none.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from pipelines.train import explained
+
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    try:
+        trainer.validate(evaluator, data, verbose=False)
+    except Exception as error:
+        if trainer.strategy.launcher is not None:  # Lightning's own processes could wait for this one for ever
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        raise explained(error, config) from None
+    corrupt = [list(data.corrupt)]
+    if dist.is_initialized():
+        corrupt = [[]] * trainer.world_size
+        dist.all_gather_object(corrupt, list(data.corrupt))
+    if evaluator.found.images == 0:
+        raise EvaluationError(f"none of the {len(data.val_set)} images can be read")
+    if not math.isfinite(evaluator.found.loss):
+        raise EvaluationError(
+            f"the network gives no finite numbers with trainer.precision={config.trainer.precision}: another may do,"
+            " or the weights are bad"
+        )
+    return sorted(name for names in corrupt for name in names)
+
+
+def describe(
+    found: "Checkpoint", config: Config, flags: argparse.Namespace, argv: Sequence[str] | None
+) -> dict[str, Any]:
+    """Which network on which images."""
+    from esformer.checkpoint.files import PREPARATION
+    from esformer.model.cost import cost
+    from esformer.version import code_version
+
+    words = shlex.join(sys.argv[1:] if argv is None else argv)
+    d = config.data
+    return {
+        "command": f"python -m pipelines.evaluate {words}",
+        "version": code_version(),
+        "checkpoint": str(found.path),
+        "weights": found.describe(not flags.raw)["weights"],
+        "size": found.genotype.space,
+        "genotype": found.genotype.digest,
+        **asdict(cost(found.genotype, d.img_size, found.num_classes)),
+        "data": {word: getattr(d, word) for word in ("name", "root", "img_size", *PREPARATION)},
+    }
+
+
+def summarise(found: "Evaluation", corrupt: list[str], classes: list[str]) -> dict[str, Any]:
+    """The figures; a class is a row of its own."""
+    return {
+        "images": found.images,
+        "corrupt": corrupt,
+        "top1": found.top1,
+        "top5": found.top5,
+        "loss": found.loss,
+        "calibration_error": found.calibration_error,
+        "classes": found.per_class(classes),
+    }
+
+
+def measure(trainer: "Trainer", evaluator: "Evaluator", data: "EvaluationDataModule", config: Config) -> dict[str, Any]:
+    """Milliseconds of one image, and images a second in batches, of the network alone on one device of this machine."""
+    import torch
+
+    from esformer.model.latency import time_network
+
+    log.info("timing the network")
+    device, size = trainer.strategy.root_device, config.data.img_size
+    threads = config.trainer.threads or torch.get_num_threads()
+    evaluator.eval().to(device)  # Lightning has put it away
+    images = torch.rand(data.batch_size, 3, size, size, device=device)
+    with trainer.precision_plugin.val_step_context():
+        latency = time_network(evaluator, images[:1], threads)
+        batch = time_network(evaluator, images, threads, seconds=SECONDS)
+    return {
+        "latency": asdict(latency),
+        "images_per_second": 1000 * data.batch_size / batch.ms,
+        "batch_size": data.batch_size,
+        "device": device_name(device),
+        "threads": threads,
+        "precision": config.trainer.precision,
+    }
+
+
+def device_name(device: "torch.device") -> str:
+    """Such as NVIDIA H100 or AMD EPYC."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write(folder: Path, report: dict[str, Any], found: "Evaluation") -> None:
+    """The files, each of them whole; evaluation.json is the last."""
+    from callbacks.confusion import draw_confusion
+    from esformer.atomic import write_text
+
+    rows = report["classes"]
+    network = f"{Path(report['checkpoint']).name}, {report['weights']} weights"
+    title = f"{network}: top-1 {report['top1']:.2%} of {report['images']:,} images"
+    draw_confusion(found.confusion, [row["class"] for row in rows], title, folder / "confusion.png")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "classes.csv", table.getvalue())
+    write_text(folder / "evaluation.json", json.dumps(report, indent=1) + "\n")
+
+
+def show(report: dict[str, Any], folder: Path) -> None:
+    """The figures and the classes as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.run import show as show_summary
+
+    latency, data = report["latency"], report["data"]
+    lines = {name: report[name] for name in ("checkpoint", "weights", "size", "params", "macs")}
+    lines["data"] = f"{data['root'] or data['name']} at {data['img_size']} pixels"
+    lines |= {name: report[name] for name in ("images", "top1", "top5", "loss", "calibration_error")}
+    if report["corrupt"]:
+        lines["images that cannot be read"] = len(report["corrupt"])
+    lines["latency"] = f"{latency['ms']:.2f} ± {latency['error_ms']:.2f} ms for one image"
+    lines["images_per_second"] = f"{report['images_per_second']:,.1f}, {report['batch_size']} at a time"
+    lines["device"] = f"{report['device']}, {report['threads']} threads, {report['precision']}"
+    show_summary(lines | {"results": str(folder)})
+    table = Table("class", *(("images", "top-1", "top-5", "precision")), "most often taken for")
+    rows = sorted(report["classes"], key=lambda row: -math.inf if row["top1"] is None else -row["top1"])
+    for number, row in enumerate(rows):
+        if len(rows) <= SHOWN or not SHOWN // 2 <= number < len(rows) - SHOWN // 2:
+            shares = ["-" if row[name] is None else f"{row[name]:.4f}" for name in ("top1", "top5", "precision")]
+            other = f"{row['taken_for']} ({row['taken_for_images']})" if row["taken_for"] else ""
+            table.add_row(row["class"], str(row["images"]), *shares, other)
+        if len(rows) > SHOWN and number == SHOWN // 2:
+            table.add_section()
+            table.add_row("...")
+            table.add_section()
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main)
