@@ -1,7 +1,12 @@
 """Files that are whole or not there."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from esformer.errors import ESFormerError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -18,3 +23,28 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)  # a disk that is full needs the room
         raise
     temporary.replace(path)
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A folder to prepare a file or a folder in, and what goes beside it; afterwards all of it lies where `path` is.
+
+    What is there under the same names is replaced, folders too. After an error nothing has changed.
+
+    Raises:
+        ESFormerError: nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        room = TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise ESFormerError(f"{path} cannot be written: {error.strerror}") from None
+    with room:
+        new, old = Path(room.name, "new"), Path(room.name, "old")
+        new.mkdir()
+        yield new
+        for made in sorted(new.iterdir(), key=lambda made: made.name == path.name):  # what it is all about comes last
+            goal = path.with_name(made.name)
+            if goal.is_dir():
+                goal.replace(old)
+            made.replace(goal)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from timm.layers import LayerScale2d
+from torch import nn
 from warm import Warm
 
 from esformer.space import SearchSpace
@@ -54,6 +56,27 @@ def draw():
         return SearchSpace.for_size(size, extended).sample(random.Random(seed))
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def randomise():
+    """Move everything that starts at 0, 1 or 1e-5 to where a mistake would show."""
+
+    @torch.no_grad()
+    def randomise(network):
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for values in (module.weight, module.running_var):
+                    values.uniform_(0.5, 1.5)
+                for values in (module.bias, module.running_mean):
+                    values.uniform_(-0.3, 0.3)
+            elif isinstance(module, LayerScale2d):
+                module.gamma.uniform_(0.2, 0.8)
+            elif hasattr(module, "attention_biases"):
+                module.attention_biases.normal_()
+        return network.eval()
+
+    return randomise
 
 
 @pytest.fixture(scope="session")

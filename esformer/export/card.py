@@ -1,0 +1,176 @@
+"""The model card: what a network is, what it reached, where it comes from and what is not known of it, in Markdown."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from esformer.genotype import Genotype
+from esformer.model.cost import cost
+
+UNKNOWN = "not recorded"
+METRICS = {"top1": "top-1", "top5": "top-5", "loss": "cross-entropy", "calibration_error": "calibration error"}
+SHOWN_CLASSES = 20
+PAPER = "*Entropic Score metric: Decoupling Topology and Size in Training-free NAS*"
+
+
+def model_card(
+    about: Mapping[str, Any], usage: str, picture: str, license: str | None = None, evaluation: Mapping[str, Any] = {}
+) -> str:
+    """The card as Markdown. What is not known is said to be unknown, never guessed.
+
+    Args:
+        about: as `Checkpoint.describe` gives it.
+        usage: a few lines of Python that give the network.
+        picture: the file that it is drawn in, as seen from the card.
+        license: of the weights, as its owner names it; None if nothing is known of one.
+        evaluation: figures of `pipelines.evaluate` by their names.
+    """
+    parts = [
+        f"# {_title(about)}",
+        f"A hybrid Transformer (convolutions, then attention) for image classification, {_weights(about)}. Its"
+        f" architecture comes from the search space of {PAPER}.",
+        _table(_facts(about)),
+        f"![the network, block by block]({picture})",
+        "## Use",
+        f"```python\n{usage}\n```",
+        _preparation(about),
+        "## Accuracy",
+        _accuracy(about, evaluation),
+        "## Training",
+        _training_images(about),
+        _table(about["recipe"]) if about["recipe"] else f"Recipe: {UNKNOWN}.",
+        "## Provenance",
+        _table(_flat(about["provenance"])) if about["provenance"] else f"Where the genotype comes from is {UNKNOWN}.",
+        "## Licence",
+        license or "Not stated. Ask whoever gave you this file what you may do with it.",
+        "## Limits",
+        "\n".join(f"- {limit}" for limit in _limits(about, bool(evaluation))),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(license: str | None) -> str:
+    """What the Hugging Face hub reads at the head of a card."""
+    words = {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["timm", "image-classification", "esformer", "neural-architecture-search"],
+        "license": license or "unknown",
+    }
+    return f"---\n{yaml.safe_dump(words, sort_keys=False)}---\n\n"
+
+
+def _title(about: Mapping[str, Any]) -> str:
+    space, classes = about["genotype"]["space"], about["num_classes"]
+    return f"ESFormer {space}, " + (f"{classes:,} classes" if classes else "no classifier")
+
+
+def _weights(about: Mapping[str, Any]) -> str:
+    return {
+        "averaged": "with the moving average of its weights",
+        "raw": "with its weights as the training left them",
+        "random": "with random weights: it was never trained",
+    }[about["weights"]]
+
+
+def _facts(about: Mapping[str, Any]) -> dict[str, str]:
+    height, width = about["img_size"]
+    genotype = Genotype.from_dict(about["genotype"])
+    price = cost(genotype, (height, width), about["num_classes"], about["in_chans"])
+    classes = about["data"].get("classes", [])
+    named = ", ".join(classes[:SHOWN_CLASSES]) + (", ..." if len(classes) > SHOWN_CLASSES else "")
+    return {
+        "parameters": f"{price.params:,}",
+        "multiply-accumulates of one image": f"{price.macs:,}",
+        "image": f"{height} x {width} pixels, {about['in_chans']} channels",
+        "classes": f"{about['num_classes']:,}: {named or f'names {UNKNOWN}'}" if about["num_classes"] else "none",
+        "search space": genotype.space,
+        "genotype": genotype.digest,
+        "code": f"esformer {about['version']}" if about["version"] else UNKNOWN,
+    }
+
+
+def _preparation(about: Mapping[str, Any]) -> str:
+    height, width = about["img_size"]
+    shape = f"`images` are float32, B x {about['in_chans']} x {height} x {width}"
+    data = about["data"]
+    if not {"mean", "std", "interpolation", "crop_pct"} <= data.keys():
+        return f"{shape}. How they were prepared is {UNKNOWN}."
+    return (
+        f"{shape}: resized ({data['interpolation']}), the central {data['crop_pct']:.0%} of each side kept, values"
+        f" from 0 to 1, mean {_show(data['mean'])} subtracted, divided by {_show(data['std'])}."
+    )
+
+
+def _accuracy(about: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    if about["weights"] == "random":
+        return "None: the weights are random."
+    prefix = "val/ema_" if about["weights"] == "averaged" else "val/"
+    logged = {name: about["metrics"][prefix + name] for name in METRICS if prefix + name in about["metrics"]}
+    texts = []
+    if logged:
+        where = f"the validation images of {about['data'].get('name', 'a data set whose name is ' + UNKNOWN)}"
+        texts.append(f"On {where}, at {_trained_size(about)}, as the training logged it:\n\n{_figures(logged)}")
+    if evaluation:
+        images = f"{evaluation['images']:,} validation images of {evaluation['data']['name']}"
+        texts.append(f"By `pipelines.evaluate`, on {images}:\n\n{_figures(evaluation)}")
+    return "\n\n".join(texts) or f"Top-1 and top-5 are {UNKNOWN}."
+
+
+def _figures(found: Mapping[str, Any]) -> str:
+    shown = {name: found[name] for name in METRICS if found.get(name) is not None}
+    return _table({METRICS[n]: f"{value:.2%}" if n != "loss" else f"{value:.4f}" for n, value in shown.items()})
+
+
+def _training_images(about: Mapping[str, Any]) -> str:
+    name = about["data"].get("name", UNKNOWN)
+    return f"Images: {name}, at {_trained_size(about)}." if about["weights"] != "random" else "None."
+
+
+def _trained_size(about: Mapping[str, Any]) -> str:
+    height, width = about["provenance"].get("trained_img_size", about["img_size"])
+    return f"{height} x {width} pixels"
+
+
+def _limits(about: Mapping[str, Any], evaluated: bool) -> Iterator[str]:
+    height, width = about["img_size"]
+    yield f"It takes images of {height} x {width} pixels, any number at a time; another size needs another export."
+    if about.get("folded"):
+        yield "Batch norms are folded into the convolutions: it is for inference, not to be trained on."
+    if about["weights"] == "random":
+        yield "Its outputs mean nothing; it shows what the network costs in time and memory."
+        return
+    if "trained_img_size" in about["provenance"]:
+        here = "." if evaluated else ", and its accuracy here was not measured."
+        yield f"Trained on images of {_trained_size(about)}, it has attention biases interpolated to this size{here}"
+    if not about["metrics"] and not evaluated:
+        yield f"Its accuracy is {UNKNOWN}."
+    yield (
+        "It knows its classes alone, and gives one of them for any image. How it does on other images than those"
+        f" it was trained on ({about['data'].get('name', UNKNOWN)}), on distorted ones, or on different groups of"
+        " people was not measured."
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items())])
+
+
+def _cell(value: Any) -> str:
+    return _show(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_show, value))
+    return str(value)
