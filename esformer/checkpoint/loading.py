@@ -8,7 +8,6 @@ from typing import Any
 
 import timm
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from timm.layers import to_2tuple
 from torch import nn
 
 import esformer.model.registry  # noqa: F401 (timm knows the names)
@@ -129,14 +128,10 @@ def _settings(found: Checkpoint, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What timm's `create_model` is to know: the network, and how its images are prepared."""
     own = dict(num_classes=found.num_classes, in_chans=found.in_chans, img_size=found.img_size)
     network: dict[str, Any] = {**own, **asked}
-    chans, size = network["in_chans"], to_2tuple(network["img_size"])
     cfg = {word: found.data[word] for word in PREPARATION if word in found.data}
-    for word in ("mean", "std"):
-        if word in cfg and len(cfg[word]) != chans:
-            cfg[word] = (sum(cfg[word]) / len(cfg[word]),) * chans
+    cfg["num_classes"] = network["num_classes"]
     if found.data.get("classes") and network["num_classes"] == found.num_classes:
         cfg["label_names"] = tuple(found.data["classes"])
-    cfg |= dict(num_classes=network["num_classes"], input_size=(chans, *size), pool_size=None)
     return network | {"pretrained_cfg_overlay": cfg}
 
 

@@ -27,7 +27,8 @@ def resize_biases(biases: Tensor, old: Resolution, new: Resolution) -> Tensor:
     quarter = biases.reshape(heads, *old)
     half = torch.cat([quarter[:, 1:].flip(1), quarter], dim=1)
     whole = torch.cat([half[:, :, 1:].flip(2), half], dim=2)  # heads, 2 H - 1, 2 W - 1
-    resized = resize_rel_pos_bias_table_simple(whole.float(), new, (heads, 2 * new[0] - 1, 2 * new[1] - 1))
+    whole = whole.to(torch.promote_types(whole.dtype, torch.float32))
+    resized = resize_rel_pos_bias_table_simple(whole, new, (heads, 2 * new[0] - 1, 2 * new[1] - 1))
     return resized[:, new[0] - 1 :, new[1] - 1 :].reshape(heads, -1).to(biases.dtype)
 
 
@@ -96,11 +97,14 @@ class Attention2dDownsample(_Biases, timm_v2.Attention2dDownsample):
 
 
 def take_any_size(network: nn.Module) -> None:
-    """Let all attention of a network follow the resolution of what it is given."""
+    """Let all attention of a network follow the resolution of what it is given.
 
-    def follow(module: Any, inputs: tuple[Tensor]) -> None:
-        module.take(tuple(inputs[0].shape[-2:]))
-
+    TorchScript and torch.fx, which run no Python between the parts, cannot follow.
+    """
     for module in network.modules():
         if isinstance(module, _Biases):
-            module.register_forward_pre_hook(follow)
+            module.register_forward_pre_hook(_follow)
+
+
+def _follow(module: Any, inputs: tuple[Tensor]) -> None:
+    module.take(tuple(inputs[0].shape[-2:]))

@@ -159,6 +159,7 @@ class ESFormer(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.grad_checkpointing = False
+        self._asked = dict[str, Any]()  # of timm's create_model
         self._set_pool(global_pool)
         act = get_act_layer(act_layer)
 
@@ -193,6 +194,17 @@ class ESFormer(nn.Module):
         self.head = self._classifier()
         if dynamic_img_size:
             take_any_size(self)
+
+    __jit_unused_properties__ = ["_model_args"]  # TorchScript would compile it
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """What timm writes into the config.json of a saved model, to build it again: no file's name, no object."""
+        return self._asked | {"genotype": self.genotype.to_dict()}
+
+    @_model_args.setter
+    def _model_args(self, asked: dict[str, Any]) -> None:
+        self._asked = asked
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -302,7 +314,6 @@ class ESFormer(nn.Module):
         if self.dynamic_img_size:
             return
         height, width = self.img_size
-        torch._assert(
-            x.shape[2] == height and x.shape[3] == width,
-            f"the network was built for images of {height} x {width}; build it with the img_size of these",
-        )
+        told = f"the network was built for images of {height} x {width}; build it with the img_size of these"
+        torch._assert(x.shape[2] == height, told)  # `and` would ask torch.fx, which knows no sizes, for a truth value
+        torch._assert(x.shape[3] == width, told)

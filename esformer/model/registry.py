@@ -4,14 +4,17 @@ import logging
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import is_scriptable, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
-from esformer.model.weights import checkpoint_filter_fn, clean, fit
+from esformer.model.weights import WeightsError, checkpoint_filter_fn, clean, fit
 
 log = logging.getLogger("esformer")
+
+HINT = "esformer.load(file) builds the network of a file, and create_model(..., genotype=...) that of a genotype"
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -36,14 +39,15 @@ default_cfgs = generate_default_cfgs({"esformer_s0": _cfg(), "esformer_s1": _cfg
 def _create_esformer(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build with timm; `genotype` is a Genotype, its `to_dict`, or a file of one; by default the shipped one.
 
-    Feature networks take images of any size. Weights that timm's `create_model(checkpoint_path=...)` loads are fitted
-    to the network, as `esformer.load` does.
+    Feature networks take images of any size, but those made for TorchScript (`scriptable=True`) or with torch.fx
+    (`feature_cls="fx"`). Weights that timm's `create_model(checkpoint_path=...)` loads are fitted to the network, as
+    `esformer.load` does.
     """
     genotype = kwargs.pop("genotype", None) or Genotype.shipped(variant)
     if not isinstance(genotype, Genotype):
         genotype = Genotype.from_dict(genotype) if isinstance(genotype, dict) else Genotype.load(genotype)
     if kwargs.get("features_only"):
-        kwargs.setdefault("dynamic_img_size", True)
+        kwargs.setdefault("dynamic_img_size", not is_scriptable() and kwargs.get("feature_cls") != "fx")
     network = build_model_with_cfg(
         ESFormer,
         variant,
@@ -53,17 +57,36 @@ def _create_esformer(variant: str, pretrained: bool = False, **kwargs: Any) -> n
         genotype=genotype,
         **kwargs,
     )
-    network._model_args = {"genotype": genotype.to_dict()}  # timm writes it into the config.json of a saved model
     network.genotype = genotype  # a feature network has none
+    _describe(network.pretrained_cfg, **kwargs)
     network.register_load_state_dict_pre_hook(_fit)
     return network
+
+
+def _describe(cfg: dict[str, Any], dynamic_img_size: bool = False, **kwargs: Any) -> None:
+    """Have a network's own configuration speak of images as it was built for, where timm's speaks of its weights.
+
+    From it timm's `resolve_model_data_config` takes how images are prepared. For other channels their mean and standard
+    deviation are averaged, as timm's scripts do.
+    """
+    chans, *size = cfg["input_size"]
+    chans, size = kwargs.get("in_chans", chans), to_2tuple(kwargs.get("img_size", size))
+    if tuple(size) != tuple(cfg["input_size"][1:]):
+        cfg["pool_size"] = None
+    cfg |= {"input_size": (chans, *size), "fixed_input_size": not dynamic_img_size}
+    for word in ("mean", "std"):
+        if len(cfg[word]) != chans:
+            cfg[word] = (sum(cfg[word]) / len(cfg[word]),) * chans
 
 
 def _fit(network: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *_: Any) -> None:
     """Before weights are loaded: make them those of this very network."""
     if prefix or not strict:  # a part of another network, or a part of the weights
         return
-    fitted, told = fit(clean(state_dict), network)
+    try:
+        fitted, told = fit(clean(state_dict), network)
+    except WeightsError as error:
+        raise WeightsError(f"{error}; {HINT}") from None
     if told:
         log.warning("weights loaded: %s", "; ".join(told))
     state_dict.clear()
