@@ -1,20 +1,98 @@
 """What the README shows runs as it stands there."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from esformer.choices import choices_of
+from esformer.genotype import Genotype
+from pipelines import train
 from pipelines.config import compose
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = {page.name: page.read_text() for page in (ROOT / "docs").glob("*.md")}
 
 
-def test_python_blocks_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
-    assert "3.6e+34 genotypes" in capsys.readouterr().out
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where `last.ckpt`, `genotype.yaml`, `image.png` and `images` are."""
+    folder = tmp_path_factory.mktemp("readme")
+    stages = [[{gene: values[0] for gene, values in block.items()} for block in s] for s in choices_of("S0").options]
+    Genotype.from_dict({"genotype": 1, "space": "S0", "stages": stages}).save(folder / "genotype.yaml")
+    short = [
+        "data.limit=64",
+        "recipe.epochs=1",
+        "recipe.batch_size=32",
+        "trainer.accelerator=cpu",
+        "wandb.mode=disabled",
+    ]
+    train.main(["--quick", f"genotype={folder / 'genotype.yaml'}", *short, f"run.dir={folder / 'run'}"])
+    (folder / "run/checkpoints/last.ckpt").rename(folder / "last.ckpt")
+    for i, (pixels, label) in enumerate(zip(*load_digits(return_X_y=True), strict=True)):
+        if i < 170:
+            image = Image.fromarray((pixels.reshape(8, 8) * 15.9).astype(np.uint8))
+            where = folder / "images" / ("train" if i < 130 else "val") / str(label)
+            where.mkdir(parents=True, exist_ok=True)
+            image.save(where / f"{i}.png")
+    image.save(folder / "image.png")
+    return folder
+
+
+@pytest.mark.parametrize("block", blocks(README, "python"), ids=lambda block: block.split("\n")[1])
+def test_python_blocks_run(block, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    exec(compile(block, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    for start, words in {
+        "network = esformer.load": r"^\d$",
+        "backbone =": r"^\[.*\] \[\(40, 80\), \(20, 40\), \(10, 20\)",
+    }.items():
+        if start in block:
+            assert re.search(words, printed, re.MULTILINE), printed
+    assert ("3.6e+34 genotypes" in printed) == ("cardinality" in block)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", blocks(README, "sh"), ids=lambda block: block.split("\n")[0])
+def test_commands_run(block, folder):
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    tools = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = os.environ | {"PYTHONPATH": path, "PATH": tools, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    done = subprocess.run(["bash", "-e", "-c", block], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    results = {
+        "evaluate": "last-evaluation/evaluation.json",
+        "train": "runs/*/checkpoints/last.ckpt",
+        "export": "mine/README.md",
+    }
+    name = re.search(r"pipelines\.(\w+)", block)[1]
+    assert list(folder.glob(results[name])), done.stdout
+
+
+def test_what_people_do_with_a_checkpoint_takes_five_lines_at_most():
+    chapter = README.partition("## A trained network")[2].partition("\n## ")[0]
+    code = re.findall(r"```\w+\n(.*?)```", chapter, re.DOTALL)
+    assert len(code) == 5
+    assert all(len(block.splitlines()) <= 5 for block in code)
+
+
+def test_python_of_the_page_on_checkpoints_runs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for block in blocks(PAGES["checkpoints.md"], "python"):
+        exec(compile(block, "checkpoints.md", "exec"), {})
 
 
 def test_settings_exist():
@@ -26,6 +104,8 @@ def test_settings_exist():
 
 
 def test_files_exist():
-    root = Path(__file__).parent.parent
     for name in re.findall(r"`((?:esformer|pipelines|callbacks|configs)/[\w./]*)`", README):
-        assert (root / name).exists(), name
+        assert (ROOT / name).exists(), name
+    for page, text in (("README.md", README), *PAGES.items()):
+        for link in re.findall(r"\]\(([\w./]+)\)", text):
+            assert (ROOT / link).exists() or (ROOT / "docs" / link).exists(), f"{page}: {link}"
