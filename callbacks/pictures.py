@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from callbacks.speed import Speed
+from callbacks.speed import Speed, learning_rate
 from esformer.atomic import write_text
 
 STEPS = ("step", "epoch", "loss", "lr", "grad_norm", "images_per_second", "seconds")
@@ -66,7 +66,7 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["lr"] = learning_rate(trainer)
         for name, value in trainer.callback_metrics.items():
             # a run that goes on in a validation has made no step yet: what is of one step is in steps.csv alone
             if name.startswith("val/") or (name.startswith("train/") and name.endswith("_epoch")):

@@ -85,7 +85,7 @@ class Speed(Callback):
             self._since = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]  # after the step it is the next one's
+        self.lr = learning_rate(trainer)  # after the step it is the next one's
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.logged = False
@@ -124,6 +124,11 @@ class Speed(Callback):
         if (left := self.seconds_left) is not None:
             values["train/hours_left"] = left / 3600
         return values | {f"device/{name}": value for name, value in self._device.values().items()}
+
+
+def learning_rate(trainer: Trainer) -> float:
+    """That of the classifier: layer decay lowers those of all before it."""
+    return max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
 
 class Device:

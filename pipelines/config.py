@@ -32,6 +32,9 @@ NOT_THE_RUN = (
 """What may differ when a run is resumed: where it lies and on what it runs, not what it computes; and how much an
 ablation compares, for a second start adds what is missing."""
 
+ADDED = {"recipe.layer_decay": 1.0, "recipe.freeze": 0}
+"""Settings that there once were not, and the values that change nothing: with them a run is the one that it was."""
+
 
 class ConfigError(ESFormerError):
     """A setting that does not exist or cannot be; says which would be right."""
@@ -186,6 +189,9 @@ class Config:
     """Of the search, the initial weights, the order of the images and their augmentation."""
     genotype: str | None = None
     """For training alone: a genotype file or the name of a shipped one; by default the shipped one of the size."""
+    init: str | None = None
+    """For training alone, what `--from` sets: a checkpoint of any kind, or timm's as timm:efficientformerv2_s0. The
+    training starts from its weights, averaged if it has them, and takes its genotype and size, and recipe=finetune."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -196,30 +202,33 @@ class Config:
     ablate: AblateConfig = field(default_factory=AblateConfig)
 
 
-def compose(size: str = "S0", quick: bool = False, overrides: Sequence[str] = ()) -> Config:
+def compose(size: str | None = None, quick: bool = False, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a size, with or without `--quick`, and `key=value` settings on top.
 
-    A section set to a name (`data=cifar10`) takes the choice of that name under configs/, as if it stood first.
+    A section set to a name (`data=cifar10`) takes the choice of that name under configs/, as if it stood first. Without
+    a size it is that of the checkpoint to start from, if there is one, or S0.
 
     Raises:
         ConfigError: a setting is unknown, of the wrong type, or out of range.
     """
     pairs = [_split(override) for override in overrides]
-    size = next((value for key, value in reversed(pairs) if key == "size"), size)
+    init = next((value for key, value in reversed(pairs) if key == "init"), None)  # a path, to be taken as it is
+    size = next((value for key, value in reversed(pairs) if key == "size"), size) or _size_of(init)
     if size not in SIZES:
         raise ConfigError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
     chosen = {"data": "imagenet"}
     layers = [_read("size", size), *([_read("", "quick")] if quick else [])]
     for layer in layers:
         chosen |= layer.pop("choices", {})
+    chosen |= {"recipe": "finetune"} if init else {}
     chosen |= {key: value for key, value in pairs if key in SECTIONS_WITH_FILES}
     layers += [{section: _read(section, name)} for section, name in chosen.items()]
-    settings = [(key, value) for key, value in pairs if key not in SECTIONS_WITH_FILES]
+    settings = [(key, value) for key, value in pairs if key not in (*SECTIONS_WITH_FILES, "init")]
     for key, _ in settings:
         _check_key(key)
     try:
         tree = OmegaConf.structured(Config)
-        for layer in (*layers, {"size": size}):
+        for layer in (*layers, {"size": size, "init": init}):
             tree = OmegaConf.merge(tree, layer)
         tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([f"{key}={value}" for key, value in settings]))
         assert isinstance(tree, DictConfig)
@@ -237,6 +246,18 @@ def compose(size: str = "S0", quick: bool = False, overrides: Sequence[str] = ()
     return config
 
 
+def _size_of(init: str | None) -> str:
+    """The size of a checkpoint; S0 where none can be opened, which whoever needs it will say."""
+    if init is None:
+        return SIZES[0]
+    from esformer.checkpoint.loading import CheckpointError, find
+
+    try:
+        return find(init).genotype.space.partition("-")[0]
+    except CheckpointError:
+        return SIZES[0]
+
+
 def _check_section(name: str, section: DictConfig) -> None:
     try:
         OmegaConf.to_object(section)  # builds the dataclass, which checks itself
@@ -251,7 +272,10 @@ def to_yaml(config: Config) -> str:
 
 def differences(old: str, new: str) -> list[str]:
     """What makes two configurations (as YAML) different runs: one phrase a key."""
-    before, after = (dict(_leaves(yaml.safe_load(text))) for text in (old, new))
+    before, after = (
+        {key: value for key, value in _leaves(yaml.safe_load(text)) if key not in ADDED or value != ADDED[key]}
+        for text in (old, new)
+    )
     return [
         f"{key} was {before.get(key)}, is {after.get(key)}"
         for key in {**before, **after}

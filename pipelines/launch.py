@@ -20,6 +20,8 @@ from callbacks.ema import EMA
 from callbacks.pictures import History
 from callbacks.progress import EpochLines, TrainingBar
 from callbacks.speed import Speed
+from esformer.checkpoint import Checkpoint
+from esformer.checkpoint.loading import install
 from esformer.genotype import Genotype
 from esformer.training.data import ImageDataModule, Place, device_batch_size
 from esformer.training.datasets import resolve
@@ -63,8 +65,9 @@ def check(pipeline: str, config: Config) -> None:
     """
     start_logging()
     processes(config)
-    if config.genotype is not None and pipeline != "train":
-        raise ConfigError("genotype is a setting of pipelines.train; a search finds its own")
+    for name in ("genotype", "init"):
+        if getattr(config, name) is not None and pipeline != "train":
+            raise ConfigError(f"{name} is a setting of pipelines.train; a search finds its own genotype")
     if pipeline != "search" or config.data.num_classes is None:  # a search looks at no image
         config.data = resolve(config.data)
     if pipeline != "train":
@@ -98,11 +101,18 @@ def _fabric(config: Config, **settings: Any) -> Fabric:
         raise ConfigError(f"search.accelerator is {name}, and there is none to search on: {error}") from None
 
 
-def network(config: Config, genotype: Genotype, provenance: dict[str, Any] | None = None) -> ESFormerModule:
-    """What a run of this configuration trains."""
+def network(
+    config: Config,
+    genotype: Genotype,
+    provenance: dict[str, Any] | None = None,
+    start: Checkpoint | None = None,
+) -> ESFormerModule:
+    """What a run of this configuration trains, with the weights of a checkpoint to start from or random ones."""
     c, t = config, config.trainer
     assert c.data.num_classes is not None
     module = ESFormerModule(genotype, c.recipe, c.data.num_classes, c.data.img_size, provenance, t.max_skipped, c.seed)
+    if start is not None:
+        install(start, module.model)
     if t.grad_checkpointing:
         module.model.set_grad_checkpointing()
     if t.compile:
@@ -145,6 +155,19 @@ def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:
     return made_trainer
 
 
+def bare_trainer(config: Config, **settings: Any) -> Trainer:
+    """A Trainer on the devices of a configuration, which leaves nothing behind.
+
+    Raises:
+        ConfigError: there are no such devices, or they do not work together like that.
+    """
+    settings |= dict(logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False)
+    try:
+        return Trainer(**_machine(config), **settings)
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
+        raise ConfigError(f"the trainer cannot run as the settings trainer.* ask: {error}") from None
+
+
 def _machine(config: Config) -> dict[str, Any]:
     t, found = config.trainer, processes(config)
     settings = found.settings()
@@ -168,10 +191,7 @@ def _check_training(config: Config) -> None:
     """Refuse a machine that is not there, and images that cannot be read, before the search rather than after it."""
     t, found = config.trainer, processes(config)
     check_gpus(config, found)
-    try:
-        Trainer(**_machine(config), logger=False, enable_checkpointing=False, enable_model_summary=False)
-    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
-        raise ConfigError(f"the trainer cannot run as the settings trainer.* ask: {error}") from None
+    bare_trainer(config)
     device_batch_size(config.recipe.batch_size, found.world_size, t.accumulate)
     data = ImageDataModule(config.data, config.recipe)
     try:

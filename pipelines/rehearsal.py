@@ -22,6 +22,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from callbacks.progress import duration
+from esformer.checkpoint import Checkpoint
 from esformer.genotype import Genotype
 from esformer.model.cost import cost
 from esformer.training.data import ImageDataModule
@@ -42,7 +43,11 @@ EVALUATIONS = 8
 
 
 def rehearse(
-    pipeline: str, config: Config, argv: Sequence[str] | None = None, genotype: Genotype | None = None
+    pipeline: str,
+    config: Config,
+    argv: Sequence[str] | None = None,
+    genotype: Genotype | None = None,
+    start: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Try a run in small, print what it will need, and return that.
 
@@ -51,6 +56,7 @@ def rehearse(
         config: the run's configuration.
         argv: the run's arguments.
         genotype: what is trained; by default the shipped one of the size, as what a search finds costs as much.
+        start: the checkpoint that the training starts from.
 
     Raises:
         ESFormerError: what a real start would refuse.
@@ -65,7 +71,7 @@ def rehearse(
         if pipeline != "search":
             genotype = genotype or given_genotype(config)
             with scratch(run.path) as folder:
-                found |= rehearse_training(config, genotype, folder)
+                found |= rehearse_training(config, genotype, folder, start)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -92,34 +98,44 @@ def rehearse_search(config: Config) -> dict[str, Any]:
     return {"search_evaluations_per_second": rate, "search_seconds": seconds}
 
 
-def rehearse_training(config: Config, genotype: Genotype, folder: Path) -> dict[str, Any]:
+def rehearse_training(
+    config: Config, genotype: Genotype, folder: Path, start: Checkpoint | None = None
+) -> dict[str, Any]:
     """Some steps, a validation and a checkpoint, which another training then reads.
 
     Args:
         config: the run's configuration.
         genotype: what is trained.
         folder: a place for the checkpoint; on the run's disk, so that one that is full or not to be written to is seen.
+        start: the checkpoint that the training starts from.
     """
     run = RunFolder(folder, "")
     log.info("rehearsing the training")
     watch = Watch(STEPS + 2 * config.data.workers)  # so many batches lie ready before the first step
-    _fit(config, genotype, run, watch)
+    _fit(config, genotype, run, watch, start)
     log.info("rehearsing how it goes on from a checkpoint")
     again = Watch(watch.stop_at + 1)
     longer = replace(config.recipe, epochs=config.recipe.epochs + 1)  # the steps may have been all that there are
-    _fit(replace(config, recipe=longer), genotype, run, again, run.last)
+    _fit(replace(config, recipe=longer), genotype, run, again, resume=run.last)
     assert again.first_step == watch.stop_at, "the checkpoint was not taken up where it was written"
     price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
     return {"genotype": genotype.space, **asdict(price), **watch.found()}
 
 
-def _fit(config: Config, genotype: Genotype, run: RunFolder, watch: "Watch", resume: Path | None = None) -> None:
+def _fit(
+    config: Config,
+    genotype: Genotype,
+    run: RunFolder,
+    watch: "Watch",
+    start: Checkpoint | None = None,
+    resume: Path | None = None,
+) -> None:
     seed_everything(config.seed, verbose=False)
     data = ImageDataModule(config.data, config.recipe, config.seed, config.trainer.accumulate)
     fit = trainer(config, run, [])
     fit.callbacks.append(watch)  # type: ignore[attr-defined]
     fit.limit_val_batches = BATCHES + 2 * config.data.workers
-    fit.fit(network(config, genotype), data, ckpt_path=resume, weights_only=True)
+    fit.fit(network(config, genotype, start=start), data, ckpt_path=resume, weights_only=True)
 
 
 class Watch(Callback):

@@ -222,6 +222,7 @@ def start_logging() -> None:
         ".*smaller than the logging interval",  # epochs have a line of their own
         "Checkpoint directory .* exists and is not empty",  # that is what resuming means
         "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on where it was
+        "Found .* module.* in eval mode at the start of training",  # frozen stages
         "The `srun` command is available",  # one process on a login node is no mistake
     ):
         warnings.filterwarnings("ignore", message=settled)

@@ -53,6 +53,8 @@ def speed(config: Config, genotype: Genotype, steps: int = 20) -> dict[str, Any]
         raise ESFormerError(f"{steps} steps are too few to measure; give at least 1")
     if config.trainer.precision not in PRECISIONS:
         raise ConfigError(f"trainer.precision is {config.trainer.precision}; --speed compares {', '.join(PRECISIONS)}")
+    if config.recipe.freeze:
+        raise ConfigError(f"recipe.freeze is {config.recipe.freeze}; train.py trains all stages, so --speed needs 0")
     config = replace(config, trainer=replace(config.trainer, devices=1, num_nodes=1))
     try:
         data: ImageDataModule | None = ImageDataModule(

@@ -79,7 +79,10 @@ class TimmTraining:
         self.loss = BinaryCrossEntropy(smoothing=recipe.smoothing)
         self.ema = utils.ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema else None
         self.network: nn.Module = torch.compile(self.model) if compile else self.model  # type: ignore[assignment]
-        self.optimizer = create_optimizer_v2(self.model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay)
+        layers = dict(layer_decay=recipe.layer_decay) if recipe.layer_decay < 1 else {}
+        self.optimizer = create_optimizer_v2(
+            self.model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, **layers
+        )
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
             sched="cosine",

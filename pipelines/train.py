@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning import Trainer
     from lightning.pytorch.loggers import WandbLogger
 
+    from esformer.checkpoint import Checkpoint
     from esformer.genotype import Genotype
     from esformer.training.module import ESFormerModule
     from pipelines.run import RunFolder
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("esformer")
 
 FLAGS: dict[str, dict[str, Any]] = {
+    "--from": dict(
+        metavar="CHECKPOINT",
+        dest="init",
+        help="fine-tune: start from its weights, with its genotype and the recipe for it (recipe=finetune)",
+    ),
     "--speed": dict(
         metavar="STEPS",
         type=int,
@@ -33,9 +39,23 @@ FLAGS: dict[str, dict[str, Any]] = {
 
 
 def train(
-    config: Config, run: "RunFolder", genotype: "Genotype", loggers: "list[WandbLogger]", provenance: dict[str, Any]
+    config: Config,
+    run: "RunFolder",
+    genotype: "Genotype",
+    loggers: "list[WandbLogger]",
+    provenance: dict[str, Any],
+    start: "Checkpoint | None" = None,
 ) -> dict[str, Any]:
-    """The training stage: trains, or goes on training, and returns what the final weights reach on all images once."""
+    """The training stage: trains, or goes on training, and returns what the final weights reach on all images once.
+
+    Args:
+        config: recipe, images and machine.
+        run: where checkpoints are, and may be already.
+        genotype: what is trained.
+        loggers: told of everything.
+        provenance: what travels with the weights.
+        start: whose weights a training that begins takes; None begins with random ones.
+    """
     from lightning import seed_everything
 
     from esformer.training.data import ImageDataModule
@@ -45,11 +65,13 @@ def train(
 
     seed_everything(config.seed, verbose=False)
     data = ImageDataModule(config.data, config.recipe, config.seed, config.trainer.accumulate)
-    module = network(config, genotype, provenance)
+    resume = _resume_from(run, genotype)
+    if start is not None and resume is None:
+        log.info("starting from %s", start.path)
+    module = network(config, genotype, provenance, None if resume else start)
     fit = trainer(config, run, loggers)
     _say_settings(config, fit, module)
     tracking.log_genotype(loggers, genotype)
-    resume = _resume_from(run, genotype)
     try:
         with stop.deferred():  # Checkpoints sees to signals
             fit.fit(module, data, ckpt_path=resume, weights_only=True)
@@ -74,14 +96,21 @@ def train(
 
 
 def _explained(error: Exception, config: Config, run: "RunFolder") -> Exception:
+    """Where a training that cannot go on can be taken up; anything else as `explained`."""
+    from esformer.training.module import TrainingError
+
+    if isinstance(error, TrainingError):
+        good = f"the last good checkpoint is {run.last}" if run.last.exists() else "there is no checkpoint yet"
+        return TrainingError(f"{error}; {good}")
+    return explained(error, config)
+
+
+def explained(error: Exception, config: Config) -> Exception:
     """What PyTorch says of worker processes and of other ranks, in words for people; anything else as it is."""
     from esformer.training.datasets import DataError
     from esformer.training.module import TrainingError
 
     text = str(error)
-    if isinstance(error, TrainingError):
-        good = f"the last good checkpoint is {run.last}" if run.last.exists() else "there is no checkpoint yet"
-        return TrainingError(f"{text}; {good}")
     if not isinstance(error, RuntimeError):
         return error
     if "DataLoader timed out" in text:
@@ -104,13 +133,15 @@ def _say_settings(config: Config, fit: "Trainer", module: "ESFormerModule") -> N
 
     r, t = config.recipe, config.trainer
     each = device_batch_size(r.batch_size, fit.world_size, t.accumulate)
+    frozen = f", the stem and {r.freeze} of 4 stages frozen" if r.freeze else ""
+    layers = f" (x {r.layer_decay} with each block away from the classifier)" if r.layer_decay < 1 else ""
     lines = {
-        "network": f"{sum(p.numel() for p in module.model.parameters()):,} parameters, {config.data.img_size} pixels,"
-        f" {config.data.num_classes} classes, drop path 0 to {r.drop_path}",
+        "network": f"{sum(p.numel() for p in module.model.parameters()):,} parameters{frozen}, {config.data.img_size}"
+        f" pixels, {config.data.num_classes} classes, drop path 0 to {r.drop_path}",
         "batch": f"{r.batch_size} = {fit.world_size} {fit.strategy.root_device.type} devices x {each}"
         f" x {t.accumulate} accumulated, {t.precision}",
         "optimiser": f"AdamW, learning rate {r.warmup_lr} to {r.lr} in {r.warmup_epochs} epochs, cosine to {r.min_lr}"
-        f" in epoch {r.epochs}, weight decay {r.weight_decay}, clipping {r.clip_mode} {r.clip_grad}",
+        f" in epoch {r.epochs}{layers}, weight decay {r.weight_decay}, clipping {r.clip_mode} {r.clip_grad}",
         "augmentation": f"{r.auto_augment or 'no RandAugment'}, erasing {r.random_erasing}, Mixup {r.mixup} / CutMix"
         f" {r.cutmix} in {r.mixup_prob:.0%} of the groups, {r.mixup_switch_prob:.0%} of them CutMix",
         "loss": f"binary cross-entropy, smoothing {r.smoothing}; weights averaged with"
@@ -148,10 +179,61 @@ def given_genotype(config: Config) -> "Genotype":
     return Genotype.shipped(name) if name in shipped_names() and not Path(name).exists() else Genotype.load(name)
 
 
+def beginning(config: Config, argv: Sequence[str] | None = None) -> "tuple[Genotype, Checkpoint | None]":
+    """What a run trains, and the checkpoint that it starts from, if the configuration names one.
+
+    A run that has checkpoints of its own goes on from them, whatever became of the one that it started from.
+
+    Raises:
+        ESFormerError: the checkpoint cannot be opened, or is of another genotype or size than is asked for.
+    """
+    if config.init is None:
+        return given_genotype(config), None
+    from esformer.checkpoint import CheckpointError
+    from esformer.checkpoint.loading import find
+    from esformer.genotype import Genotype
+    from pipelines.config import ConfigError
+    from pipelines.run import RunFolder
+
+    try:
+        start = find(config.init)
+    except CheckpointError:
+        run = RunFolder.of("train", config, argv)
+        if not (run.last.exists() or run.previous.exists()):
+            raise
+        return Genotype.load(run.genotype), None
+    size = start.genotype.space.partition("-")[0]
+    if size != config.size:
+        raise ConfigError(f"size is {config.size}, but {start.path} holds an {size}; leave the size out")
+    if config.genotype is not None and given_genotype(config) != start.genotype:
+        raise ConfigError(f"genotype={config.genotype} is not that of {start.path}; leave it out")
+    _check_start(start, config.data.img_size)
+    return start.genotype, start
+
+
+def _descent(start: "Checkpoint") -> dict[str, Any]:
+    """What a network should know of the checkpoint that its training started from."""
+    known = start.describe()
+    told = {key: known[key] for key in ("weights", "version", "metrics", "provenance")}
+    return {"from": {"path": str(start.path), **told}}
+
+
+def _check_start(start: "Checkpoint", img_size: int) -> None:
+    """Refuse weights that are not all there, before any work."""
+    import torch
+
+    from esformer.checkpoint.loading import fitted
+    from esformer.model.esformer import ESFormer
+
+    with torch.device("meta"):
+        network = ESFormer(start.genotype, img_size=img_size)
+    fitted(start, network)
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Training alone: any genotype file goes in."""
-    config, flags = cli.parse_with(__doc__, argv, FLAGS)
-    genotype = given_genotype(config)
+    config, flags = cli.parse_with(__doc__, argv, FLAGS, lambda given: [f"init={given.init}"] if given.init else [])
+    genotype, start = beginning(config, argv)
     if flags.speed is not None:
         from pipelines.throughput import speed
 
@@ -159,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if flags.dry_run:
         from pipelines.rehearsal import rehearse
 
-        return rehearse("train", config, argv, genotype)
+        return rehearse("train", config, argv, genotype, start)
     from esformer.genotype import Genotype
     from esformer.model.cost import cost
     from pipelines.launch import prepare
@@ -171,12 +253,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if run.genotype.exists() and Genotype.load(run.genotype) != genotype:
             raise RunError(f"{run.path} trains another genotype; choose another run.dir")
         if is_main():
-            genotype.save(run.genotype, comment=f"given as {config.genotype or 'the shipped one'}")
+            named = config.genotype or config.init or "the shipped one"
+            genotype.save(run.genotype, comment=f"given as {named}")
         price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
         if genotype.space.partition("-")[0] != config.size:
             log.info("the genotype is of space %s, the recipe that of size %s", genotype.space, config.size)
         about = {"size": genotype.space, "genotype": str(run.genotype), "params": price.params, "macs": price.macs}
-        metrics = train(config, run, genotype, loggers, {"command": run.command})
+        provenance = {"command": run.command, **(_descent(start) if start else {})}
+        metrics = train(config, run, genotype, loggers, provenance, start)
         return run.finish({**about, **metrics, "commands": [run.command]})
 
 

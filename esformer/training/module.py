@@ -3,7 +3,7 @@
 import logging
 import math
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -79,6 +79,9 @@ class ESFormerModule(LightningModule):
         self.recipe = recipe
         network = ESFormer(genotype, num_classes, img_size=img_size, drop_path_rate=recipe.drop_path)
         self.model = network.to(memory_format=torch.channels_last)  # twice as fast, on the CPU too
+        for part in self._frozen:
+            part.requires_grad_(False)
+        self.train()
         self.paths = PathDrops(self.model, seed)
         self.loss = BinaryCrossEntropy(smoothing=recipe.smoothing)
         self.train_loss = RunningLoss()
@@ -90,6 +93,18 @@ class ESFormerModule(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """B, 3, H, W -> B, num_classes"""
         return self.model(images.contiguous(memory_format=torch.channels_last))
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, in which frozen stages keep their norm statistics and drop no paths; or evaluation mode."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
+    @property
+    def _frozen(self) -> list[nn.Module]:
+        """The parts of the network that the recipe does not train."""
+        return [self.model.stem, *self.model.stages[: self.recipe.freeze]] if self.recipe.freeze else []
 
     def setup(self, stage: str) -> None:
         if isinstance(self._data, ImageDataModule):
@@ -130,7 +145,11 @@ class ESFormerModule(LightningModule):
     def configure_optimizers(self) -> Any:
         # with float16 Lightning unscales the gradients of other kinds only; None leaves the kind to PyTorch
         fused = True if self.trainer.precision != "16-mixed" else None
-        optimizer = create_optimizer_v2(self.model, "adamw", self.recipe.lr, self.recipe.weight_decay, fused=fused)
+        r = self.recipe
+        layers = dict(layer_decay=r.layer_decay) if r.layer_decay < 1 else {}
+        optimizer = create_optimizer_v2(self.model, "adamw", r.lr, r.weight_decay, fused=fused, **layers)
+        for group in optimizer.param_groups:  # a scale of its own is something that only timm's schedules look at
+            group["lr"] *= group.pop("lr_scale", 1.0)
         schedule = LambdaLR(optimizer, lambda step: lr_factor(step, self._steps, self.recipe))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -199,6 +218,7 @@ class ESFormerModule(LightningModule):
         if "train_loss" in checkpoint:  # not in those of older versions
             self.train_loss.load(checkpoint["train_loss"])
         self.reached = dict(checkpoint.get("metrics", {}))
+        self.hparams["provenance"] = checkpoint["hyper_parameters"]["provenance"]  # what it once started from
 
 
 class RunningLoss:

@@ -6,6 +6,9 @@ from typing import Any
 
 from esformer.errors import ESFormerError
 
+STAGES = 4
+"""Of every ESFormer."""
+
 
 @dataclass
 class Recipe:
@@ -25,6 +28,12 @@ class Recipe:
     """Learning rate at the end of the cosine (not in the table; EfficientFormer's)."""
     weight_decay: float = 0.02
     """Decoupled weight decay; none on biases, norms, LayerScale and attention biases."""
+    layer_decay: float = 1.0
+    """For fine-tuning: the learning rate of each block, as a share of that of the block behind it; the classifier has
+    the whole of it (not in the table). 1 is the same for all."""
+    freeze: int = 0
+    """For fine-tuning: stages that are not trained, counted from the image; the stem goes with the first (not in the
+    table)."""
     clip_grad: float = 2.0
     """Gradient clipping: the largest norm, or the ratio to the weights for agc; 0 is none."""
     clip_mode: str = "norm"
@@ -65,6 +74,10 @@ class Recipe:
         for name in ("mixup_prob", "mixup_switch_prob", "random_erasing", "drop_path", "smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ESFormerError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        if not 0 < self.layer_decay <= 1:
+            raise ESFormerError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
+        if not 0 <= self.freeze <= STAGES:
+            raise ESFormerError(f"freeze is {self.freeze}; it must be from 0 to the {STAGES} stages")
         if not 0 < self.lr < math.inf:
             raise ESFormerError(f"lr is {self.lr}; it must be above 0")
         if max(self.min_lr, self.warmup_lr) > self.lr:
