@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning import Trainer
+from quiet import QUIET
 
 from callbacks.ema import EMA
 from esformer.checkpoint import open_checkpoint
@@ -32,16 +33,11 @@ def trained(tmp_path_factory, genotype):
     module = ESFormerModule(genotype, RECIPE, num_classes=10, img_size=64, provenance=provenance)
     data = ImageDataModule(DataConfig("digits", img_size=64, num_classes=10, crop_pct=0.9, workers=0), RECIPE)
     trainer = Trainer(
-        accelerator="cpu",
+        **QUIET,
         max_epochs=1,
         limit_train_batches=3,
         limit_val_batches=1,
         callbacks=[EMA(decay=0.5)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
     )
     trainer.fit(module, data)
     path = tmp_path_factory.mktemp("trained") / "last.ckpt"

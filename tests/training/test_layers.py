@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning import Callback, Trainer
+from quiet import QUIET
 from timm.layers import DropPath, convert_sync_batchnorm
 from torch import nn
 
@@ -42,16 +43,11 @@ def fitted(recipe, **how):
     data = DataConfig("digits", img_size=32, num_classes=10, crop_pct=1.0, workers=0, limit=BATCHES * 32)
     ema, watch = EMA(), Watch()
     trainer = Trainer(
-        accelerator="cpu",
+        **QUIET,
         max_epochs=recipe.epochs,
         val_check_interval=2,
         limit_val_batches=1,
         callbacks=[ema, watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
         **how,
     )
     trainer.fit(module, ImageDataModule(data, recipe))

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from lightning import Callback, Trainer
+from quiet import QUIET
 from timm.utils import ModelEmaV3
 
 import esformer
@@ -38,16 +39,11 @@ def trained(tmp_path_factory):
 
     watch = Watch()
     trainer = Trainer(
-        accelerator="cpu",
+        **QUIET,
         max_epochs=1,
         limit_train_batches=4,
         limit_val_batches=2,
         callbacks=[ema, watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
     )
     trainer.fit(module, data)
     path = tmp_path_factory.mktemp("trained") / "last.ckpt"
@@ -151,17 +147,7 @@ def poisoned(batches, max_skipped):
     module = ESFormerModule(network, RECIPE, num_classes=10, img_size=32, max_skipped=max_skipped)
     config = DataConfig("digits", img_size=32, num_classes=10, crop_pct=1.0, workers=0, limit=6 * 64)
     poison = Poison(batches)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        limit_val_batches=0,
-        callbacks=[poison],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    trainer = Trainer(**QUIET, max_epochs=1, limit_val_batches=0, callbacks=[poison], use_distributed_sampler=False)
     trainer.fit(module, ImageDataModule(config, RECIPE))
     return module, poison.weights
 
