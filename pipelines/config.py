@@ -220,7 +220,7 @@ def compose(size: str | None = None, quick: bool = False, overrides: Sequence[st
     layers = [_read("size", size), *([_read("", "quick")] if quick else [])]
     for layer in layers:
         chosen |= layer.pop("choices", {})
-    chosen |= {"recipe": "finetune"} if init else {}
+    chosen |= {"recipe": "finetune"} if init is not None else {}
     chosen |= {key: value for key, value in pairs if key in SECTIONS_WITH_FILES}
     layers += [{section: _read(section, name)} for section, name in chosen.items()]
     settings = [(key, value) for key, value in pairs if key not in (*SECTIONS_WITH_FILES, "init")]

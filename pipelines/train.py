@@ -1,5 +1,6 @@
 """Train: train the network of a genotype with the recipe of Table 2, and evaluate its raw and averaged weights."""
 
+import argparse
 import logging
 import re
 import signal
@@ -67,7 +68,7 @@ def train(
     data = ImageDataModule(config.data, config.recipe, config.seed, config.trainer.accumulate)
     resume = _resume_from(run, genotype)
     if start is not None and resume is None:
-        log.info("starting from %s", start.path)
+        _say_start(start, config)
     module = network(config, genotype, provenance, None if resume else start)
     fit = trainer(config, run, loggers)
     _say_settings(config, fit, module)
@@ -125,6 +126,16 @@ def explained(error: Exception, config: Config) -> Exception:
     if re.search("Connection closed by peer|Connection reset by peer|Broken pipe", text):
         return TrainingError("another process of this training is gone; see what it said. The same command goes on")
     return error
+
+
+def _say_start(start: "Checkpoint", config: Config) -> None:
+    """From where, and whether images are prepared otherwise than they were there."""
+    log.info("starting from %s", start.path)
+    for word in ("mean", "std"):
+        ours = list(getattr(config.data, word))
+        theirs = list(start.data.get(word, ours))
+        if theirs != ours:
+            log.warning("data.%s is %s here and was %s in the training of %s", word, ours, theirs, start.path)
 
 
 def _say_settings(config: Config, fit: "Trainer", module: "ESFormerModule") -> None:
@@ -230,9 +241,14 @@ def _check_start(start: "Checkpoint", img_size: int) -> None:
     fitted(start, network)
 
 
+def _start_of(arguments: argparse.Namespace) -> list[str]:
+    """The setting that `--from` stands for."""
+    return [] if arguments.init is None else [f"init={arguments.init}"]
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Training alone: any genotype file goes in."""
-    config, flags = cli.parse_with(__doc__, argv, FLAGS, lambda given: [f"init={given.init}"] if given.init else [])
+    config, flags = cli.parse_with(__doc__, argv, FLAGS, _start_of)
     genotype, start = beginning(config, argv)
     if flags.speed is not None:
         from pipelines.throughput import speed

@@ -1,5 +1,6 @@
 """What is in a weights file, whatever its kind."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -43,6 +45,7 @@ class Checkpoint:
         metrics: what was reached on the validation images, as logged: `val/top1` of the raw weights, `val/ema_top1` of
             the averaged ones.
         provenance: where the genotype comes from, such as the search that found it.
+        random: whether the weights are as they were drawn, of a network that was never trained; they are `raw`.
     """
 
     path: Path
@@ -57,6 +60,7 @@ class Checkpoint:
     data: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    random: bool = False
 
     def weights(self, ema: bool = True) -> Weights:
         """The averaged weights, if there are any; or the raw ones.
@@ -69,12 +73,25 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} holds averaged weights only; the raw ones were not kept")
         return chosen
 
+    def digest(self, ema: bool = True) -> str:
+        """16 hex digits that are others for any other weights: of the sha256 of all names, types, shapes and bytes.
+
+        Raises:
+            CheckpointError: the raw ones are asked for, and only their average was kept.
+        """
+        found = hashlib.sha256()
+        for name, value in sorted(self.weights(ema).items()):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()[:16]
+
     def describe(self, ema: bool = True) -> dict[str, Any]:
         """All but the weights, in plain containers: what travels with weights that are saved alone."""
+        kind = "averaged" if ema and self.averaged is not None else "raw"
         return {
             "format": FORMAT,
             "version": self.version,
-            "weights": "averaged" if ema and self.averaged is not None else "raw",
+            "weights": "random" if self.random else kind,
             "genotype": self.genotype.to_dict(),
             "num_classes": self.num_classes,
             "in_chans": self.in_chans,

@@ -5,9 +5,11 @@ weights alone, such as timm's: what these do not say is read off the shapes of t
 """
 
 import argparse
+import errno
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from esformer.checkpoint.content import KEY, Checkpoint, CheckpointError
-from esformer.checkpoint.versions import FORMAT, upgrade
+from esformer.checkpoint.versions import FORMAT, is_known, upgrade
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
-from esformer.model.weights import Weights, check, check_size, clean, origin
+from esformer.model.weights import Origin, Weights, WeightsError, check, check_size, clean, origin
 
 AVERAGED, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model")
 """Where timm's scripts keep weights; ours use the first names."""
@@ -60,12 +62,13 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path} is not as this or an earlier version of esformer writes it: {reason}") from None
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a checkpoint that the training wrote, as it is there but for its format.
 
     Raises:
         CheckpointError: the file cannot be read, or holds something else. Nothing in it is executed.
     """
+    path = Path(path)
     _refuse_others(path)
     return _checked(path, _unpickled(path))
 
@@ -77,11 +80,12 @@ def _refuse_others(path: Path) -> None:
 
 def _unpickled(path: Path) -> dict[str, Any]:
     try:
-        with safe_globals([argparse.Namespace]):  # timm's scripts keep their arguments
+        # timm's scripts keep their arguments; PyTorch warns of pickles that are none of its own
+        with safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which PyTorch makes of half a file
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
         raise CheckpointError(f"{path} {_refusal(path, error)}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no weights but a {type(content).__name__}")
@@ -113,7 +117,7 @@ def _checked(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 def _training(path: Path, content: dict[str, Any]) -> Checkpoint:
     network = {name: value for name, value in content["state_dict"].items() if name.startswith("model.")}
     raw, averaged = clean(network), content.get("state_dict_ema")
-    about = content["hyper_parameters"] | {"metrics": content["metrics"]}
+    about = content["hyper_parameters"] | {name: content[name] for name in ("metrics", "data")}
     return _known(path, about, raw, averaged and clean(averaged))
 
 
@@ -133,9 +137,9 @@ def _safetensors(path: Path, config: Mapping[str, Any]) -> Checkpoint:
     if KEY not in metadata:
         return _unknown(path, weights, None, config)
     about = json.loads(metadata[KEY])
-    if not isinstance(about["format"], int) or about["format"] > FORMAT:
+    if not is_known(about["format"]):
         raise CheckpointError(
-            f"{path} is of format {about['format']}, newer than the {FORMAT} known here: update esformer"
+            f"{path} is of format {about['format']!r}, and 1 to {FORMAT} are known here: update esformer"
         )
     averaged = about["weights"] == "averaged"
     return _known(path, about, None if averaged else weights, weights if averaged else None)
@@ -173,29 +177,80 @@ def _known(path: Path, about: Mapping[str, Any], raw: Weights | None, averaged: 
     for weights in (raw, averaged):
         if weights is not None:
             check(weights, genotype)
-    told = origin(raw or averaged or {})
-    check_size(raw or averaged or {}, _pair(about["img_size"]))
+    told, size = _origin(raw, averaged, _pair(about["img_size"]))
     return Checkpoint(
         path=path,
         genotype=genotype,
         num_classes=told.num_classes,
         in_chans=told.in_chans,
-        img_size=_pair(about["img_size"]),
+        img_size=size,
         raw=raw,
         averaged=averaged,
-        **{name: about[name] for name in ("version", "recipe", "data", "metrics", "provenance") if about.get(name)},
+        version=about.get("version"),
+        random=about.get("weights") == "random",
+        **_described(path, about, told.num_classes),
     )
 
 
 def _unknown(path: Path, raw: Weights | None, averaged: Weights | None, config: Mapping[str, Any]) -> Checkpoint:
     """Weights that say nothing of themselves; perhaps there is a config.json beside them."""
-    told = origin(raw or averaged or {})
-    size = config.get("img_size") or told.img_size
+    said = config.get("img_size")
+    told, size = _origin(raw, averaged, said and _pair(said))
+    described = _described(path, config, told.num_classes)
+    return Checkpoint(path, told.genotype, told.num_classes, told.in_chans, size, raw, averaged, **described)
+
+
+def _origin(
+    raw: Weights | None, averaged: Weights | None, size: tuple[int, int] | None
+) -> tuple[Origin, tuple[int, int]]:
+    """What both kinds of weights tell of their network, and for images of what size they are, which they bear out."""
+    weights = raw or averaged or {}
+    told = origin(weights)
+    if raw and averaged and {n: w.shape for n, w in raw.items()} != {n: w.shape for n, w in averaged.items()}:
+        raise WeightsError("its raw and its averaged weights are of different networks")
+    size = size or told.img_size
     if size is None:
-        raise CheckpointError(f"{path} does not say for images of what height and width its weights are")
-    check_size(raw or averaged or {}, _pair(size))
-    data = config.get("data", {})
-    return Checkpoint(path, told.genotype, told.num_classes, told.in_chans, _pair(size), raw, averaged, data=data)
+        raise WeightsError("it does not say for images of what height and width its weights are")
+    check_size(weights, size)
+    return told, size
+
+
+def _described(path: Path, about: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """What a file says of its weights beside their network, if it is as it should be."""
+    said = {name: about.get(name) or {} for name in ("recipe", "data", "metrics", "provenance")}
+    wrong = next((name for name, value in said.items() if not isinstance(value, dict)), None)
+    if wrong is None:
+        data, classes = said["data"], said["data"].get("classes", [])
+        right = {
+            "data.mean": _are_numbers(data.get("mean", [0])),
+            "data.std": _are_numbers(data.get("std", [1])),
+            "data.crop_pct": _are_numbers([data.get("crop_pct", 1)]),
+            "data.interpolation": isinstance(data.get("interpolation", ""), str),
+            "data.classes": isinstance(classes, list)
+            and all(isinstance(name, str) for name in classes)
+            and (not classes or num_classes in (0, len(classes))),
+            "metrics": _are_numbers([*said["metrics"].values(), 0]),
+            "provenance": _is_plain(said),
+        }
+        wrong = next((name for name, is_right in right.items() if not is_right), None)
+    if wrong is not None or not isinstance(about.get("version"), str | None):
+        raise CheckpointError(
+            f"{path} says what cannot be of its weights: {wrong or 'version'} is not as esformer writes it"
+        )
+    return said
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list | tuple) and bool(values) and all(type(value) in (int, float) for value in values)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it can be kept beside weights that are saved alone."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -53,6 +53,7 @@ def load(
     asked = {name: value for name, value in asked.items() if value is not None}
     name = os.fspath(path_or_name)
     if name in shipped_names():
+        log.warning("%s is the name of an architecture: its weights are random", name)
         return build(Genotype.shipped(name), features_only, **asked).eval()
     return network_of(find(name), features_only, ema, **asked)
 
@@ -110,16 +111,36 @@ def find(name: str) -> Checkpoint:
     return _of_timm(name.removeprefix(TIMM)) if name.startswith(TIMM) else open_file(name)
 
 
+def opened(name: str) -> Checkpoint:
+    """What `load` finds by a name, with its weights; a warning tells of random ones.
+
+    Raises:
+        CheckpointError: there is nothing, or it holds no ESFormer.
+    """
+    found = _untrained(name) if name in shipped_names() else find(name)
+    if found.random:
+        log.warning("%s: its weights are random, of a network that was never trained", name)
+    return found
+
+
+def _untrained(name: str) -> Checkpoint:
+    """The random weights of an architecture by its name."""
+    network: Any = build(Genotype.shipped(name))
+    shape = (network.genotype, network.num_classes, network.in_chans, network.img_size)
+    return Checkpoint(Path(name), *shape, network.state_dict(), None, random=True)
+
+
 def open_file(name: str) -> Checkpoint:
     """A file or folder by its path, which may be meant to be a name.
 
     Raises:
         CheckpointError: there is none, or it holds no ESFormer.
     """
-    if not Path(name).exists():
+    if not name or not Path(name).exists():
         names = ", ".join(shipped_names())
         raise CheckpointError(
-            f"{name} is neither a file nor one of {names}, nor timm's, such as timm:efficientformerv2_s0"
+            f"{name or 'an empty name'} is neither a file nor one of {names},"
+            " nor timm's, such as timm:efficientformerv2_s0"
         )
     return open_checkpoint(name)
 

@@ -19,14 +19,17 @@ def upgrade(checkpoint: dict[str, Any]) -> dict[str, Any]:
         ESFormerError: its format is newer than this version.
     """
     settings = checkpoint["hyper_parameters"]
-    found = settings.get("format") or (1 if "ema_state_dict" in checkpoint else 2)
-    if not isinstance(found, int) or found > FORMAT:
-        raise ESFormerError(
-            f"is of format {found}, newer than the {FORMAT} that this version of esformer knows: update it"
-        )
+    found = settings.get("format", 1 if "ema_state_dict" in checkpoint else 2)
+    if not is_known(found):
+        raise ESFormerError(f"is of format {found!r}, and 1 to {FORMAT} are known here: update esformer")
     for number in range(found, FORMAT):
         checkpoint = CONVERTERS[number](checkpoint)
     return checkpoint
+
+
+def is_known(number: Any) -> bool:
+    """Whether this version can read a format."""
+    return type(number) is int and 1 <= number <= FORMAT
 
 
 def _from_1(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -35,8 +38,8 @@ def _from_1(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_2(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    settings = {"format": 3, "version": None, "data": {}} | checkpoint["hyper_parameters"]
-    return {"metrics": {}} | checkpoint | {"hyper_parameters": settings}
+    settings = {"format": 3, "version": None} | checkpoint["hyper_parameters"]
+    return {"metrics": {}, "data": {}} | checkpoint | {"hyper_parameters": settings}
 
 
 CONVERTERS = {1: _from_1, 2: _from_2}

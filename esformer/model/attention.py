@@ -47,6 +47,7 @@ class _Biases:
     attention_biases: Tensor
     attention_bias_idxs: Tensor
     resolution: Resolution
+    _compute_attention_bias_idxs: Any
     table: Resolution
     """The resolution that the biases are for."""
 
@@ -54,6 +55,10 @@ class _Biases:
         if self.resolution == self.table:
             return self.attention_biases[:, self.attention_bias_idxs]
         return self._resized_biases()
+
+    def _renew_idxs(self) -> None:
+        with torch.inference_mode(False):  # what is made in that mode could not serve a training afterwards
+            self.attention_bias_idxs = self._compute_attention_bias_idxs(self.attention_bias_idxs.device)
 
     @torch.jit.unused
     def _resized_biases(self) -> Tensor:
@@ -77,7 +82,7 @@ class Attention2d(_Biases, timm_v2.Attention2d):
             resolution = half(resolution)
         if resolution != self.resolution:
             self.resolution, self.N = resolution, resolution[0] * resolution[1]
-            self.attention_bias_idxs = self._compute_attention_bias_idxs(self.attention_bias_idxs.device)
+            self._renew_idxs()
 
 
 class Attention2dDownsample(_Biases, timm_v2.Attention2dDownsample):
@@ -93,7 +98,7 @@ class Attention2dDownsample(_Biases, timm_v2.Attention2dDownsample):
         if resolution != self.resolution:
             self.resolution, self.resolution2 = resolution, half(resolution)
             self.N, self.N2 = resolution[0] * resolution[1], self.resolution2[0] * self.resolution2[1]
-            self.attention_bias_idxs = self._compute_attention_bias_idxs(self.attention_bias_idxs.device)
+            self._renew_idxs()
 
 
 def take_any_size(network: nn.Module) -> None:

@@ -79,9 +79,12 @@ def _describe(cfg: dict[str, Any], dynamic_img_size: bool = False, **kwargs: Any
             cfg[word] = (sum(cfg[word]) / len(cfg[word]),) * chans
 
 
-def _fit(network: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *_: Any) -> None:
-    """Before weights are loaded: make them those of this very network."""
-    if prefix or not strict:  # a part of another network, or a part of the weights
+def _fit(network: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before weights are loaded: make them those of this very network, if they are not, or a part of them."""
+    if prefix:  # this is a part of another network, which has its own ways
+        return
+    own = network.state_dict()
+    if all(name in own and own[name].shape == getattr(value, "shape", None) for name, value in state_dict.items()):
         return
     try:
         fitted, told = fit(clean(state_dict), network)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ WRAPPERS = ("_orig_mod.", "module.", "model.")
 """What torch.compile, DDP, and Lightning or timm's feature networks write before the names."""
 STEM, HEAD = "stem.conv1.conv.weight", "head.weight"
 BIASES = "stages.3.downsample.attn.attention_biases"
+PARTS = ("stem", *(f"stages.{number}" for number in range(4)), "norm", "head")
+"""Of an ESFormer; feature networks lack some."""
 SHOWN = 3
 """Of so many things a message speaks."""
 
@@ -54,13 +57,23 @@ def clean(state: Mapping[str, Any]) -> Weights:
         WeightsError: they are no weights of an ESFormer.
     """
     weights = {plain(str(name)): value for name, value in state.items()}
-    if STEM not in weights or not all(isinstance(value, Tensor) for value in weights.values()):
+    if STEM not in weights or not all(map(_is_whole, weights.values())):
         names = ", ".join(repr(name) for name in list(state)[:SHOWN]) or "nothing"
         raise WeightsError(f"it holds no weights of an ESFormer but {names}{' ...' if len(state) > SHOWN else ''}")
     for kind in ("weight", "bias"):
         if (second := weights.pop(f"head_dist.{kind}", None)) is not None:
             weights[f"head.{kind}"] = (weights[f"head.{kind}"] + second) / 2
     return weights
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a tensor that has its numbers, each of them; a small file could ask for any amount of memory."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_meta
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    )
 
 
 def plain(name: str) -> str:
@@ -147,16 +160,17 @@ def fit(weights: Weights, network: nn.Module, img_size: tuple[int, int] | None =
     """
     if isinstance(genotype := getattr(network, "genotype", None), Genotype):
         check(weights, genotype)
-    fitted, told = {}, []
+    fitted: Weights = {}
+    told = []
     mine = network.state_dict()
+    new = _new_classifier(weights, {plain(name): own for name, own in mine.items()})
+    if "norm.weight" in mine and not any(name.startswith("norm.") for name in weights):
+        raise WeightsError("it holds a feature network, which opens with features_only=True")
     for name, own in mine.items():
         short = plain(name)
         theirs = weights.get(short)
-        if short.startswith("head."):
-            if theirs is None or theirs.shape != own.shape:
-                before = f"in place of the {len(theirs)} there" if theirs is not None else "for there is none"
-                told.append(f"a new classifier of {len(own)} classes, {before}")
-                theirs = own
+        if new and short.startswith("head."):
+            theirs = own
         elif short == STEM and theirs is not None and theirs.shape[1] != own.shape[1]:
             theirs, how = _other_channels(theirs, own)
             told.append(how)
@@ -169,15 +183,24 @@ def fit(weights: Weights, network: nn.Module, img_size: tuple[int, int] | None =
         if theirs is None or theirs.shape != own.shape:
             raise WeightsError(_mismatch(short, theirs, own))
         fitted[name] = theirs
-    used, parts = set(map(plain, mine)), {_part(plain(name)) for name in mine}
-    unused = [name for name in weights if name not in used and _part(name) in parts - {"head", "norm"}]
-    if unused:
-        raise WeightsError(_mismatch(unused[0], weights[unused[0]], None))
-    return fitted, list(dict.fromkeys(told))
+    parts = {_part(plain(name)) for name in mine}
+    unused = weights.keys() - set(map(plain, mine))
+    if strange := sorted(name for name in unused if _part(name) in parts or _part(name) not in PARTS):
+        raise WeightsError(_mismatch(strange[0], weights[strange[0]], None))
+    return fitted, list(dict.fromkeys([*told, *filter(None, [new])]))
+
+
+def _new_classifier(weights: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> str:
+    """What is to be said of a classifier that the weights have not, or not like this; nothing if they have it."""
+    own = {name: value for name, value in mine.items() if name.startswith("head.")}
+    if all(name in weights and weights[name].shape == value.shape for name, value in own.items()):
+        return ""
+    before = f"in place of the {len(weights[HEAD])} there" if HEAD in weights else "for there is none"
+    return f"a new classifier of {len(own[HEAD])} classes, {before}"
 
 
 def _part(name: str) -> str:
-    """The part of the network that a weight is in; feature networks lack some."""
+    """The part of the network that a weight is in."""
     return ".".join(name.split(".")[: 2 if name.startswith("stages.") else 1])
 
 

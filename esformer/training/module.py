@@ -70,7 +70,6 @@ class ESFormerModule(LightningModule):
                 num_classes=num_classes,
                 img_size=img_size,
                 provenance=provenance or {},
-                data={},
                 format=FORMAT,
                 version=code_version(),
             )
@@ -105,10 +104,6 @@ class ESFormerModule(LightningModule):
     def _frozen(self) -> list[nn.Module]:
         """The parts of the network that the recipe does not train."""
         return [self.model.stem, *self.model.stages[: self.recipe.freeze]] if self.recipe.freeze else []
-
-    def setup(self, stage: str) -> None:
-        if isinstance(self._data, ImageDataModule):
-            self.hparams["data"] = self._data.describe()
 
     def on_train_start(self) -> None:
         self._statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
@@ -213,6 +208,7 @@ class ESFormerModule(LightningModule):
         logged = self.trainer.callback_metrics.items()
         self.reached |= {name: float(value) for name, value in logged if name.startswith("val/")}
         checkpoint["metrics"] = self.reached
+        checkpoint["data"] = self._data.describe() if isinstance(self._data, ImageDataModule) else {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "train_loss" in checkpoint:  # not in those of older versions

@@ -175,3 +175,11 @@ def test_following_exported_for_the_size_of_the_example(dynamic):
     x = torch.randn(1, 3, 64, 96)
     expected = dynamic(x)
     assert_close(torch.export.export(dynamic, (x,)).module()(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_training_after_an_evaluation_in_inference_mode(draw):
+    features = timm.create_model("esformer_s0", genotype=draw(), img_size=64, features_only=True).eval()
+    for size in (96, 64):
+        with torch.inference_mode():
+            features(torch.randn(1, 3, size, size))
+        features.train()(torch.randn(2, 3, size, size))[-1].sum().backward()

@@ -7,6 +7,7 @@ import logging
 import pytest
 import timm
 import torch
+import torch.nn.utils.prune as prune
 from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
@@ -201,3 +202,27 @@ def test_timms_weights_name_the_genotype_of_each_size(randomise):
     for size in ("s0", "s1", "s2"):
         theirs = timm.create_model(f"efficientformerv2_{size}")
         assert origin(clean(theirs.state_dict())).genotype == Genotype.shipped(f"efficientformerv2_{size}")
+
+
+def test_parts_of_weights_and_changed_networks_load_as_in_any_network(genotype):
+    network = timm.create_model("esformer_s0", genotype=genotype, num_classes=7, img_size=32)
+    state = network.state_dict()
+    stem = {name: torch.full_like(value, 0.5) for name, value in state.items() if name.startswith("stem.")}
+    missing = network.load_state_dict(stem, strict=False)
+    assert "head.weight" in missing.missing_keys and not stem.keys() & missing.missing_keys
+    assert network.stem.conv1.conv.weight.eq(0.5).all()
+    with pytest.raises(RuntimeError, match="Missing key.*head.weight"):
+        network.load_state_dict({name: value for name, value in state.items() if name != "head.weight"})
+    with pytest.raises(WeightsError, match="extra.weight is 1 there and missing in this network"):
+        network.load_state_dict(state | {"extra.weight": torch.ones(1)})
+    prune.l1_unstructured(network.head, "weight", 0.5)
+    pruned = network.state_dict()
+    assert "head.weight_orig" in pruned
+    network.load_state_dict(pruned)
+
+
+def test_a_classifier_is_replaced_as_a_whole(genotype):
+    network = timm.create_model("esformer_s0", genotype=genotype, num_classes=7, img_size=32)
+    state = network.state_dict() | {"head.weight": torch.ones(9, 5), "head.bias": torch.ones(7)}
+    network.load_state_dict(state)
+    assert not network.head.bias.any() and network.head.weight.std() < 0.03

@@ -53,10 +53,12 @@ def test_it_starts_from_the_averaged_weights(parent, caplog):
     assert not all(torch.equal(value, raw[name]) for name, value in own.items())
 
 
-def test_what_it_becomes(command, parent, tmp_path, capsys):
+def test_what_it_becomes(command, parent, tmp_path):
     folder = tmp_path / "tuned"
     summary = train.main([*command, f"run.dir={folder}", "recipe.freeze=2", "recipe.lr=0.0005"])
-    assert "a new classifier of 9 classes, in place of the 10 there" in capsys.readouterr().out
+    said = (folder / "log.txt").read_text()
+    assert "a new classifier of 9 classes, in place of the 10 there" in said
+    assert "data.mean is [0.485, 0.456, 0.406] here and was [0.305, 0.305, 0.305] in the training of" in said
     start, tuned = open_checkpoint(parent), open_checkpoint(summary["checkpoint"])
     assert (tuned.genotype, tuned.num_classes, tuned.img_size) == (start.genotype, 9, (48, 48))
     assert (tuned.recipe["freeze"], tuned.recipe["lr"], tuned.recipe["layer_decay"]) == (2, 5e-4, 0.9)
@@ -170,3 +172,10 @@ def test_what_cannot_be_is_refused_before_a_folder_is_claimed(wrong, message, pa
 def test_a_search_starts_from_nothing(parent):
     with pytest.raises(ConfigError, match="init is a setting of pipelines.train; a search finds its own genotype"):
         search.main([f"init={parent}", *MACHINE])
+
+
+def test_an_empty_name_is_no_scratch(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:  # such as of a variable of the shell that is not set
+        run(lambda: train.main(["--from", "", "data=digits", f"run.dir={tmp_path / 'r'}", *MACHINE]))
+    assert end.value.code == USER_ERROR and not (tmp_path / "r").exists()
+    assert "an empty name is neither a file nor one of" in capsys.readouterr().err
