@@ -19,10 +19,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
-    except OSError:
+        temporary.replace(path)
+    except BaseException:
         temporary.unlink(missing_ok=True)  # a disk that is full needs the room
         raise
-    temporary.replace(path)
 
 
 @contextmanager

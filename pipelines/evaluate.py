@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from esformer.errors import ESFormerError
 from pipelines import cli
+from pipelines.checkpoint import check_size, evaluation_of
 from pipelines.config import Config
 
 if TYPE_CHECKING:
@@ -72,9 +73,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from pipelines.launch import bare_trainer
     from pipelines.run import is_main
 
-    found, folder = flags.found, flags.out or beside(flags.checkpoint)
+    found, folder = flags.found, flags.out or evaluation_of(flags.checkpoint)
     if flags.batch_size < 1:
         raise EvaluationError(f"--batch-size is {flags.batch_size}; it must be at least 1")
+    check_size(config.data.img_size, config.data.img_size)
     config.data = resolve(config.data, train=False)
     data = EvaluationDataModule(config.data, flags.batch_size)
     data.setup("validate")
@@ -101,6 +103,7 @@ def known(arguments: argparse.Namespace) -> list[str]:
         ESFormerError: it cannot be opened, or has no network for square colour images that tells classes apart.
     """
     from esformer.checkpoint.files import PREPARATION
+    from esformer.checkpoint.loading import opened
     from esformer.training.datasets import NAMES
     from pipelines.run import start_logging
 
@@ -126,30 +129,9 @@ def known(arguments: argparse.Namespace) -> list[str]:
     return [*choice, *(f"data.{key}={value}" for key, value in settings.items())]
 
 
-def opened(name: str) -> "Checkpoint":
-    """What `esformer.load` opens; of a name of ours there are no trained weights."""
-    from esformer.checkpoint import Checkpoint, load
-    from esformer.checkpoint.loading import find
-    from esformer.genotype import Genotype, shipped_names
-
-    if name not in shipped_names():
-        return find(name)
-    log.warning("%s is the name of an architecture: its weights are random", name)
-    network: Any = load(name)
-    weights = network.state_dict()
-    return Checkpoint(Path(name), Genotype.shipped(name), network.num_classes, 3, network.img_size, weights, None)
-
-
-def beside(checkpoint: str, ending: str = "-evaluation") -> Path:
-    """Where results of a checkpoint or of a name go: beside it, under its name with another ending."""
-    path = Path(checkpoint)
-    if not path.exists():
-        path = Path(checkpoint.rpartition(":")[2])
-    return path.with_name(f"{path.stem if path.is_file() else path.resolve().name}{ending}")
-
-
 def check(found: "Checkpoint", data: "EvaluationDataModule") -> list[str]:
-    """The names of the classes. A warning tells what the checkpoint does not know, or knows otherwise than the images.
+    """The names of the images' classes, or the checkpoint's if these have none. A warning tells of what is in doubt:
+    how the images are to be prepared, and whether their classes are in the checkpoint's order.
 
     Raises:
         EvaluationError: there are not as many.
@@ -164,7 +146,7 @@ def check(found: "Checkpoint", data: "EvaluationDataModule") -> list[str]:
     pairs = enumerate(zip(theirs, ours, strict=False))
     if differ := next(((number, *both) for number, both in pairs if both[0] != both[1]), None):
         log.warning("class %d is %r in the checkpoint and %r in the images: are they in the same order?", *differ)
-    return theirs or ours or [str(number) for number in range(found.num_classes)]
+    return ours or theirs or [str(number) for number in range(found.num_classes)]
 
 
 @contextmanager
@@ -242,6 +224,7 @@ def describe(
         "version": code_version(),
         "checkpoint": str(found.path),
         "weights": found.describe(not flags.raw)["weights"],
+        "weights_digest": found.digest(not flags.raw),
         "size": found.genotype.space,
         "genotype": found.genotype.digest,
         **asdict(cost(found.genotype, d.img_size, found.num_classes)),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import cli
-from pipelines.evaluate import beside, opened
+from pipelines.checkpoint import beside, check_size, evaluation_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,8 +39,6 @@ measured on one thread of this machine's CPU.
 """
 IN_FOLDER = {"README.md", "config.json", "genotype.png", "genotype.yaml", "model.safetensors"}
 """What an exported folder holds; one that holds anything else is not replaced."""
-LARGEST = 2048
-"""Pixels; the memory of attention's tables grows with their fourth power."""
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -64,8 +62,6 @@ def _size(text: str) -> tuple[int, int]:
     if not re.fullmatch(r"\d{1,9}(x\d{1,9})?", text):
         raise argparse.ArgumentTypeError(f"is {text!r}; it must be a number of pixels, or HEIGHTxWIDTH")
     height, _, width = text.partition("x")
-    if max(int(height), int(width or 0)) > LARGEST:
-        raise argparse.ArgumentTypeError(f"is {text!r}; it must be at most {LARGEST} pixels each way")
     return int(height), int(width or height)
 
 
@@ -73,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Opens, checks, writes, compares, keeps. Returns what was written and how far outputs are apart."""
     options = parse(argv)
     from esformer.atomic import staged
-    from esformer.checkpoint.loading import network_of
+    from esformer.checkpoint.loading import network_of, opened
     from esformer.export import FORMATS, compare, fold
     from pipelines.run import show, start_logging
     from pipelines.signals import stop
@@ -84,9 +80,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     found = opened(options.checkpoint)
     out = options.out or beside(options.checkpoint, kind.suffix)
     check_place(out, kind, Path(options.checkpoint))
-    network: Any = network_of(found, ema=not options.raw, img_size=options.img_size or found.img_size)
-    folds = kind.folds and not options.no_fold
-    about = describe(found, network.img_size, options) | ({"folded": True} if folds else {})
+    img_size = options.img_size or found.img_size
+    check_size(*img_size)
+    network: Any = network_of(found, ema=not options.raw, img_size=img_size)
+    folds = kind.is_graph and not options.no_fold
+    about = describe(found, img_size, ema=not options.raw) | ({"folded": True} if folds else {})
     exported = fold(network) if folds else network
     settings = {"opset": options.opset} if options.to == "onnx" else {}
     with stop.deferred(), staged(out) as place:  # a signal within a library in C++ would end it there and then
@@ -151,17 +149,13 @@ def beside_file(out: Path) -> tuple[Path, Path]:
     return out.with_name(f"{out.name}.md"), out.with_name(f"{out.name}.png")
 
 
-def describe(found: "Checkpoint", img_size: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
+def describe(found: "Checkpoint", img_size: tuple[int, int], ema: bool) -> dict[str, Any]:
     """What is known of the weights that are exported, which at another image size are not quite the checkpoint's."""
-    from esformer.genotype import shipped_names
-
     trained = found.provenance.get("trained_img_size", list(found.img_size))
     provenance = {name: value for name, value in found.provenance.items() if name != "trained_img_size"}
-    untrained = options.checkpoint in shipped_names()
-    if list(img_size) != trained and not untrained:
+    if list(img_size) != trained and not found.random:
         provenance["trained_img_size"] = trained
-    about = replace(found, img_size=img_size, provenance=provenance).describe(not options.raw)
-    return about | ({"weights": "random"} if untrained else {})
+    return replace(found, img_size=img_size, provenance=provenance).describe(ema)
 
 
 def write_card(
@@ -173,26 +167,21 @@ def write_card(
 
     card, picture = (out / "README.md", out / "genotype.png") if kind.is_folder else beside_file(out)
     head = front_matter(options.license) if kind.is_folder else ""
-    evaluation = evaluated(options.checkpoint, about)
-    text = head + model_card(about, kind.usage.format(name=out.name), picture.name, options.license, evaluation)
+    usage = kind.usage.format(name=out.name)
+    evaluation = evaluated(options.checkpoint, found.digest(not options.raw), about["img_size"])
+    text = head + model_card(about, usage, picture.name, kind.is_graph, options.license, evaluation)
     (place / card.relative_to(out.parent)).write_text(text, encoding="utf-8")
     title = f"ESFormer {found.genotype.space}, genotype {found.genotype.digest}"
     draw_genotype(found.genotype, place / picture.relative_to(out.parent), title)
     return {"card": str(card), "picture": str(picture)}
 
 
-def evaluated(checkpoint: str, about: Mapping[str, Any]) -> dict[str, Any]:
+def evaluated(checkpoint: str, digest: str, img_size: list[int]) -> dict[str, Any]:
     """The figures that `pipelines.evaluate` left beside the checkpoint, if they are of these weights at this size."""
-    from esformer.genotype import Genotype
-
     try:
-        found = json.loads((beside(checkpoint) / "evaluation.json").read_text(encoding="utf-8"))
-        same = (
-            found["weights"] == about["weights"]
-            and found["genotype"] == Genotype.from_dict(about["genotype"]).digest
-            and [found["data"]["img_size"]] * 2 == about["img_size"]
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads((evaluation_of(checkpoint) / "evaluation.json").read_text(encoding="utf-8"))
+        same = found["weights_digest"] == digest and [found["data"]["img_size"]] * 2 == img_size
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return found if same else {}
 

@@ -15,7 +15,12 @@ PAPER = "*Entropic Score metric: Decoupling Topology and Size in Training-free N
 
 
 def model_card(
-    about: Mapping[str, Any], usage: str, picture: str, license: str | None = None, evaluation: Mapping[str, Any] = {}
+    about: Mapping[str, Any],
+    usage: str,
+    picture: str,
+    is_graph: bool,
+    license: str | None = None,
+    evaluation: Mapping[str, Any] = {},
 ) -> str:
     """The card as Markdown. What is not known is said to be unknown, never guessed.
 
@@ -23,6 +28,7 @@ def model_card(
         about: as `Checkpoint.describe` gives it.
         usage: a few lines of Python that give the network.
         picture: the file that it is drawn in, as seen from the card.
+        is_graph: whether it is a graph of one image size, not weights that fit others.
         license: of the weights, as its owner names it; None if nothing is known of one.
         evaluation: figures of `pipelines.evaluate` by their names.
     """
@@ -45,7 +51,7 @@ def model_card(
         "## Licence",
         license or "Not stated. Ask whoever gave you this file what you may do with it.",
         "## Limits",
-        "\n".join(f"- {limit}" for limit in _limits(about, bool(evaluation))),
+        "\n".join(f"- {limit}" for limit in _limits(about, is_graph, bool(evaluation))),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -92,15 +98,21 @@ def _facts(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _preparation(about: Mapping[str, Any]) -> str:
-    height, width = about["img_size"]
-    shape = f"`images` are float32, B x {about['in_chans']} x {height} x {width}"
+    (height, width), chans = about["img_size"], about["in_chans"]
+    shape = f"`images` are float32, B x {chans} x {height} x {width}"
     data = about["data"]
     if not {"mean", "std", "interpolation", "crop_pct"} <= data.keys():
         return f"{shape}. How they were prepared is {UNKNOWN}."
+    mean, std = (_of_channels(data[word], chans) for word in ("mean", "std"))
     return (
         f"{shape}: resized ({data['interpolation']}), the central {data['crop_pct']:.0%} of each side kept, values"
-        f" from 0 to 1, mean {_show(data['mean'])} subtracted, divided by {_show(data['std'])}."
+        f" from 0 to 1, mean {mean} subtracted, divided by {std}."
     )
+
+
+def _of_channels(values: Sequence[float], chans: int) -> str:
+    """Averaged where the image has other channels, as `esformer.model.registry` and timm's scripts do."""
+    return _show(values if len(values) == chans else [sum(values) / len(values)] * chans)
 
 
 def _accuracy(about: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
@@ -133,9 +145,10 @@ def _trained_size(about: Mapping[str, Any]) -> str:
     return f"{height} x {width} pixels"
 
 
-def _limits(about: Mapping[str, Any], evaluated: bool) -> Iterator[str]:
+def _limits(about: Mapping[str, Any], is_graph: bool, evaluated: bool) -> Iterator[str]:
     height, width = about["img_size"]
-    yield f"It takes images of {height} x {width} pixels, any number at a time; another size needs another export."
+    other = "needs another export" if is_graph else "is asked for with `img_size`, and interpolates attention biases"
+    yield f"It takes images of {height} x {width} pixels, any number at a time; another size {other}."
     if about.get("folded"):
         yield "Batch norms are folded into the convolutions: it is for inference, not to be trained on."
     if about["weights"] == "random":

@@ -16,7 +16,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import save_for_hf
+from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -101,15 +101,15 @@ def read_safetensors(path: Path) -> Computes:
 
 def write_timm(network: nn.Module, about: About, path: Path) -> None:
     """A folder as timm and the Hugging Face hub have them, but for the model card and the drawing."""
+    path.mkdir()
     classes = about["data"].get("classes")
-    save_for_hf(
+    save_config_for_hf(  # timm's public `save_for_hf` writes weights too, which say less than ours
         network,
-        str(path),
+        path / "config.json",
         model_config={"label_names": classes} if classes else None,
         model_args={name: about[name] for name in ("genotype", "num_classes", "in_chans", "img_size")},
-        safe_serialization=True,
     )
-    save_weights(path / "model.safetensors", network.state_dict(), about)  # which says more than timm's
+    save_weights(path / "model.safetensors", network.state_dict(), about)
     Genotype.from_dict(about["genotype"]).save(path / "genotype.yaml")
 
 
@@ -197,7 +197,7 @@ class Format:
         read: what computes the same, from that path.
         usage: a few lines of Python for whoever gets it; `{name}` stands for the path.
         needs: optional packages.
-        folds: whether norms are folded, for nobody trains it any more.
+        is_graph: whether it is a graph, of one image size and not to be trained any more, so norms are folded.
     """
 
     suffix: str
@@ -205,7 +205,7 @@ class Format:
     read: Callable[[Path], Computes]
     usage: str
     needs: tuple[str, ...] = ()
-    folds: bool = False
+    is_graph: bool = False
 
     @property
     def is_folder(self) -> bool:
@@ -238,14 +238,14 @@ FORMATS = {
         'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{name}")\n'
         '(logits,) = session.run(None, {{"image": images}})',
         needs=("onnx", "onnxscript", "onnxruntime"),
-        folds=True,
+        is_graph=True,
     ),
     "torch-export": Format(
         ".pt2",
         write_program,
         read_program,
         'import torch\n\nnetwork = torch.export.load("{name}").module()\nlogits = network(images)',
-        folds=True,
+        is_graph=True,
     ),
     "timm-folder": Format(
         "-timm",

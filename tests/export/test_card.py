@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -29,8 +31,8 @@ ABOUT = {
 UNKNOWN = {"version": None, "recipe": {}, "data": {}, "metrics": {}, "provenance": {}}
 
 
-def card(license=None, evaluation={}, **changes):
-    return model_card(ABOUT | changes, "network = ...", "network.png", license, evaluation)
+def card(license=None, evaluation={}, is_graph=False, **changes):
+    return model_card(ABOUT | changes, "network = ...", "network.png", is_graph, license, evaluation)
 
 
 def test_it_says_what_is_known():
@@ -99,6 +101,24 @@ def test_another_size_and_folding_are_limits():
 def test_random_weights_promise_nothing():
     text = card(weights="random", metrics={"val/top1": 0.9})
     assert "never trained" in text and "90" not in text.split("## Accuracy")[1] and "outputs mean nothing" in text
+
+
+@pytest.mark.parametrize("is_graph", [True, False])
+def test_only_a_graph_needs_another_export_for_another_size(is_graph):
+    text = card(is_graph=is_graph)
+    assert ("another size needs another export." in text) == is_graph
+    assert ("another size is asked for with `img_size`" in text) != is_graph
+
+
+@pytest.mark.parametrize(
+    ("chans", "words"),
+    [
+        (1, "B x 1 x 64 x 96: .* mean 0.4 subtracted, divided by 0.166667\\."),
+        (4, "mean 0.4, 0.4, 0.4, 0.4 subtracted, divided by 0.166667, 0.166667, 0.166667, 0.166667\\."),
+    ],
+)
+def test_other_channels_have_the_mean_of_the_colours(chans, words):
+    assert re.search(words, card(in_chans=chans))
 
 
 @pytest.mark.parametrize("license", [None, "apache-2.0", "a: [b"])

@@ -166,7 +166,15 @@ def test_doubts_are_said(altered, weights, tmp_path, capsys, said, message):
     data = {name: value for name, value in (open_checkpoint(weights).data | said).items() if value is not None}
     report = evaluate.main([altered({"data": data}), *CPU, "--out", str(tmp_path / "out")])
     assert message in capsys.readouterr().out
-    assert [row["class"] for row in report["classes"]] == data["classes"]
+    assert [row["class"] for row in report["classes"]] == [*"0123456789"]  # a row is of the images of this class
+
+
+def test_images_without_names_of_their_own_have_the_checkpoints(altered, tmp_path):
+    names = [f"class {number}" for number in range(10)]
+    data = {"name": "synthetic", "classes": names, "mean": [0.5] * 3, "std": [0.5] * 3}
+    settings = ["data.num_classes=10", "data.val_images=8", "--out", str(tmp_path / "out")]
+    report = evaluate.main([altered({"data": data}), *CPU, *settings])
+    assert [row["class"] for row in report["classes"]] == names
 
 
 def test_an_architecture_by_name_can_be_timed(tmp_path, monkeypatch, capsys):
@@ -176,9 +184,17 @@ def test_an_architecture_by_name_can_be_timed(tmp_path, monkeypatch, capsys):
     assert report["images"] == 8
     assert len(report["classes"]) == 1000
     assert (tmp_path / "esformer_s0-evaluation" / "evaluation.json").exists()
+    assert report["weights"] == "random"
     printed = capsys.readouterr().out
-    assert "its weights are random" in printed
+    assert "esformer_s0: its weights are random" in printed
     assert printed.count(" - ") > 30  # classes without images, ten of the best and ten of the worst
+
+
+def test_random_weights_in_a_file_are_said_to_be_random(altered, tmp_path, capsys):
+    path = altered({"weights": "random"})
+    report = evaluate.main([path, *CPU, "data.limit=40", "--out", str(tmp_path / "out")])
+    assert report["weights"] == "random"
+    assert f"{path}: its weights are random" in capsys.readouterr().out
 
 
 WRONG = {
@@ -191,6 +207,7 @@ WRONG = {
     "out is a file": (["W", "--out", "text.ckpt"], "text.ckpt cannot be written (File exists); choose another --out"),
     "no such setting": (["W", "data.rot=x"], "did you mean 'data.root'?"),
     "no such device": (["W", "trainer.accelerator=tpu"], "the trainer cannot run as the settings trainer.* ask"),
+    "images too large": (["W", "data.img_size=8192"], "image size is 8192 x 8192; it must be at most 2048 pixels each"),
     "no images at a time": (["W", "--batch-size=0"], "--batch-size is 0; it must be at least 1"),
 }
 
@@ -219,6 +236,11 @@ def test_what_is_wrong_is_one_sentence_before_any_work(wrong, weights, tmp_path,
 )
 def test_networks_for_something_else_are_refused(altered, asked, message, capsys):
     refused([altered(**asked)], message, capsys)
+
+
+def test_a_checkpoint_for_images_that_are_too_large(altered, monkeypatch, capsys):
+    monkeypatch.setattr("pipelines.checkpoint.LARGEST", 63)
+    refused([altered(img_size=(64, 64))], "the image size is 64 x 64; it must be at most 63 pixels each way", capsys)
 
 
 def refused(arguments, message, capsys):

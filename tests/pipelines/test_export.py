@@ -23,7 +23,7 @@ from esformer.export import FORMATS
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
 from esformer.training.recipe import Recipe
-from pipelines import export
+from pipelines import cli, export
 
 pytestmark = pytest.mark.slow
 
@@ -50,13 +50,14 @@ def networks(genotype, randomise):
 def checkpoint(tmp_path_factory, genotype, networks):
     """As the training writes it, but for weights at which mistakes show."""
     path = tmp_path_factory.mktemp("run") / "last.ckpt"
-    settings = dict(genotype=genotype.to_dict(), recipe=Recipe().to_dict(), num_classes=7, img_size=64, data=DATA)
+    settings = dict(genotype=genotype.to_dict(), recipe=Recipe().to_dict(), num_classes=7, img_size=64)
     settings |= dict(provenance={"command": "python -m pipelines.full"}, format=3, version="0.1.0+abc1234")
     content = {
         "hyper_parameters": settings,
         "state_dict": {f"model.{name}": value for name, value in networks["raw"].state_dict().items()},
         "state_dict_ema": networks["averaged"].state_dict(),
         "metrics": {"val/top1": 0.5, "val/ema_top1": 0.625},
+        "data": DATA,
     }
     torch.save(content, path)
     return path
@@ -105,8 +106,8 @@ def test_outputs_are_those_of_the_averaged_weights(exported, networks, checkpoin
         assert not torch.allclose(networks["raw"](images), wanted, atol=1e-2)
     result = exported[kind]
     assert 0 <= result["largest_difference"] < 3e-6 * result["largest_output"] and result["weights"] == "averaged"
-    assert (result["largest_difference"] > 0) == FORMATS[kind].folds
-    assert ("folding_speed_up" in result) == FORMATS[kind].folds
+    assert (result["largest_difference"] > 0) == FORMATS[kind].is_graph
+    assert ("folding_speed_up" in result) == FORMATS[kind].is_graph
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -116,7 +117,7 @@ def test_what_is_known_travels_with_the_weights(exported, genotype, kind):
     assert about["recipe"] == Recipe().to_dict() and about["metrics"]["val/ema_top1"] == 0.625
     assert about["weights"] == "averaged" and about["img_size"] == [64, 64] and about["version"] == "0.1.0+abc1234"
     assert about["provenance"] == {"command": "python -m pipelines.full"}
-    assert about.get("folded", False) == FORMATS[kind].folds
+    assert about.get("folded", False) == FORMATS[kind].is_graph
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -134,7 +135,7 @@ def test_a_card_and_a_drawing_lie_beside(exported, kind):
     text = card.read_text()
     assert f"({picture.name})" in text and picture.parent == card.parent and picture.read_bytes()[1:4] == b"PNG"
     assert "| top-1 | 62.50% |" in text and Path(result["written"]).name in text and "class 6" in text
-    assert ("folded" in text) == FORMATS[kind].folds
+    assert ("folded" in text) == FORMATS[kind].is_graph
     assert ("## Licence\n\nmit" in text) == (kind == "timm-folder") == text.startswith("---\n")
 
 
@@ -228,24 +229,13 @@ def test_a_shipped_name_has_random_weights_and_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = export.main(["esformer_s0", "--to", "safetensors", "--img-size", "64"])
     assert result["written"] == "esformer_s0.safetensors" and result["weights"] == "random"
-    assert "never trained" in Path(result["card"]).read_text()
-    assert "trained_img_size" not in open_checkpoint(result["written"]).provenance
-
-
-@pytest.mark.parametrize("same", [True, False])
-def test_figures_of_an_evaluation_are_on_the_card(checkpoint, genotype, tmp_path, same):
-    copy = tmp_path / "last.ckpt"
-    copy.symlink_to(checkpoint)
-    found = {
-        "weights": "averaged" if same else "raw",
-        "genotype": genotype.digest,
-        "data": {"name": "digits", "img_size": 64},
-    }
-    folder = tmp_path / "last-evaluation"
-    folder.mkdir()
-    (folder / "evaluation.json").write_text(json.dumps(found | {"top1": 0.6875, "images": 4321}))
-    card = Path(export.main([str(copy), "--to", "safetensors"])["card"]).read_text()
-    assert ("68.75%" in card and "4,321 validation images of digits" in card) == same
+    for kind, size in (("timm-folder", "96"), ("safetensors", "32")):  # and that of what was exported says it still
+        result = export.main(
+            [result["written"], "--to", kind, "--img-size", size, "--out", f"again{FORMATS[kind].suffix}"]
+        )
+        assert result["weights"] == "random" and open_checkpoint(result["written"]).random
+        assert "never trained" in Path(result["card"]).read_text()
+        assert "trained_img_size" not in open_checkpoint(result["written"]).provenance
 
 
 # what cannot be done is one sentence, before anything is written
@@ -259,6 +249,11 @@ def test_figures_of_an_evaluation_are_on_the_card(checkpoint, genotype, tmp_path
         (["CKPT", "--to", "onnx", "--opset", "7"], "--opset is 7; it must be from 18 to 25"),
         (["CKPT", "--to", "onnx", "--opset", "99"], "--opset is 99; it must be from 18 to 25"),
         (["CKPT", "--to", "safetensors", "--opset", "18"], "--opset is for --to onnx, not for safetensors"),
+        (
+            ["CKPT", "--to", "onnx", "--img-size", "8192"],
+            "image size is 8192 x 8192; it must be at most 2048 pixels each",
+        ),
+        (["CKPT", "--to", "onnx", "--img-size", "32x2049"], "image size is 32 x 2049; it must be at most 2048 pixels"),
         (["CKPT", "--to", "safetensors", "--img-size", "16"], "img_size is .*16.* at least 32 pixels"),
         (["CKPT", "--to", "safetensors", "--out", "x.bin"], "x.bin must end in .safetensors"),
         (["CKPT", "--to", "onnx", "--out", "folder.onnx"], "folder.onnx is a folder"),
@@ -286,7 +281,7 @@ def test_refusals(exported, checkpoint, tmp_path, monkeypatch, arguments, senten
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--to", "torchscript"], [], ["--to", "onnx", "--img-size", "1x2x3"], ["--to", "onnx", "--img-size", "99999"]],
+    [["--to", "torchscript"], [], ["--to", "onnx", "--img-size", "1x2x3"], ["--to", "onnx", "--img-size", "9" * 10]],
 )
 def test_arguments_that_argparse_refuses(checkpoint, capsys, arguments):
     with pytest.raises(SystemExit) as refused:
@@ -328,15 +323,21 @@ def test_what_differs_is_not_kept_and_what_is_whole_replaces(checkpoint, tmp_pat
     assert open_checkpoint(out).averaged is not None and sorted(tmp_path.rglob("*")) == names
 
 
-def test_a_full_disk_leaves_nothing(checkpoint, tmp_path):
+@pytest.mark.parametrize("kind", ["safetensors", "timm-folder"])
+def test_a_full_disk_leaves_nothing(checkpoint, tmp_path, capsys, kind):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))  # Python ignores the signal, and gets an error
     try:
-        with pytest.raises(OSError) as refused:
-            export.main([str(checkpoint), "--to", "safetensors", "--out", str(tmp_path / "x.safetensors")])
+        with pytest.raises(SystemExit) as refused:
+            cli.run(
+                lambda: export.main(
+                    [str(checkpoint), "--to", kind, "--out", str(tmp_path / f"x{FORMATS[kind].suffix}")]
+                )
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert refused.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
+    assert refused.value.code == 2 and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == f"error: [Errno {errno.EFBIG}] File too large\n"
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
