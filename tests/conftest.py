@@ -21,6 +21,12 @@ from esformer.space import SearchSpace
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: at the end both processes have something small to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _light_process():
     torch.set_num_threads(1)  # two threads on two busy cores wait for each other: 0.01 s becomes 2 s
