@@ -19,6 +19,7 @@ from esformer.model.weights import Weights, WeightsError, clean, fit, origin
 log = logging.getLogger("esformer")
 
 TIMM = "timm:"
+RANDOM = "%s: its weights are random, of a network that was never trained"
 
 
 def load(
@@ -53,9 +54,9 @@ def load(
     asked = {name: value for name, value in asked.items() if value is not None}
     name = os.fspath(path_or_name)
     if name in shipped_names():
-        log.warning("%s is the name of an architecture: its weights are random", name)
+        log.warning(RANDOM, name)
         return build(Genotype.shipped(name), features_only, **asked).eval()
-    return network_of(find(name), features_only, ema, **asked)
+    return network_of(opened(name), features_only, ema, **asked)
 
 
 def network_of(found: Checkpoint, features_only: bool = False, ema: bool = True, **asked: Any) -> nn.Module:
@@ -119,7 +120,7 @@ def opened(name: str) -> Checkpoint:
     """
     found = _untrained(name) if name in shipped_names() else find(name)
     if found.random:
-        log.warning("%s: its weights are random, of a network that was never trained", name)
+        log.warning(RANDOM, name)
     return found
 
 
