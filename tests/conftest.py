@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 def pytest_collection_modifyitems(items):
     """Files with slow tests first: at the end both processes have something small to do."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("nightly")}
     items.sort(key=lambda item: item.path not in slow)
 
 

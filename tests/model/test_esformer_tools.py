@@ -145,7 +145,7 @@ def test_compiled_gives_the_same_output_and_gradients(network, image):
     torch._dynamo.reset()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @torch.no_grad()
 def test_compiled_by_inductor_gives_the_same(network, image):
     eager = network(image)

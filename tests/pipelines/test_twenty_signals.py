@@ -83,7 +83,7 @@ def left(folder):
     return (folder / "metrics.csv").read_text(), checkpoint["state_dict"], checkpoint["state_dict_ema"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_twenty_signals_at_random_moments(warm, command, tmp_path):
     def start(name):
         ranks = warm.start_ranks(2, [*command, f"run.dir={tmp_path / name}"])

@@ -10,7 +10,7 @@ import torch
 from esformer.genotype import Genotype
 from esformer.search.journal import read
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 TINY = ["--quick", "wandb.mode=offline", "trainer.accelerator=cpu", "search.img_size=33", "search.total=24"]
 TINY += [
