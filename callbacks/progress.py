@@ -128,12 +128,12 @@ class EpochLines(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._next = time.monotonic() + (self.every or 0)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         speed = self.speed
         if speed is None or self.every is None or not trainer.is_global_zero or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self.every
-        loss = _loss(trainer)
+        loss = _loss(trainer, outputs)
         told = [*([f"loss {loss:.4f}"] if loss is not None else []), *_speed(speed)]
         log.info("%s: %s", _place(trainer, speed), ", ".join(told))
 
@@ -168,8 +168,10 @@ class TrainingBar(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._show(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if self._due():
+            if trainer.is_global_zero and time.monotonic() >= self._next_loss:
+                self._next_loss, self._loss = time.monotonic() + READ, _loss(trainer, outputs)
             self._show(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,8 +204,6 @@ class TrainingBar(Callback):
     def _show(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        if self._loss is None or time.monotonic() >= self._next_loss:
-            self._next_loss, self._loss = time.monotonic() + READ, _loss(trainer)
         told = [] if self._loss is None else [f"loss {self._loss:.3f}"]
         if self._top1:
             told.append(f"top-1 {' / '.join(self._top1)}")
@@ -281,11 +281,10 @@ def _batches(trainer: Trainer) -> int:
     return int(sum(counts) if isinstance(counts, list) else counts)
 
 
-def _loss(trainer: Trainer) -> float | None:
-    """Of the step just made. Waits for the device."""
-    metrics = trainer.callback_metrics
-    known = [name for name in ("train/loss_step", "train/loss") if name in metrics]
-    return float(metrics[known[0]]) if known else None
+def _loss(trainer: Trainer, outputs: Any) -> float | None:
+    """Of the batch just trained on: metrics are of the last log point. Waits for the device."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+    return None if loss is None else float(loss) * trainer.accumulate_grad_batches  # Lightning divides it by that
 
 
 def _place(trainer: Trainer, speed: Speed) -> str:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.nn.parallel import DistributedDataParallel
 
 from callbacks.checkpoints import Checkpoints, WholeFiles
 from callbacks.ema import EMA
@@ -36,6 +38,12 @@ from pipelines.signals import stop
 
 BACKENDS = "cpu:gloo,cuda:nccl"
 """How processes speak with each other where there are GPUs: what is on the CPU does not wait for them."""
+
+# PyTorch 2.13 renamed the setting; norm statistics of other ranks than the first count nowhere, and are sent before
+# each validation
+_RENAMED = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+DDP = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False, "gradient_as_bucket_view": True}
+"""No copies between processes, nor out of the buckets of gradients, that nobody needs."""
 
 
 @contextmanager
@@ -175,7 +183,7 @@ def _machine(config: Config) -> dict[str, Any]:
     return settings | {
         "plugins": [*settings["plugins"], WholeFiles(), *([SyncNorms()] if t.sync_batchnorm else [])],
         "accelerator": t.accelerator,
-        "strategy": DDPStrategy(process_group_backend=_backend(config)) if several else t.strategy,
+        "strategy": DDPStrategy(process_group_backend=_backend(config), **DDP) if several else t.strategy,
         "precision": t.precision,
         "use_distributed_sampler": False,  # ours give each rank its share
     }

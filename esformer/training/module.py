@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Self
 
@@ -9,9 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
-from timm.utils.clip_grad import dispatch_clip_grad
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -22,12 +23,17 @@ from esformer.checkpoint.versions import FORMAT
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
+from esformer.training.clipping import clip_grad_adaptive_
 from esformer.training.data import IGNORE, Batch, ImageDataModule
 from esformer.training.paths import PathDrops
 from esformer.training.recipe import Recipe
+from esformer.training.steps import RunningLoss, Step, Steps
 from esformer.version import code_version
 
 log = logging.getLogger("esformer")
+
+LOOK = 50
+"""Steps between two looks at what was skipped, where nothing is logged."""
 
 
 class TrainingError(ESFormerError):
@@ -47,7 +53,7 @@ class ESFormerModule(LightningModule):
         seed: of stochastic depth.
 
     Raises:
-        TrainingError: in training, when one more step than that is not finite.
+        TrainingError: in training, when one more step than that is not finite; at the log point after it.
     """
 
     def __init__(
@@ -87,7 +93,8 @@ class ESFormerModule(LightningModule):
         self.val_loss = MeanMetric()
         self.val_accuracy = accuracies(num_classes)
         self.max_skipped = max_skipped
-        self.skipped = 0
+        self.steps = Steps()
+        self._skipped: list[str] = []  # the last steps in a row
 
     def forward(self, images: Tensor) -> Tensor:
         """B, 3, H, W -> B, num_classes"""
@@ -107,24 +114,38 @@ class ESFormerModule(LightningModule):
 
     def on_train_start(self) -> None:
         self._statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
-        self._good = [buffer.clone() for buffer in self._statistics]
+        self._good = torch.cat([buffer.flatten() for buffer in self._statistics])
+        parts = self._good.split([buffer.numel() for buffer in self._statistics])
+        self._good_parts = [part.view_as(buffer) for part, buffer in zip(parts, self._statistics, strict=True)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self._places = batch.places
         self.paths.draw(batch.places, batch.images.device)
         loss = self.loss(self(batch.images), batch.targets)
-        self._loss = loss.detach()
-        self.train_loss.update(self._loss, len(batch.images))
-        self.log("train/loss", self._loss, on_step=True, on_epoch=False)
+        self.steps.add_batch(loss.detach(), batch.places)
         return loss
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Makes the step; at Lightning's log points it logs its loss and gradient norm, and looks at those before."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if (self.trainer.global_step + 1) % (self.trainer.log_every_n_steps or LOOK) == 0:
+            last = self.look()
+            self.log_dict({"train/loss": last.losses[-1], "train/grad_norm": last.norm}, on_step=True, on_epoch=False)
 
     def on_validation_epoch_start(self) -> None:
         broadcast_buffers(self.model)
         if self.trainer.state.fn == "fit":
+            self.look()
             loss = self.train_loss.compute()  # here, for callbacks to find it after the epoch
             self.log("train/loss_epoch", loss.to(self.device), sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
+        self.look()
         self.train_loss.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -166,44 +187,68 @@ class ESFormerModule(LightningModule):
     ) -> None:
         """The recipe's clipping; as in timm, adaptive clipping leaves the classifier out.
 
-        A step whose gradient is not finite is skipped: the optimiser finds no gradients, so it changes nothing, and the
-        norm statistics are those from before. All ranks have the same gradients, so they decide alike. They look after
-        the clipping, for looking waits for the device.
+        A step whose gradient is not finite is skipped: it changes neither weights nor moments nor step counts, and the
+        norm statistics are those from before. All ranks have the same gradients, so they decide alike. The device
+        decides, for to look would be to wait for it; `look` tells what was skipped.
         """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.log("train/grad_norm", norm, on_step=True, on_epoch=False)
         if self.recipe.clip_grad > 0 and self.recipe.clip_mode == "norm":
             nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip_grad, norm)
+        elif self.recipe.clip_grad > 0 and self.recipe.clip_mode == "agc":
+            head = set(self.model.get_classifier().parameters())
+            clip_grad_adaptive_([p for p in parameters if p not in head], self.recipe.clip_grad)
         elif self.recipe.clip_grad > 0:
-            head = set(self.model.get_classifier().parameters()) if self.recipe.clip_mode == "agc" else set()
-            dispatch_clip_grad([p for p in parameters if p not in head], self.recipe.clip_grad, self.recipe.clip_mode)
-        if norm.isfinite():
-            self.skipped = 0
-            torch._foreach_copy_(self._good, self._statistics)
-        else:
-            self._skip()
+            nn.utils.clip_grad_value_(parameters, self.recipe.clip_grad)
+        bad = norm.isfinite().logical_not_()
+        if optimizer.defaults["fused"]:
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # it skips the step by itself
+        elif bad:  # with float16, which waits for the device at each step to scale the loss
+            self.model.zero_grad(set_to_none=True)
+        if self._statistics:
+            now = torch.cat([buffer.flatten() for buffer in self._statistics])
+            torch.where(bad, self._good, now, out=self._good)
+            torch._foreach_copy_(self._statistics, self._good_parts)
+        trainer = self.trainer
+        where = trainer.current_epoch + 1, trainer.fit_loop.epoch_loop.batch_idx + 1
+        self.steps.add_step(trainer.global_step, where, norm)
 
     @property
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
 
-    def _skip(self) -> None:
-        self.model.zero_grad(set_to_none=True)
-        torch._foreach_copy_(self._statistics, self._good)
-        self.skipped += 1
-        trainer = self.trainer
-        where = f"epoch {trainer.current_epoch + 1}, batch {trainer.fit_loop.epoch_loop.batch_idx + 1}"
-        message = f"the gradient is not finite at step {trainer.global_step} ({where})"
+    def look(self) -> Step | None:
+        """Read the steps since the last time, which waits for the device, and give the last of them.
+
+        Raises:
+            TrainingError: too many in a row were skipped.
+        """
+        step = None
+        for step in self.steps.read():
+            for loss, places in zip(step.losses, step.places, strict=True):
+                self.train_loss.update(loss, len(places))
+            if step.norm.isfinite():
+                self._skipped.clear()
+            else:
+                self._skip(step)
+        return step
+
+    def _skip(self, step: Step) -> None:
+        epoch, batch = step.where
+        message = f"the gradient is not finite at step {step.number} (epoch {epoch}, batch {batch})"
         if isinstance(self._data, ImageDataModule):
-            first = ", ".join(map(self._data.name_of, self._places[:3]))
-            message += f", whose images on this rank are {first} and {len(self._places) - 3} more"
-        if self.skipped > self.max_skipped:
-            raise TrainingError(f"{message}; nor was it in the {self.max_skipped} steps before, which were skipped")
-        ours = not self._loss.isfinite()  # rank 0 speaks always, the others if it was they
+            places = step.suspects
+            first = ", ".join(map(self._data.name_of, places[:3]))
+            message += f", whose images on this rank are {first} and {len(places) - 3} more"
+        self._skipped.append(message)
+        if len(self._skipped) > self.max_skipped:
+            before = f"; nor was it in the {self.max_skipped} steps before, which were skipped. First of all "
+            raise TrainingError(message + (before + self._skipped[0] if self.max_skipped else ""))
+        ours = not all(loss.isfinite() for loss in step.losses)  # rank 0 speaks always, the others if it was they
         log.log(logging.ERROR if ours else logging.WARNING, "%s; the step is skipped", message)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.look()
         checkpoint["train_loss"] = self.train_loss.state()
         logged = self.trainer.callback_metrics.items()
         self.reached |= {name: float(value) for name, value in logged if name.startswith("val/")}
@@ -217,53 +262,18 @@ class ESFormerModule(LightningModule):
         self.hparams["provenance"] = checkpoint["hyper_parameters"]["provenance"]  # what it once started from
 
 
-class RunningLoss:
-    """The mean loss of an epoch's images over all ranks, which a resumed epoch goes on with."""
-
-    def __init__(self) -> None:
-        self.values = torch.zeros(2, dtype=torch.float64)  # this rank's sum, and how many images it is of
-
-    def update(self, loss: Tensor, images: int) -> None:
-        """Take the mean loss of so many images, if it is finite."""
-        finite = loss.isfinite()
-        self.values = self.values.to(loss.device) + images * torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), finite])
-
-    def compute(self) -> Tensor:
-        """The mean so far; a collective."""
-        total, count = self._all_ranks().sum(0)
-        return (total / count).float()
-
-    def reset(self) -> None:
-        """Begin another epoch."""
-        self.values = torch.zeros_like(self.values)
-
-    def state(self) -> list[list[float]]:
-        """Sum and number of images of each rank; a collective."""
-        return self._all_ranks().tolist()
-
-    def load(self, state: list[list[float]]) -> None:
-        """Go on from a state, on any number of ranks."""
-        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        values = torch.tensor(state, dtype=torch.float64)
-        if len(state) == ranks:
-            self.values = values[rank]
-        else:
-            self.values = values.sum(0) if rank == 0 else torch.zeros(2, dtype=torch.float64)
-
-    def _all_ranks(self) -> Tensor:
-        if not dist.is_initialized():
-            return self.values[None]
-        mine = self.values.cpu()
-        values = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(values, mine)
-        return torch.stack(values)
-
-
 def broadcast_buffers(network: nn.Module) -> None:
     """Give every rank the norm statistics of rank 0, which are those that a checkpoint gets."""
-    if dist.is_initialized():
-        for buffer in network.buffers():
-            dist.broadcast(buffer, 0)
+    if not dist.is_initialized():
+        return
+    kinds: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in network.buffers():
+        kinds.setdefault(buffer.dtype, []).append(buffer)
+    for buffers in kinds.values():  # all together, for each message costs the same however short it is
+        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        dist.broadcast(flat, 0)
+        parts = flat.split([buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
 
 
 def accuracies(num_classes: int) -> MetricCollection:

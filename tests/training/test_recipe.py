@@ -125,7 +125,7 @@ def test_adaptive_clipping_spares_the_classifier():
     module, _ = attached(Recipe(epochs=1, warmup_epochs=0, clip_grad=0.01, clip_mode="agc"))
     for parameter in module.model.parameters():
         parameter.grad = torch.ones_like(parameter) * 100
-    module.configure_gradient_clipping(None)
+    module.configure_gradient_clipping(torch.optim.AdamW(module.parameters(), fused=True))
     assert module.model.head.weight.grad.eq(100).all()
     conv = module.model.stem.conv1.conv.weight
     norms = conv.grad.flatten(1).norm(dim=1), conv.detach().flatten(1).norm(dim=1).clamp(min=1e-3)
@@ -136,7 +136,7 @@ def test_norm_clipping():
     module, _ = attached(Recipe(epochs=1, warmup_epochs=0))
     for parameter in module.model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    module.configure_gradient_clipping(None)
+    module.configure_gradient_clipping(torch.optim.AdamW(module.parameters(), fused=True))
     total = torch.stack([p.grad.norm() for p in module.model.parameters()]).norm()
     assert total.item() == pytest.approx(2.0, rel=1e-4)
 
