@@ -59,12 +59,13 @@ def test_batches_are_what_a_network_takes():
     data = digits(mixup=0, cutmix=0)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    assert batch.images.shape == (64, 3, 32, 32)
+    assert batch.images.shape == (64, 32, 32, 3)
     assert batch.images.dtype == torch.uint8
     assert batch.targets.dtype == torch.int64
     images = on_device(data, batch).images
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.config.mean, data.config.std))
-    torch.testing.assert_close(images, (batch.images / 255 - mean) / std)
+    mean, std = (torch.tensor(v) for v in (data.config.mean, data.config.std))
+    torch.testing.assert_close(images.permute(0, 2, 3, 1), (batch.images / 255 - mean) / std)
+    assert images.is_contiguous(memory_format=torch.channels_last)  # as the network wants them
     assert len(data.train_dataloader()) == data.steps_per_epoch == 1437 // 64
 
 
@@ -80,8 +81,7 @@ def test_mixup_gives_soft_targets_and_validation_none():
 
 
 def epoch_of(data, epoch, rank=0, world=1, accumulate=1, workers=0, batches=3, prepare=lambda batch: batch):
-    size = device_batch_size(data.recipe.batch_size, world, accumulate)
-    sampler = StepSampler(len(data.train_set), size, rank, world, accumulate, seed=data.seed)
+    sampler = data.sampler(rank, world, accumulate)
     sampler.set_epoch(epoch)
     loader = DataLoader(data.train_set, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
     return [prepare(batch) for batch, _ in zip(loader, range(batches * accumulate), strict=False)]
@@ -150,6 +150,17 @@ def test_mixup_is_timms_on_neighbours():
     assert pairs == {frozenset((i, i + 1)) for i in range(0, 64, 2)}
 
 
+def test_the_sampler_orders_a_batch_as_mixup_wants_it():
+    data = digits(batch_size=192)
+    data.setup("fit")
+    for number, places in enumerate(data.sampler(rank=1, world_size=2, accumulate=1)):
+        first = (2 * number + 1) * 96
+        assert places[0].position == first
+        assert [place.position - first for place in places] == data.mixup.order(first, 96)
+    data.mixup = None
+    assert [place.position for place in next(iter(data.sampler(0, 1, 1)))] == list(range(192))
+
+
 def test_erasing_leaves_and_erases_the_share_it_should():
     images = torch.full((400, 3, 16, 16), 7.0)
     ImageErasing(0.25, seed=0)(images, epoch=0, numbers=list(range(400)))
@@ -174,7 +185,7 @@ def test_a_resumed_epoch_goes_on_where_it_was():
     data.trainer = SimpleNamespace(world_size=1, global_rank=0, fit_loop=progress(3, 5))
     data.setup("fit")
     sampler = data.train_dataloader().batch_sampler
-    whole = StepSampler(1437, 64, 0, 1, 1, seed=0)
+    whole = data.sampler(0, 1, 1)
     for epoch, start in ((3, 5), (4, 0)):
         sampler.set_epoch(epoch)
         whole.set_epoch(epoch)
