@@ -16,7 +16,7 @@ from timm.data import create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.io import ImageReadMode
-from torchvision.transforms import Compose, Resize, v2
+from torchvision.transforms import Compose, InterpolationMode, Resize, v2
 
 from esformer.training.datasets import DataConfig
 
@@ -46,7 +46,7 @@ def decodes_fast(config: DataConfig) -> bool:
 
 
 def evaluation_transform(config: DataConfig) -> Compose:
-    """timm's resize and central crop. PIL image, or uint8 tensor C, H, W -> uint8 H, W, C."""
+    """The resize and central crop of timm. PIL image, or uint8 tensor C, H, W -> uint8 H, W, C."""
     steps = create_transform(
         config.img_size,
         interpolation=config.evaluation_interpolation,
@@ -57,11 +57,12 @@ def evaluation_transform(config: DataConfig) -> Compose:
 
 
 def training_transform(config: DataConfig, auto_augment: str | None) -> Compose:
-    """timm's random crop, flip and RandAugment. PIL image, or uint8 tensor C, H, W -> uint8 H, W, C."""
+    """The random crop, flip and RandAugment of timm. PIL image, or uint8 tensor C, H, W -> uint8 H, W, C."""
+    lanczos = config.interpolation == "lanczos"  # which PIL has for resizing only, not for RandAugment's rotations
     crop, augment, last = create_transform(
         config.img_size,
         is_training=True,
-        interpolation=config.interpolation,
+        interpolation="bicubic" if lanczos else config.interpolation,
         scale=config.crop_scale,
         ratio=config.crop_ratio,
         hflip=config.hflip,
@@ -71,6 +72,8 @@ def training_transform(config: DataConfig, auto_augment: str | None) -> Compose:
         use_prefetcher=True,
         separate=True,
     )
+    if lanczos:
+        crop.transforms[0].interpolation = InterpolationMode.LANCZOS
     to_pil = [_to_pil] if auto_augment else []
     steps = [*map(_takes_tensors, crop.transforms), *to_pil, *augment.transforms, *last.transforms]
     return Compose([*steps, _channels_last])

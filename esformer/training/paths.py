@@ -41,12 +41,10 @@ class PathDrops:
         draws = rng.random((len(places), 4 * width), dtype=np.float64)[places[:, 1] - first]
         keep = 1 - np.array([path.drop_prob for path in self.paths])
         scales = (draws[:, : len(keep)] < keep) / keep  # B, paths
-        scale = torch.from_numpy(scales.T.astype(np.float32))
-        if device.type == "cuda":
-            scale = scale.pin_memory()  # a copy from there does not wait for the device
-        scale = scale.to(device, non_blocking=True)
-        for path, of_path in zip(self.paths, scale.view(*scale.shape, 1, 1, 1).unbind(), strict=True):
-            path.scale = of_path
+        host = torch.empty(len(keep), len(places), 1, 1, 1, pin_memory=device.type == "cuda")  # else the copy waits
+        host.view(scales.T.shape).copy_(torch.from_numpy(scales.T))
+        for path, scale in zip(self.paths, host.to(device, non_blocking=True).unbind(), strict=True):
+            path.scale = scale
 
 
 class PlacedDropPath(DropPath):
