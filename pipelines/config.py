@@ -32,7 +32,7 @@ NOT_THE_RUN = (
 """What may differ when a run is resumed: where it lies and on what it runs, not what it computes; and how much an
 ablation compares, for a second start adds what is missing."""
 
-ADDED = {"recipe.layer_decay": 1.0, "recipe.freeze": 0}
+ADDED = {"recipe.layer_decay": 1.0, "recipe.freeze": 0, "data.decoder": "pil"}
 """Settings that there once were not, and the values that change nothing: with them a run is the one that it was."""
 
 
@@ -276,8 +276,9 @@ def differences(old: str, new: str) -> list[str]:
         {key: value for key, value in _leaves(yaml.safe_load(text)) if key not in ADDED or value != ADDED[key]}
         for text in (old, new)
     )
+    added = ADDED if before else {}
     return [
-        f"{key} was {before.get(key)}, is {after.get(key)}"
+        f"{key} was {before.get(key, added.get(key))}, is {after.get(key, added.get(key))}"
         for key in {**before, **after}
         if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in NOT_THE_RUN)
     ]

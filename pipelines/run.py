@@ -243,7 +243,11 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def _default(pipeline: str, config: Config) -> Path:
-    """A folder of its own for every configuration, the same whenever it is started."""
-    identity = "\n".join(sorted(differences("{}", to_yaml(config))))
+    """A folder of its own for every configuration, the same whenever it is started.
+
+    Not by `data.decoder`: a run of before that setting is found, and told from this one by a sentence.
+    """
+    phrases = sorted(differences("{}", to_yaml(config)))
+    identity = "\n".join(phrase for phrase in phrases if not phrase.startswith("data.decoder "))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return Path("runs") / f"{pipeline}-{config.size}-{config.data.name}-{digest}"

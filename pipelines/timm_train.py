@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -99,7 +100,7 @@ class TimmTraining:
         """The loader of timm, of the configured images: Mixup in the workers, normalised and erased on the device."""
         d, r = self.data, self.recipe
         return create_loader(
-            build(d, True, None),  # type: ignore[arg-type]
+            build(replace(d, decoder="pil"), True, None),  # type: ignore[arg-type]
             input_size=(3, d.img_size, d.img_size),
             batch_size=batch_size,
             is_training=True,

@@ -192,6 +192,9 @@ class InMemory(ImageDataModule):
         if torch.cuda.is_available():
             images, targets = images.pin_memory(), targets.pin_memory()
         self.batch = (images, targets)
+        """As timm's loader gives one: B, 3, H, W."""
+        bytes_last = images.permute(0, 2, 3, 1).contiguous()
+        self._ours = bytes_last.pin_memory() if torch.cuda.is_available() else bytes_last
 
     def train_dataloader(self) -> Any:
         return self
@@ -200,6 +203,7 @@ class InMemory(ImageDataModule):
         return self.steps_per_epoch * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        order = np.arange(self.batch_size)
+        size = self.batch_size
+        order = np.array(self.mixup.order(0, size) if self.mixup is not None else range(size))
         for number in range(len(self)):
-            yield Batch(*self.batch, np.stack([np.full_like(order, number), order, order], axis=1))
+            yield Batch(self._ours, self.batch[1], np.stack([np.full_like(order, number), order, order], axis=1))

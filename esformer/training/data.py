@@ -3,7 +3,7 @@
 import logging
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.seed import isolate_rng
-from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from esformer.training.datasets import CorruptImage, DataConfig, DataError, resolve
+from esformer.training.decoding import evaluation_transform, training_transform
 from esformer.training.images import ImageDataset, build
 from esformer.training.mixing import GroupMixup, ImageErasing
 from esformer.training.recipe import Recipe
@@ -37,16 +37,16 @@ class Place(NamedTuple):
 
 
 class Item(NamedTuple):
-    """An image as a worker process gives it: uint8 of shape C, H, W."""
+    """An image as a worker process gives it: uint8 of shape H, W, C."""
 
-    image: np.ndarray
+    image: Tensor
     target: int
     place: Place
     corrupt: tuple[str, ...] = ()
 
 
 class Batch(NamedTuple):
-    """Images, on their way: B, 3, H, W, uint8 from the workers and normalised floats on the device."""
+    """Images, on their way: B, H, W, 3, uint8 from the workers; B, 3, H, W, normalised floats on the device."""
 
     images: Tensor
     targets: Tensor
@@ -73,13 +73,14 @@ class EvaluationDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         c = self.config
-        center = create_transform(c.img_size, interpolation=c.interpolation, use_prefetcher=True, crop_pct=c.crop_pct)
-        self.val_set = ValidationImages(build(c, False, center), c.img_size)
+        self.val_set = ValidationImages(build(c, False, evaluation_transform(c)), c.img_size)
 
     def describe(self) -> dict[str, Any]:
         """Which images they are and how one is prepared, as a checkpoint keeps it; after `setup`."""
         c = self.config
-        prepared = dict(mean=list(c.mean), std=list(c.std), interpolation=c.interpolation, crop_pct=c.crop_pct)
+        prepared = dict(
+            mean=list(c.mean), std=list(c.std), interpolation=c.evaluation_interpolation, crop_pct=c.crop_pct
+        )
         return dict(name=c.name, classes=list(self.val_set.dataset.classes), **prepared)
 
     @property
@@ -112,11 +113,11 @@ class EvaluationDataModule(LightningDataModule):
         return batch._replace(images=self.normalise(batch.images))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Bytes to floats with the data's mean and standard deviation: B, 3, H, W."""
+        """Bytes to floats with the data's mean and standard deviation: B, H, W, 3 -> B, 3, H, W, channels last."""
         if self._scale.device != images.device:
             self._scale = self._scale.to(images.device)
         mean, std = self._scale
-        return images.to(torch.float32).sub_(mean).div_(std)
+        return images.permute(0, 3, 1, 2).to(torch.float32).sub_(mean).div_(std)
 
     def _loader(self, dataset: Dataset[Item], sampler: Sampler[list[Place]], **settings: Any) -> DataLoader[Item]:
         workers = self.config.workers
@@ -167,19 +168,7 @@ class ImageDataModule(EvaluationDataModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         c, r = self.config, self.recipe
-        augment = create_transform(
-            input_size=c.img_size,
-            interpolation=c.interpolation,
-            use_prefetcher=True,
-            is_training=True,
-            mean=c.mean,  # the colour of what RandAugment moves in
-            scale=c.crop_scale,
-            ratio=c.crop_ratio,
-            hflip=c.hflip,
-            color_jitter=0.0,
-            auto_augment=r.auto_augment,
-        )
-        self.train_set = TrainingImages(build(c, True, augment), self.seed)
+        self.train_set = TrainingImages(build(c, True, training_transform(c, r.auto_augment)), self.seed)
         if len(self.train_set) < r.batch_size:
             raise DataError(
                 f"there are {len(self.train_set)} training images, fewer than a batch;"
@@ -197,9 +186,7 @@ class ImageDataModule(EvaluationDataModule):
         return len(self.train_set) // self.recipe.batch_size
 
     def train_dataloader(self) -> DataLoader[Item]:
-        sampler = StepSampler(
-            len(self.train_set), self.batch_size, self._rank, self._world_size, self.accumulate, self.seed
-        )
+        sampler = self.sampler(self._rank, self._world_size, self.accumulate)
         if self.trainer is not None:  # after a restart, go on where the checkpoint was written
             loop = self.trainer.fit_loop
             epoch: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
@@ -207,15 +194,18 @@ class ImageDataModule(EvaluationDataModule):
             sampler.go_on(epoch, done if done < len(sampler) else 0)
         return self._loader(self.train_set, sampler, persistent_workers=self.config.workers > 0)
 
+    def sampler(self, rank: int, world_size: int, accumulate: int) -> "StepSampler":
+        """The training batches of a rank, ordered as Mixup wants them, so that the device need not."""
+        size = device_batch_size(self.recipe.batch_size, world_size, accumulate)
+        order = self.mixup.order if self.mixup is not None else None
+        return StepSampler(len(self.train_set), size, rank, world_size, accumulate, self.seed, order)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise, and in training erase and mix: B, 3, H, W, floats."""
+        """Normalise, and in training erase and mix: B, 3, H, W, floats. Nothing here waits for the device."""
         images, targets, places = batch.images, batch.targets, batch.places
         training = self.trainer is None or self.trainer.training
         epoch, position = int(places[0, 0]), int(places[0, 1])
         mixup, erasing = (self.mixup, self.erasing) if training else (None, None)
-        if mixup is not None:
-            order = mixup.order(position, len(images))
-            images, targets, places = images[order], targets[order], places[order]
         images = self.normalise(images)
         if erasing is not None:
             erasing(images, epoch, places[:, 2].tolist())
@@ -289,7 +279,7 @@ class ValidationImages(Dataset[Item]):
         return len(self.dataset)
 
     def __getitem__(self, place: Place) -> Item:
-        black = np.zeros((3, self.img_size, self.img_size), dtype=np.uint8)
+        black = torch.zeros(self.img_size, self.img_size, 3, dtype=torch.uint8)
         if place.number >= len(self.dataset):
             return Item(black, IGNORE, place)
         try:
@@ -312,10 +302,20 @@ class StepSampler(Sampler[list[Place]]):
         world_size: how many there are.
         accumulate: batches of a step.
         seed: of the order.
+        arrange: gives the order within a batch from its first position and its length; its first image stays first.
     """
 
-    def __init__(self, length: int, batch_size: int, rank: int, world_size: int, accumulate: int, seed: int) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        accumulate: int,
+        seed: int,
+        arrange: Callable[[int, int], Sequence[int]] | None = None,
+    ) -> None:
+        self.length, self.batch_size, self.seed, self.arrange = length, batch_size, seed, arrange
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.sampler = self  # Lightning tells the epoch to `batch_sampler.sampler`
         self.epoch = 0
@@ -340,7 +340,8 @@ class StepSampler(Sampler[list[Place]]):
 
     def _batch(self, epoch: int, order: list[int], batch: int) -> list[Place]:
         first = (batch * self.world_size + self.rank) * self.batch_size
-        return [Place(epoch, position, order[position]) for position in range(first, first + self.batch_size)]
+        within = self.arrange(first, self.batch_size) if self.arrange else range(self.batch_size)
+        return [Place(epoch, first + i, order[first + i]) for i in within]
 
 
 class ShareSampler(Sampler[list[Place]]):
@@ -368,7 +369,7 @@ class ShareSampler(Sampler[list[Place]]):
 def collate(items: Sequence[Item]) -> Batch:
     """Items to a batch: bytes, for they are a quarter of the floats that they become on the device."""
     return Batch(
-        torch.from_numpy(np.stack([item.image for item in items])),
+        default_collate([item.image for item in items]),  # in a worker straight into shared memory
         torch.tensor([item.target for item in items]),
         np.array([item.place for item in items]),
         tuple(name for item in items for name in item.corrupt),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "random")
+DECODERS = ("torchvision", "pil")
 NAMES = ("imagenet", "folder", "cifar10", "digits", "synthetic")
 CONTENTS = {"digits": (1437, 360), "cifar10": (50_000, 10_000)}
 """Training and validation images of the sets that are always the same."""
@@ -56,7 +57,9 @@ class DataConfig:
     crop_pct: float = 0.95
     """Side of the central crop in evaluation, as a share of the resized image."""
     interpolation: str = "bicubic"
-    """How images are resized."""
+    """How images are resized; `random` draws bilinear or bicubic in training, and is bicubic in evaluation."""
+    decoder: str = "torchvision"
+    """What decodes and resizes JPEGs: `torchvision`, or `pil`, slower; they differ by roundings of the resize."""
     train_images: int | None = None
     """Training images that there must be; null takes as many as there are."""
     val_images: int | None = None
@@ -86,6 +89,13 @@ class DataConfig:
                 raise DataError(f"{name} is {values}; the smaller number comes first")
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
+        if self.decoder not in DECODERS:
+            raise DataError(f"decoder is {self.decoder!r}; it must be one of {', '.join(DECODERS)}")
+
+    @property
+    def evaluation_interpolation(self) -> str:
+        """How images are resized where nothing is random."""
+        return "bicubic" if self.interpolation == "random" else self.interpolation
 
 
 def resolve(config: DataConfig, train: bool = True) -> DataConfig:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from esformer.training.datasets import CorruptImage, DataConfig, DataError, torchvision_cifar10
+from esformer.training.decoding import decode_jpeg, decodes_fast
 from esformer.training.sources import Source, gone, open_source, read_file
 
 LIMIT_SEED = 0
@@ -47,8 +48,9 @@ class ImageDataset(Sized, Protocol):
 
 
 def build(config: DataConfig, train: bool, transform: Transform) -> ImageDataset:
-    """The training or the validation images of a resolved configuration, each a PIL image in RGB through `transform`.
+    """The training or the validation images of a resolved configuration, each through `transform`.
 
+    That gets a PIL image in RGB; of a JPEG a uint8 tensor of shape C, H, W where `config.decoder` is torchvision.
     `config.limit` keeps so many training images, drawn at random with a seed of its own; a larger limit keeps those of
     a smaller one.
 
@@ -67,27 +69,35 @@ def build(config: DataConfig, train: bool, transform: Transform) -> ImageDataset
         if torchvision_cifar10(config):
             made = Cifar10(config.root, train, transform)
         else:
-            made = Encoded(open_source(Path(config.root), train), transform)
+            made = Encoded(open_source(Path(config.root), train), transform, decodes_fast(config))
     if train and config.limit is not None:
         made = Chosen(made, np.random.default_rng(LIMIT_SEED).permutation(len(made))[: config.limit])
     return made
 
 
 class Encoded:
-    """Images that lie in files or shards, and are decoded."""
+    """Images that lie in files or shards, and are decoded.
 
-    def __init__(self, source: Source, transform: Transform) -> None:
-        self.source, self.transform, self.classes = source, transform, source.classes
+    Args:
+        source: where they are.
+        transform: gets a PIL image or, if it is a JPEG and they are decoded fast, a tensor.
+        fast: let torchvision decode.
+    """
+
+    def __init__(self, source: Source, transform: Transform, fast: bool = False) -> None:
+        self.source, self.transform, self.fast, self.classes = source, transform, fast, source.classes
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         data = self.source.read(index)
-        try:
-            image = decode(data)
-        except CorruptImage as error:
-            raise CorruptImage(f"{self.name_of(index)} {error}") from None
+        image: Any = decode_jpeg(data) if self.fast else None
+        if image is None:
+            try:
+                image = decode(data)
+            except CorruptImage as error:
+                raise CorruptImage(f"{self.name_of(index)} {error}") from None
         return self.transform(image), int(self.source.labels[index])
 
     def name_of(self, index: int) -> str:

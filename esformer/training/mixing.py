@@ -103,9 +103,9 @@ class ImageErasing:
         self.erasing.device = images.device
         on_cuda = images.device.type == "cuda"
         noise = torch.cuda.default_generators[images.device.index] if on_cuda else torch.default_generator
-        for image, number in zip(images, numbers, strict=True):
+        for index, number in enumerate(numbers):
             key = hash((self.seed, epoch, number)) % 2**63
             if random.Random(key).random() <= self.erasing.probability:  # what timm will draw first; most are left here
                 random.seed(key)
                 noise.manual_seed(key)  # torch.manual_seed, of all devices, takes a hundred times as long
-                self.erasing(image)
+                self.erasing(images[index])

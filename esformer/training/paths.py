@@ -41,8 +41,10 @@ class PathDrops:
         draws = rng.random((len(places), 4 * width), dtype=np.float64)[places[:, 1] - first]
         keep = 1 - np.array([path.drop_prob for path in self.paths])
         scales = (draws[:, : len(keep)] < keep) / keep  # B, paths
-        for path, scale in zip(self.paths, torch.from_numpy(scales.T.astype(np.float32)).to(device), strict=True):
-            path.scale = scale.view(-1, 1, 1, 1)
+        host = torch.empty(len(keep), len(places), 1, 1, 1, pin_memory=device.type == "cuda")  # else the copy waits
+        host.view(scales.T.shape).copy_(torch.from_numpy(scales.T))
+        for path, scale in zip(self.paths, host.to(device, non_blocking=True).unbind(), strict=True):
+            path.scale = scale
 
 
 class PlacedDropPath(DropPath):

@@ -85,6 +85,7 @@ def test_choices_come_before_single_settings():
         ("data.img_size=16", "data.img_size is 16; it must be at least 32"),
         ("data.mean=[0,0]", "data.mean is [0.0, 0.0]; it must be 3 numbers"),
         ("data.interpolation=cubic", "data.interpolation is 'cubic'; it must be one of bicubic"),
+        ("data.decoder=opencv", "data.decoder is 'opencv'; it must be one of torchvision, pil"),
         ("search.img_size=8", "search.img_size is 8; it must be at least 32"),
         ("wandb.mode=maybe", "wandb.mode is 'maybe'; it must be auto, online, offline or disabled"),
         ("recipe.epochs=0", "recipe.epochs is 0; it must be at least 1"),

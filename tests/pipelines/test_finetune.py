@@ -130,12 +130,14 @@ def test_the_checkpoint_brings_its_size_and_a_recipe(tmp_path):
 
 
 def test_runs_from_before_there_was_fine_tuning_go_on():
-    now = to_yaml(compose())
-    before = re.sub(r"^init.*\n|^  (layer_decay|freeze):.*\n", "", now, flags=re.MULTILINE)
-    assert now.count("\n") - before.count("\n") == 3
+    now = to_yaml(compose(overrides=["data.decoder=pil"]))
+    before = re.sub(r"^init.*\n|^  (layer_decay|freeze|decoder):.*\n", "", now, flags=re.MULTILINE)
+    assert now.count("\n") - before.count("\n") == 4
     assert differences(before, now) == []
     assert differences("{}", before) == differences("{}", now)  # after which the run's folder is named
-    assert differences(before, to_yaml(compose(overrides=["recipe.freeze=2"]))) == ["recipe.freeze was None, is 2"]
+    changed = to_yaml(compose(overrides=["recipe.freeze=2"]))
+    assert differences(before, changed) == ["data.decoder was pil, is torchvision", "recipe.freeze was 0, is 2"]
+    assert differences(changed, before)[0] == "data.decoder was torchvision, is pil"
 
 
 @pytest.mark.parametrize(

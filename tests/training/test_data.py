@@ -6,6 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import DropPath
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from esformer.training.data import (
@@ -13,13 +18,13 @@ from esformer.training.data import (
     ImageDataModule,
     Place,
     ShareSampler,
-    StepSampler,
     collate,
     device_batch_size,
 )
 from esformer.training.datasets import DataConfig, DataError, resolve
 from esformer.training.images import build
 from esformer.training.mixing import GROUP, GroupMixup, ImageErasing
+from esformer.training.paths import PathDrops
 from esformer.training.recipe import Recipe
 
 
@@ -59,12 +64,13 @@ def test_batches_are_what_a_network_takes():
     data = digits(mixup=0, cutmix=0)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    assert batch.images.shape == (64, 3, 32, 32)
+    assert batch.images.shape == (64, 32, 32, 3)
     assert batch.images.dtype == torch.uint8
     assert batch.targets.dtype == torch.int64
     images = on_device(data, batch).images
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.config.mean, data.config.std))
-    torch.testing.assert_close(images, (batch.images / 255 - mean) / std)
+    mean, std = (torch.tensor(v) for v in (data.config.mean, data.config.std))
+    torch.testing.assert_close(images.permute(0, 2, 3, 1), (batch.images / 255 - mean) / std)
+    assert images.is_contiguous(memory_format=torch.channels_last)  # as the network wants them
     assert len(data.train_dataloader()) == data.steps_per_epoch == 1437 // 64
 
 
@@ -80,8 +86,7 @@ def test_mixup_gives_soft_targets_and_validation_none():
 
 
 def epoch_of(data, epoch, rank=0, world=1, accumulate=1, workers=0, batches=3, prepare=lambda batch: batch):
-    size = device_batch_size(data.recipe.batch_size, world, accumulate)
-    sampler = StepSampler(len(data.train_set), size, rank, world, accumulate, seed=data.seed)
+    sampler = data.sampler(rank, world, accumulate)
     sampler.set_epoch(epoch)
     loader = DataLoader(data.train_set, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
     return [prepare(batch) for batch, _ in zip(loader, range(batches * accumulate), strict=False)]
@@ -150,6 +155,71 @@ def test_mixup_is_timms_on_neighbours():
     assert pairs == {frozenset((i, i + 1)) for i in range(0, 64, 2)}
 
 
+def test_the_sampler_orders_a_batch_as_mixup_wants_it():
+    data = digits(batch_size=192)
+    data.setup("fit")
+    for number, places in enumerate(data.sampler(rank=1, world_size=2, accumulate=1)):
+        first = (2 * number + 1) * 96
+        assert places[0].position == first
+        assert [place.position - first for place in places] == data.mixup.order(first, 96)
+    data.mixup = None
+    assert [place.position for place in next(iter(data.sampler(0, 1, 1)))] == list(range(192))
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operators that make the host wait for a GPU; copies from pinned memory do not."""
+
+    SYNCHRONISE = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.operators, self._pinned = [], 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function._schema.name.partition("::")[2]
+        out = function(*args, **kwargs)
+        self.operators += 1
+        if kwargs.get("pin_memory"):
+            self._pinned.add(out.untyped_storage()._cdata)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        places = {tensor.device.type for tensor in (*given, *made)}
+        source = (args[1] if name == "copy_" else args[0]) if args else None
+        if isinstance(source, torch.Tensor) and source.untyped_storage()._cdata in self._pinned:
+            asynchronous = kwargs.get("non_blocking") or (name == "copy_" and args[2:3] == (True,))
+        else:
+            asynchronous = False
+        if name in self.SYNCHRONISE or (places == {"cpu", "cuda"} and not asynchronous):
+            self.found.append(name)
+        return out
+
+
+@pytest.mark.parametrize("mixup", [0.8, 0.0])
+def test_nothing_between_the_loader_and_the_network_waits_for_the_gpu(mixup, monkeypatch):
+    """On fake tensors of a GPU: batch by batch, of several groups that share a draw."""
+    monkeypatch.setattr(torch.cuda, "default_generators", (torch.Generator(),))
+    data = digits(mixup=mixup, cutmix=mixup, batch_size=192, random_erasing=0.1)
+    data.setup("fit")
+    drops = PathDrops(nn.Sequential(DropPath(0.1), DropPath(0.2)), seed=0)
+    batches = [batch for batch, _ in zip(data.train_dataloader(), range(2), strict=False)]
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        for number, host in enumerate(batches):
+            images, targets = (fake.from_tensor(values).to("cuda") for values in (host.images, host.targets))
+            with Waits() as waits:
+                batch = on_device(data, host._replace(images=images, targets=targets))
+                drops.draw(batch.places, batch.images.device)
+            assert waits.found == (["_to_copy"] if number == 0 else [])  # once, mean and standard deviation
+            assert waits.operators > 20
+            assert (batch.images.shape, batch.images.dtype) == ((192, 3, 32, 32), torch.float32)
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+            scales = [path.scale for path in drops.paths]
+            assert {t.device for t in (batch.images, batch.targets, *scales)} == {torch.device("cuda", 0)}
+            assert scales[0].shape == (192, 1, 1, 1)
+    drops.draw(batches[0].places, torch.device("cpu"))
+    assert set(drops.paths[0].scale.flatten().tolist()) == {0.0, np.float32(1 / 0.9).item()}
+
+
 def test_erasing_leaves_and_erases_the_share_it_should():
     images = torch.full((400, 3, 16, 16), 7.0)
     ImageErasing(0.25, seed=0)(images, epoch=0, numbers=list(range(400)))
@@ -174,7 +244,7 @@ def test_a_resumed_epoch_goes_on_where_it_was():
     data.trainer = SimpleNamespace(world_size=1, global_rank=0, fit_loop=progress(3, 5))
     data.setup("fit")
     sampler = data.train_dataloader().batch_sampler
-    whole = StepSampler(1437, 64, 0, 1, 1, seed=0)
+    whole = data.sampler(0, 1, 1)
     for epoch, start in ((3, 5), (4, 0)):
         sampler.set_epoch(epoch)
         whole.set_epoch(epoch)

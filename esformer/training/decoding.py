@@ -1,0 +1,108 @@
+"""From encoded bytes to the uint8 crop that a batch is made of: with PIL alone, or faster with torchvision.
+
+Both decode to the same pixels, draw the same crops and flips, and augment with timm's PIL operators. torchvision's
+resize is vectorised and rounds otherwise: few values differ, nearly all by 1 (docs/results.md).
+"""
+
+import io
+import random
+import warnings
+from typing import Any
+
+import torch
+import torchvision
+from PIL import Image
+from timm.data import create_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision.io import ImageReadMode
+from torchvision.transforms import Compose, InterpolationMode, Resize, v2
+
+from esformer.training.datasets import DataConfig
+
+FAST_INTERPOLATIONS = ("bilinear", "bicubic", "random")
+"""What torchvision resizes as PIL does: its nearest takes other pixels, and its Lanczos is not in all versions."""
+
+
+def decode_jpeg(data: bytes) -> Tensor | None:
+    """The pixels of a colour JPEG, C, H, W, equal to PIL's; None leaves the image to PIL.
+
+    PIL reads the header, and has what it refuses, reads in a way of its own (such as CMYK) or finds too large. It also
+    has what torchvision refuses, and everything if torchvision comes without a decoder.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            small = image.width * image.height <= (Image.MAX_IMAGE_PIXELS or 0)
+            if image.format != "JPEG" or image.mode != "RGB" or not small:
+                return None
+            return torchvision.io.decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+    except Exception:  # PIL finds the words for it
+        return None
+
+
+def decodes_fast(config: DataConfig) -> bool:
+    """Whether JPEGs are decoded and resized by torchvision."""
+    return config.decoder == "torchvision" and config.interpolation in FAST_INTERPOLATIONS
+
+
+def evaluation_transform(config: DataConfig) -> Compose:
+    """The resize and central crop of timm. PIL image, or uint8 tensor C, H, W -> uint8 H, W, C."""
+    steps = create_transform(
+        config.img_size,
+        interpolation=config.evaluation_interpolation,
+        crop_pct=config.crop_pct,
+        use_prefetcher=True,
+    ).transforms
+    return Compose([*map(_takes_tensors, steps), _channels_last])
+
+
+def training_transform(config: DataConfig, auto_augment: str | None) -> Compose:
+    """The random crop, flip and RandAugment of timm. PIL image, or uint8 tensor C, H, W -> uint8 H, W, C."""
+    lanczos = config.interpolation == "lanczos"  # which PIL has for resizing only, not for RandAugment's rotations
+    crop, augment, last = create_transform(
+        config.img_size,
+        is_training=True,
+        interpolation="bicubic" if lanczos else config.interpolation,
+        scale=config.crop_scale,
+        ratio=config.crop_ratio,
+        hflip=config.hflip,
+        color_jitter=0.0,
+        auto_augment=auto_augment,
+        mean=config.mean,  # the colour of what RandAugment moves in
+        use_prefetcher=True,
+        separate=True,
+    )
+    if lanczos:
+        crop.transforms[0].interpolation = InterpolationMode.LANCZOS
+    to_pil = [_to_pil] if auto_augment else []
+    steps = [*map(_takes_tensors, crop.transforms), *to_pil, *augment.transforms, *last.transforms]
+    return Compose([*steps, _channels_last])
+
+
+class ResizedCrop(RandomResizedCropAndInterpolation):
+    """timm's random crop with the same draws, which also takes tensors and resizes their bytes without floats."""
+
+    def __call__(self, image: Any) -> Any:
+        if not isinstance(image, Tensor):
+            return super().__call__(image)
+        box = self.get_params(image, self.scale, self.ratio)
+        several = isinstance(self.interpolation, tuple)
+        interpolation = random.choice(self.interpolation) if several else self.interpolation
+        return v2.functional.resized_crop(image, *box, self.size, interpolation)
+
+
+def _takes_tensors(step: Any) -> Any:
+    """A step of timm's that resizes tensors as it does PIL images; the first transforms API makes them floats."""
+    if type(step) is RandomResizedCropAndInterpolation:
+        step.__class__ = ResizedCrop
+    elif type(step) is Resize:
+        return v2.Resize(step.size, step.interpolation)
+    return step
+
+
+def _to_pil(image: Any) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy()) if isinstance(image, Tensor) else image
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    return image.permute(1, 2, 0).contiguous()  # C, H, W -> H, W, C
