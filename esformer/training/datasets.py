@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from esformer.training.sources import Source
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
 """What timm and torchvision can resize with, in training and in evaluation."""
 NAMES = ("imagenet", "folder", "cifar10", "digits", "synthetic")
 CONTENTS = {"digits": (1437, 360), "cifar10": (50_000, 10_000)}
 """Training and validation images of the sets that are always the same."""
 LARGEST_IMAGE = 2048
 """Pixels each way; the memory of attention's tables grows with their fourth power."""
-RANGES = {"img_size": (32, LARGEST_IMAGE), "num_classes": (1, 100_000), "workers": (0, 256)}
+MOST_CLASSES = 100_000
+"""The memory of a confusion matrix grows with their square, to 80 GB."""
+RANGES = {"img_size": (32, LARGEST_IMAGE), "num_classes": (1, MOST_CLASSES), "workers": (0, 256)}
 RANGES |= {"train_images": (1, 10**8), "val_images": (1, 10**8), "limit": (1, 10**8)}
 RANGES |= {"max_corrupt": (0, 10**8), "timeout": (1, 10**6)}
 """Least and most of the settings that are numbers. More would need more memory than machines have, or, of the timeout,
@@ -174,7 +176,15 @@ def resolve(config: DataConfig, train: bool = True) -> DataConfig:
 
 def torchvision_cifar10(config: DataConfig) -> bool:
     """Whether the images are CIFAR-10 as torchvision keeps it."""
-    return config.name == "cifar10" and config.root is not None and (Path(config.root) / "cifar-10-batches-py").is_dir()
+    return config.name == "cifar10" and config.root is not None and is_folder(Path(config.root, "cifar-10-batches-py"))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; no name is too long or too odd to ask for."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _root(config: DataConfig) -> str:
@@ -185,13 +195,19 @@ def _root(config: DataConfig) -> str:
             f"no images for data={config.name}: give their folder with data.root=FOLDER{variable},"
             " or try the whole job on images that come with it, with --quick"
         )
-    if not Path(root).is_dir():
+    try:
+        root.encode()
+    except UnicodeEncodeError:  # Python's way to write bytes that are no text; no file could keep what the run is of
+        raise DataError(f"data.root is {root}, which is not UTF-8; rename the folder") from None
+    if not is_folder(Path(root)):
         raise DataError(f"data.root is {root}, which is not a folder")
     return root
 
 
 def _check_classes(config: DataConfig, source: "Source") -> None:
     count = len(source.classes)
+    if count > MOST_CLASSES:
+        raise DataError(f"{source.place} has {count:,} classes; there can be at most {MOST_CLASSES:,}")
     if config.num_classes is None:
         config.num_classes = count
     if config.num_classes != count:
