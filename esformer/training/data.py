@@ -15,7 +15,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from esformer.training.datasets import CorruptImage, DataConfig, DataError, resolve
+from esformer.training.datasets import CorruptImage, DataConfig, DataError, check_memory, resolve
 from esformer.training.images import ImageDataset, build
 from esformer.training.mixing import GroupMixup, ImageErasing
 from esformer.training.recipe import Recipe
@@ -73,6 +73,7 @@ class EvaluationDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         c = self.config
+        check_memory(c, self.batch_size)
         center = create_transform(c.img_size, interpolation=c.interpolation, use_prefetcher=True, crop_pct=c.crop_pct)
         self.val_set = ValidationImages(build(c, False, center), c.img_size)
 

@@ -179,6 +179,28 @@ def torchvision_cifar10(config: DataConfig) -> bool:
     return config.name == "cifar10" and config.root is not None and is_folder(Path(config.root, "cifar-10-batches-py"))
 
 
+def check_memory(config: DataConfig, batch_size: int) -> None:
+    """Refuse batches that cannot be in memory together, before the system kills who tries.
+
+    Args:
+        config: which images.
+        batch_size: images that a device takes at a time.
+
+    Raises:
+        DataError: says what would fit.
+    """
+    batches = 2 * config.workers + 2  # a worker makes two in advance; one is in use and another on its way
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    need = batches * batch_size * 3 * config.img_size**2
+    if need > have:
+        fit = int((have / (batches * batch_size * 3)) ** 0.5) // 32 * 32
+        smaller = f"data.img_size={fit} would fit, or " if fit >= RANGES["img_size"][0] else ""
+        raise DataError(
+            f"{batches} batches of {batch_size} images of {config.img_size} pixels take {need / 1e9:,.0f} GB, and this"
+            f" machine has {have / 1e9:,.0f}: {smaller}smaller batches (trainer.accumulate) or fewer data.workers"
+        )
+
+
 def is_folder(path: Path) -> bool:
     """Whether there is a folder; no name is too long or too odd to ask for."""
     try:

@@ -151,7 +151,7 @@ def _row_counts(path: Path, file: "pq.ParquetFile", images: str) -> Table:
 def _open(path: Path) -> "pq.ParquetFile":
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path, memory_map=False, pre_buffer=False)
+    return pq.ParquetFile(path, memory_map=False, pre_buffer=False, page_checksum_verification=True)
 
 
 def _image_column(path: Path, file: "pq.ParquetFile") -> str:
