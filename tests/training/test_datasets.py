@@ -5,7 +5,8 @@ import math
 import pytest
 from timm.data import create_transform
 
-from esformer.training.datasets import INTERPOLATIONS, DataConfig, DataError, check_preparation
+from esformer.training.data import EvaluationDataModule
+from esformer.training.datasets import INTERPOLATIONS, RANGES, DataConfig, DataError, check_memory, check_preparation
 
 HUGE = 10**30
 REFUSED = {
@@ -68,3 +69,25 @@ def test_a_preparation_is_for_as_many_channels_as_images_have():
         check_preparation(**one)
     with pytest.raises(DataError, match=r"std is \[0.5\]; it must be 3 numbers"):
         check_preparation(**PREPARED | {"std": [0.5]}, channels=None)
+
+
+def test_the_longest_timeout_is_one_for_the_operating_system():
+    config = DataConfig("digits", img_size=32, num_classes=10, workers=1, timeout=RANGES["timeout"][1])
+    data = EvaluationDataModule(config, batch_size=360)
+    data.setup("validate")
+    assert next(iter(data.val_dataloader())).images.shape == (360, 3, 32, 32)
+
+
+def test_batches_that_no_memory_holds(monkeypatch):
+    check_memory(DataConfig(), 1024)
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 6 * 2**20, "SC_PAGE_SIZE": 4096}.get)
+    large = DataConfig("synthetic", img_size=2048)
+    message = (
+        r"^10 batches of 1024 images of 2048 pixels take 129 GB, and this machine has 26: data.img_size=896 would fit,"
+        r" or smaller batches \(trainer.accumulate\) or fewer data.workers$"
+    )
+    with pytest.raises(DataError, match=message):
+        EvaluationDataModule(large, 1024).setup("validate")
+    check_memory(DataConfig(img_size=896), 1024)
+    with pytest.raises(DataError, match="10 batches of 1000000000 images .* has 26: smaller batches"):
+        check_memory(large, 10**9)
