@@ -10,4 +10,12 @@ class ESFormerError(ValueError):
     def __init__(self, message: str) -> None:
         if "Original Traceback" in message:  # a DataLoader's worker hands an error on with its traceback in the message
             message = message.rstrip().splitlines()[-1].partition(": ")[2]
-        super().__init__(message)
+        super().__init__("\n".join(map(printable, message.split("\n"))))
+
+
+def printable(text: str) -> str:
+    """Text as it can be written to any file and shown on any terminal.
+
+    Names of files may be of any bytes: what is not UTF-8, and what a terminal would obey, stands there as an escape.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

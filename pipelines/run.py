@@ -123,7 +123,7 @@ class Folder:
     def log_to_file(self) -> None:
         """Write what is said to people into `log.txt` too."""
         if is_main():
-            handler = logging.FileHandler(self.path / "log.txt")
+            handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             log.addHandler(handler)
 

@@ -252,13 +252,13 @@ def read_batch(folder: Path, size: int, num_classes: int, img_size: int, seed: i
         raise ScoringError(f"{folder} has {len(found.classes)} classes, but the dataset has only {num_classes}")
     if len(found.samples) < size:
         raise ScoringError(f"{folder} has {len(found.samples)} images, but --batch-size is {size}")
-    names = "\n".join(str(Path(path).relative_to(folder)) for path, _ in found.samples)
+    names = b"\n".join(os.fsencode(Path(path).relative_to(folder)) for path, _ in found.samples)
     drawn = [found.samples[i] for i in np.random.default_rng(seed).permutation(len(found.samples))[:size]]
     side = (img_size, img_size)
     pixels = np.stack([np.asarray(read_image(path).resize(side, Image.Resampling.BICUBIC)) for path, _ in drawn])
     images = ((pixels / 255 - MEAN) / STD).astype(np.float32).transpose(0, 3, 1, 2)  # B, H, W, 3 -> B, 3, H, W
     labels = np.array([label for _, label in drawn])
-    return Batch(np.ascontiguousarray(images), labels, hashlib.sha256(names.encode()).hexdigest())
+    return Batch(np.ascontiguousarray(images), labels, hashlib.sha256(names).hexdigest())
 
 
 class Progress:

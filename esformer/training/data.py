@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from esformer.training.datasets import CorruptImage, DataConfig, DataError, resolve
+from esformer.training.datasets import CorruptImage, DataConfig, DataError, check_memory, resolve
 from esformer.training.decoding import evaluation_transform, training_transform
 from esformer.training.images import ImageDataset, build
 from esformer.training.mixing import GroupMixup, ImageErasing
@@ -73,6 +73,7 @@ class EvaluationDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         c = self.config
+        check_memory(c, self.batch_size)
         self.val_set = ValidationImages(build(c, False, evaluation_transform(c)), c.img_size)
 
     def describe(self) -> dict[str, Any]:

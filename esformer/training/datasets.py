@@ -3,11 +3,10 @@
 Configurations import this, so it loads neither numpy nor torch before images are asked for.
 """
 
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from esformer.errors import ESFormerError
 
@@ -15,13 +14,21 @@ if TYPE_CHECKING:
     from esformer.training.sources import Source
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "random")
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
+"""What timm and torchvision can resize with, in training and in evaluation."""
 DECODERS = ("torchvision", "pil")
 NAMES = ("imagenet", "folder", "cifar10", "digits", "synthetic")
 CONTENTS = {"digits": (1437, 360), "cifar10": (50_000, 10_000)}
 """Training and validation images of the sets that are always the same."""
-FLOORS = {"img_size": 32, "num_classes": 1, "workers": 0, "train_images": 1, "val_images": 1, "limit": 1}
-FLOORS |= {"max_corrupt": 0, "timeout": 1}
+LARGEST_IMAGE = 2048
+"""Pixels each way; the memory of attention's tables grows with their fourth power."""
+MOST_CLASSES = 100_000
+"""The memory of a confusion matrix grows with their square, to 80 GB."""
+RANGES = {"img_size": (32, LARGEST_IMAGE), "num_classes": (1, MOST_CLASSES), "workers": (0, 256)}
+RANGES |= {"train_images": (1, 10**8), "val_images": (1, 10**8), "limit": (1, 10**8)}
+RANGES |= {"max_corrupt": (0, 10**8), "timeout": (1, 10**6)}
+"""Least and most of the settings that are numbers. More would need more memory than machines have, or, of the timeout,
+overflow the clock of the operating system."""
 
 
 class DataError(ESFormerError):
@@ -74,21 +81,16 @@ class DataConfig:
     """Processes that load images, for each device."""
 
     def __post_init__(self) -> None:
-        for name, least in FLOORS.items():
+        for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise DataError(f"{name} is {value}; it must be at least {least}")
-        for name in ("hflip", "crop_pct"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        for name, count in (("mean", 3), ("std", 3), ("crop_scale", 2), ("crop_ratio", 2)):
-            values = getattr(self, name)
-            if len(values) != count or not all(0 < value < math.inf or name == "mean" for value in values):
-                raise DataError(f"{name} is {values}; it must be {count} numbers above 0")
-            if count == 2 and values[0] > values[1]:
-                raise DataError(f"{name} is {values}; the smaller number comes first")
-        if self.interpolation not in INTERPOLATIONS:
-            raise DataError(f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
+            if value is not None and not least <= value <= most:
+                bound = f"at most {most:,}" if value > most else f"at least {least}"
+                raise DataError(f"{name} is {value}; it must be {bound}")
+        if not 0 <= self.hflip <= 1:
+            raise DataError(f"hflip is {self.hflip}; it must be from 0 to 1")
+        _check_span("crop_scale", self.crop_scale, 1e-4, 1)
+        _check_span("crop_ratio", self.crop_ratio, 1e-2, 100)
+        check_preparation(self.mean, self.std, self.evaluation_interpolation, self.crop_pct)
         if self.decoder not in DECODERS:
             raise DataError(f"decoder is {self.decoder!r}; it must be one of {', '.join(DECODERS)}")
 
@@ -96,6 +98,43 @@ class DataConfig:
     def evaluation_interpolation(self) -> str:
         """How images are resized where nothing is random."""
         return "bicubic" if self.interpolation == "random" else self.interpolation
+
+
+def check_preparation(mean: Any, std: Any, interpolation: Any, crop_pct: Any, channels: int | None = 3) -> None:
+    """Refuse what images cannot be prepared with, whoever says it: a setting, or a file that was loaded.
+
+    Args:
+        mean: of each channel of images whose values are from 0 to 1; a list or a tuple.
+        std: of each channel, so many as means.
+        interpolation: one of INTERPOLATIONS.
+        crop_pct: side of the central crop, as a share of the resized image.
+        channels: of the images; None takes any number.
+
+    Raises:
+        DataError: says which of them is wrong, and what would be right.
+    """
+    for name, values, least, most in (("mean", mean, 0.0, 1.0), ("std", std, 0.001, 1.0)):
+        count = channels or max(1, len(mean) if isinstance(mean, list | tuple) else 1)
+        right = isinstance(values, list | tuple) and len(values) == count
+        if not right or not all(_is_number(value) and least <= value <= most for value in values):
+            numbers = f"{count} numbers" if count > 1 else "a list of one number"
+            raise DataError(
+                f"{name} is {values!r}; it must be {numbers} from {least:g} to {most:g}, one for each channel of images"
+                " whose values are from 0 to 1"
+            )
+    if not (_is_number(crop_pct) and 0.1 <= crop_pct <= 1):
+        raise DataError(f"crop_pct is {crop_pct!r}; it must be from 0.1 to 1")
+    if not isinstance(interpolation, str) or interpolation not in INTERPOLATIONS:
+        raise DataError(f"interpolation is {interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
+
+
+def _check_span(name: str, values: list[float], least: float, most: float) -> None:
+    if len(values) != 2 or not least <= values[0] <= values[1] <= most:
+        raise DataError(f"{name} is {values}; it must be 2 numbers from {least:g} to {most:g}, the smaller one first")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def resolve(config: DataConfig, train: bool = True) -> DataConfig:
@@ -147,7 +186,37 @@ def resolve(config: DataConfig, train: bool = True) -> DataConfig:
 
 def torchvision_cifar10(config: DataConfig) -> bool:
     """Whether the images are CIFAR-10 as torchvision keeps it."""
-    return config.name == "cifar10" and config.root is not None and (Path(config.root) / "cifar-10-batches-py").is_dir()
+    return config.name == "cifar10" and config.root is not None and is_folder(Path(config.root, "cifar-10-batches-py"))
+
+
+def check_memory(config: DataConfig, batch_size: int) -> None:
+    """Refuse batches that cannot be in memory together, before the system kills who tries.
+
+    Args:
+        config: which images.
+        batch_size: images that a device takes at a time.
+
+    Raises:
+        DataError: says what would fit.
+    """
+    batches = 2 * config.workers + 2  # a worker makes two in advance; one is in use and another on its way
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    need = batches * batch_size * 3 * config.img_size**2
+    if need > have:
+        fit = int((have / (batches * batch_size * 3)) ** 0.5) // 32 * 32
+        smaller = f"data.img_size={fit} would fit, or " if fit >= RANGES["img_size"][0] else ""
+        raise DataError(
+            f"{batches} batches of {batch_size} images of {config.img_size} pixels take {need / 1e9:,.0f} GB, and this"
+            f" machine has {have / 1e9:,.0f}: {smaller}smaller batches (trainer.accumulate) or fewer data.workers"
+        )
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; no name is too long or too odd to ask for."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _root(config: DataConfig) -> str:
@@ -158,13 +227,19 @@ def _root(config: DataConfig) -> str:
             f"no images for data={config.name}: give their folder with data.root=FOLDER{variable},"
             " or try the whole job on images that come with it, with --quick"
         )
-    if not Path(root).is_dir():
+    try:
+        root.encode()
+    except UnicodeEncodeError:  # Python's way to write bytes that are no text; no file could keep what the run is of
+        raise DataError(f"data.root is {root}, which is not UTF-8; rename the folder") from None
+    if not is_folder(Path(root)):
         raise DataError(f"data.root is {root}, which is not a folder")
     return root
 
 
 def _check_classes(config: DataConfig, source: "Source") -> None:
     count = len(source.classes)
+    if count > MOST_CLASSES:
+        raise DataError(f"{source.place} has {count:,} classes; there can be at most {MOST_CLASSES:,}")
     if config.num_classes is None:
         config.num_classes = count
     if config.num_classes != count:

@@ -10,6 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    SAMPLEFORMAT,
+    TiffImageFile,
+)
 
 from esformer.training.datasets import CorruptImage, DataConfig, DataError, torchvision_cifar10
 from esformer.training.decoding import decode_jpeg, decodes_fast
@@ -19,6 +26,13 @@ LIMIT_SEED = 0
 """Of the images that data.limit draws: the same ones in all runs, so that seeds differ in training alone."""
 POOL = 64
 """Synthetic images that are really made; more would tell nothing else about speed."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000")
+"""What files with the endings of images hold, whatever theirs is. Some others of Pillow's start other programs."""
+PIXELS = 178_956_970
+"""Above so many, 716 MB in RGB, Pillow takes an image for an attack on the memory."""
+SLIMMEST = 100
+"""Times that a side is longer than the other: evaluation brings the shorter one to its size, and the other with it."""
 
 Transform = Callable[[Any], Any]
 
@@ -192,7 +206,10 @@ class Synthetic(Held):
         super().__init__("the synthetic images", transform, [])
         rng = np.random.default_rng(0)
         self.pixels = rng.integers(0, 256, (min(POOL, count), img_size, img_size, 3), dtype=np.uint8)
-        self.labels = np.arange(count) % num_classes
+        self.labels, self.num_classes = range(count), num_classes
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(self.image(index)), self.labels[index] % self.num_classes
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index % len(self.pixels)])
@@ -202,16 +219,52 @@ def decode(data: bytes) -> Image.Image:
     """An encoded image as RGB.
 
     Raises:
-        CorruptImage: it is none; says why.
+        CorruptImage: it is none, or its values are of no known range; says why.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:  # odd EXIF does no harm
-            return image.convert("RGB")
+        with (
+            warnings.catch_warnings(action="ignore"),  # odd EXIF does no harm
+            Image.open(io.BytesIO(data), formats=FORMATS) as image,
+        ):
+            return to_rgb(image)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever a broken header leads them to
         reason = "of no known format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
         raise CorruptImage(f"is not an image that can be read ({reason or type(error).__name__})") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as RGB of 8 bits, before any memory is taken for its pixels.
+
+    Values of 16 bits are brought to 8 by their range; Pillow itself would cut them off at 255. Of colours of 16 bits it
+    gives the upper 8. Transparency is dropped, as timm and torchvision do. What is signed, floating point or of
+    32 bits says nowhere which values are black and white, so it is refused.
+
+    Raises:
+        ValueError: says why it cannot be.
+    """
+    width, height = image.size
+    if width * height > PIXELS:
+        raise ValueError(f"it says that it has {width:,} x {height:,} pixels, and at most {PIXELS:,} are decoded")
+    if max(width, height) > SLIMMEST * min(width, height):
+        raise ValueError(f"{width:,} x {height:,} pixels, one side more than {SLIMMEST} times the other")
+    white, inverted = 65535, False
+    if isinstance(image, TiffImageFile):
+        bits, tags = max(image.tag_v2.get(BITSPERSAMPLE, (1,))), image.tag_v2
+        if set(tags.get(SAMPLEFORMAT, (1,))) != {1}:
+            raise ValueError("signed or floating point values, of no known range: save it with 8 or 16 bits, unsigned")
+        if bits > 8 and tags.get(PLANAR_CONFIGURATION) == 2 and len(image.getbands()) > 1:
+            raise ValueError(f"colours of {bits} bits one after the other, which Pillow confuses: save it as PNG")
+        white, inverted = 2**bits - 1, tags.get(PHOTOMETRIC_INTERPRETATION) == 0
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        raise ValueError("values of 32 bits, of no known range: save it with 8 or 16 bits, unsigned")
+    if image.mode == "La":  # Pillow has no other way
+        return image.convert("LA").convert("RGB")
+    if not image.mode.startswith("I"):
+        return image.convert("RGB")
+    levels = np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)
+    return Image.fromarray((levels[::-1] if inverted else levels)[np.asarray(image)]).convert("RGB")
 
 
 def read_image(path: str) -> Image.Image:

@@ -5,8 +5,10 @@ often are: the order of training is a permutation of all images that is the same
 on from any step, and that needs random access.
 """
 
+import errno
 import os
 import re
+import stat
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from esformer.training.datasets import DataError
+from esformer.errors import printable
+from esformer.training.datasets import CorruptImage, DataError, is_folder
 
 SPLITS = ("val", "validation", "test")
 """Names that the validation images may have, the first that is there is taken."""
@@ -26,6 +29,11 @@ KINDS = {"folders": "class folders", ".tar": "WebDataset tars", ".parquet": "Par
 NO_SHARDS = re.compile(r"\.|ILSVRC2012_|n\d{8}\.tar")
 """Begin the names of hidden files, and of ImageNet's own archives, which often lie where they were unpacked."""
 THREADS = 16  # a network file system answers many questions at a time as soon as one
+LARGEST_FILE = 2**30
+"""Bytes; no image of as many pixels as are decoded is larger."""
+ONE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM}
+ONE_FILE |= {errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
+"""Errors that concern a single file, if the folder that it lies in is well."""
 
 
 class Source(Protocol):
@@ -122,7 +130,7 @@ def find_shards(root: Path, train: bool, ending: str) -> list[Path]:
 
 def split_folder(root: Path, train: bool) -> Path:
     """The folder of the training or of the validation images."""
-    found = next((root / name for name in (("train",) if train else SPLITS) if (root / name).is_dir()), None)
+    found = next((root / name for name in (("train",) if train else SPLITS) if is_folder(root / name)), None)
     if found is None:
         raise DataError(
             f"{root} must hold the folders train and val, each with one folder a class,"
@@ -133,26 +141,44 @@ def split_folder(root: Path, train: bool) -> Path:
 
 
 def classes_in(folder: Path) -> list[str]:
-    """The class folders in a folder, if it is one; hidden ones are none."""
+    """The class folders in a folder, if it is one; hidden ones are none.
+
+    Raises:
+        DataError: it cannot be read, or a name is no text, which no checkpoint could keep.
+    """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise gone(folder, error) from None
+    for name in names:
+        if not is_utf8(name):
+            raise DataError(f"{folder} has a class folder whose name is not UTF-8: {name!r}; rename it")
+    return names
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name of a file or folder is text, not bytes that Python stands surrogates for."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def gone(path: Path | str, error: OSError) -> DataError:
     """What to raise where files are not there any more, or their file system is not."""
     reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text is long, and names the file again
-    return DataError(f"{path} cannot be read ({reason}): are the images gone?")
+    question = "may you read it?" if error.errno in (errno.EACCES, errno.EPERM) else "are the images gone?"
+    return DataError(f"{printable(str(path))} cannot be read ({reason}): {question}")
 
 
 class Folder:
     """Class folders of images, in the order of their names; folders within them count, hidden files do not.
 
-    Names are kept in one array, not in a list of a million strings, which each worker that counts references to them
+    Names are kept as one text, not as a list of a million strings, which each worker that counts references to them
     would copy.
 
     Args:
@@ -167,7 +193,7 @@ class Folder:
         self.classes = classes_in(folder)
         if not self.classes:
             raise DataError(f"{folder} has no class folders; each class needs a folder of its images there")
-        self.names, self.labels = _listed(folder, self.classes)
+        self.names, self.ends, self.labels = _listed(folder, self.classes)
         counts = np.bincount(self.labels, minlength=len(self.classes))
         if not counts.all():
             empty = [repr(self.classes[label]) for label in np.flatnonzero(counts == 0)]
@@ -177,63 +203,102 @@ class Folder:
     @cached_property
     def samples(self) -> list[tuple[str, int]]:
         """Path and class number of all images."""
-        return [(self.name_of(index), int(label)) for index, label in enumerate(self.labels)]
+        return [(self._path(index), int(label)) for index, label in enumerate(self.labels)]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> bytes:
-        return read_file(self.name_of(index))
+        return read_file(self._path(index))
 
     def name_of(self, index: int) -> str:
-        return str(self.folder / self.classes[self.labels[index]] / os.fsdecode(self.names[index]))
+        return printable(self._path(index))
+
+    def _path(self, index: int) -> str:
+        name = self.names[self.ends[index - 1] if index else 0 : self.ends[index]]
+        return str(self.folder / self.classes[self.labels[index]] / os.fsdecode(name))
 
 
 def read_file(path: str) -> bytes:
     """A whole file.
 
     Raises:
-        DataError: it cannot be read.
+        CorruptImage: it alone cannot be read: a link to nowhere, a folder, a pipe, forbidden, too large.
+        DataError: it is gone with its folder, or the file system is.
     """
+    name = printable(path)
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())  # a pipe is opened without waiting for someone to write, and not read
+            if not stat.S_ISREG(status.st_mode):
+                raise CorruptImage(f"{name} is no file but a device or a pipe")
+            if status.st_size > LARGEST_FILE:
+                raise CorruptImage(f"{name} has {status.st_size:,} bytes; no image has")
+            return file.read()
     except OSError as error:
+        if error.errno in ONE_FILE and os.access(Path(path).parent, os.R_OK | os.X_OK):
+            raise CorruptImage(f"{name} cannot be read ({os.strerror(error.errno)})") from None
         raise gone(path, error) from None
 
 
-_lists: dict[Path, tuple[tuple[int, ...], NDArray[np.bytes_], NDArray[np.int64]]] = {}
+_lists: dict[Path, tuple[tuple[int, ...], bytes, NDArray[np.int64], NDArray[np.int64]]] = {}
 
 
-def _listed(folder: Path, classes: list[str]) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
-    """Names within the class folders, and labels. A million take seconds, so an unchanged folder is listed once."""
+def _listed(folder: Path, classes: list[str]) -> tuple[bytes, NDArray[np.int64], NDArray[np.int64]]:
+    """Names within the class folders, where each ends, and labels.
+
+    A million take seconds, so an unchanged folder is listed once.
+    """
     places = [folder / name for name in classes]
     try:
         stamp = tuple(place.stat().st_mtime_ns for place in places)
         if folder in _lists and _lists[folder][0] == stamp:
             return _lists[folder][1:]
         with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(lambda place: sorted(_images_in(place)), places))
+            found = list(pool.map(_images_in, places))
     except OSError as error:
         raise gone(error.filename or folder, error) from None
-    names = np.array([name for names in found for name in names], dtype=np.bytes_)
+    ends = np.cumsum([len(name) for names in found for name in names], dtype=np.int64)
     labels = np.repeat(np.arange(len(found)), [len(names) for names in found])
+    text = b"".join(name for names in found for name in names)
     if max(stamp) < time.time_ns() - 2_000_000_000:  # what changes within the clock's tick looks unchanged
-        _lists[folder] = stamp, names, labels
-    return names, labels
+        _lists[folder] = stamp, text, ends, labels
+    return text, ends, labels
 
 
-def _images_in(folder: Path | str, prefix: bytes = b"") -> list[bytes]:
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = prefix + os.fsencode(entry.name)
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(ENDINGS):
-                names.append(name)
-            elif entry.is_dir():
-                names += _images_in(entry.path, name + b"/")
-    return names
+def _images_in(folder: Path) -> list[bytes]:
+    """Names of the images in a folder and in those within it, in order.
+
+    Raises:
+        DataError: links lead to the same folder twice, round and round perhaps.
+    """
+    names: list[bytes] = []
+    seen: dict[str, str] = {}
+    todo = [(str(folder), os.path.realpath(folder), b"")]
+    while todo:
+        place, real, prefix = todo.pop()
+        if (first := seen.setdefault(real, place)) != place:
+            raise DataError(f"{place} leads to the same folder as {first}: remove the link, or its images count twice")
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                name = prefix + os.fsencode(entry.name)
+                if entry.name.lower().endswith(ENDINGS):
+                    names.append(name)
+                elif _is_folder(entry):
+                    inside = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}/{entry.name}"
+                    todo.append((entry.path, inside, name + b"/"))
+    return sorted(names)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):  # a link to nowhere
+            return False
+        raise
 
 
 def _files(folder: Path, ending: str) -> list[Path]:

@@ -7,15 +7,21 @@ kills the process instead of raising an error.
 
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
-from esformer.training.datasets import DataError
-from esformer.training.shards import Index, PerProcess, open_files
-from esformer.training.sources import ENDINGS, gone
+import numpy as np
+
+from esformer.errors import printable
+from esformer.training.datasets import MOST_CLASSES, DataError
+from esformer.training.shards import Index, PerProcess, Table, open_files
+from esformer.training.sources import ENDINGS, LARGEST_FILE, gone
 
 BLOCK = 512
 """Bytes of a file's header, just before it."""
+LARGEST_LABEL = 2**24
+"""Bytes of a file with a label: a .json may describe its image at length."""
 
 
 class Tars:
@@ -51,20 +57,25 @@ class Tars:
         path, offset = self.paths[self.index.shard[index]], int(self.index.first[index])
         try:
             header = self._read(path, offset - BLOCK, BLOCK)
-            return f"{path}: {tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape').name}"
+            name = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         except (DataError, tarfile.HeaderError):
-            return f"{path}: at byte {offset}"
+            name = f"at byte {offset}"
+        return printable(f"{path}: {name}")
 
     def _read(self, path: Path, offset: int, size: int) -> bytes:
-        """`size` bytes, or as many as there are; a call may give fewer than asked for, and 2 GB at most."""
-        parts: list[bytes] = []
         try:
-            while size > 0 and (part := os.pread(self._files(path).number, size, offset)):
-                parts.append(part)
-                offset, size = offset + len(part), size - len(part)
+            return read_at(self._files(path).number, offset, size)
         except OSError as error:
             raise gone(path, error) from None
-        return b"".join(parts)
+
+
+def read_at(number: int, offset: int, size: int) -> bytes:
+    """`size` bytes of a file, or as many as there are; a call may give fewer than asked for, and 2 GB at most."""
+    parts: list[bytes] = []
+    while size > 0 and (part := os.pread(number, size, offset)):
+        parts.append(part)
+        offset, size = offset + len(part), size - len(part)
+    return b"".join(parts)
 
 
 class _File:
@@ -78,8 +89,8 @@ class _File:
             os.close(self.number)
 
 
-def scan(path: Path) -> list[tuple[int, int, int]]:
-    """Byte, size and class of each image in a tar, from its headers and labels alone.
+def scan(path: Path) -> Table:
+    """Byte, size and class of each image in a tar, from its headers and labels alone: N, 3.
 
     Raises:
         DataError: it cannot be read to its end, or an image has no label that is a number.
@@ -88,24 +99,34 @@ def scan(path: Path) -> list[tuple[int, int, int]]:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             number, key, sample = file.fileno(), "", dict[str, tarfile.TarInfo]()
+            length, before = os.fstat(number).st_size, -1
             for member in tar:
+                end = member.offset_data + (member.size if member.isreg() else 0)
+                if not before < member.offset < member.offset_data <= end <= length:  # else it could go round and round
+                    raise tarfile.ReadError(f"a file of {member.size} bytes at byte {member.offset_data}")
+                before = member.offset
                 head, name = os.path.split(member.name)
                 base, _, ending = name.partition(".")
-                if not member.isreg() or not base or not ending:
+                if not base or not ending or member.isdir():
                     continue
                 if (head + "/" + base) != key:
                     rows += _row(path, number, sample)
                     key, sample = head + "/" + base, {}
+                if ending.lower() in sample:
+                    raise DataError(f"{path}: {member.name} is there twice; each image needs a name of its own")
                 sample[ending.lower()] = member
             rows += _row(path, number, sample)
-            end = os.pread(number, BLOCK, tar.offset)
-        if end.strip(b"\0") or not end:  # tarfile stops without a word where a header is none
+            end_block = os.pread(number, BLOCK, tar.offset)
+        if end_block.strip(b"\0") or not end_block:  # tarfile stops without a word where a header is none
             raise tarfile.ReadError(f"no header at byte {tar.offset}")
-    except tarfile.TarError as error:
-        raise DataError(f"{path} is cut short or no tar ({error}); copy it again") from None
+    except DataError:
+        raise
     except OSError as error:
         raise gone(path, error) from None
-    return rows
+    except Exception as error:  # tarfile raises whatever a broken header leads it to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} is cut short or no tar ({reason}); copy it again") from None
+    return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
 
 def _row(path: Path, number: int, sample: dict[str, tarfile.TarInfo]) -> list[tuple[int, int, int]]:
@@ -115,15 +136,38 @@ def _row(path: Path, number: int, sample: dict[str, tarfile.TarInfo]) -> list[tu
         return []
     for ending in ("cls", "json"):
         if member := sample.get(ending):
-            text = os.pread(number, member.size, member.offset_data)
-            try:
-                label = json.loads(text)["label"] if ending == "json" else int(text)
-                return [(image.offset_data, image.size, int(label))]
-            except (ValueError, KeyError, TypeError):
-                raise DataError(
-                    f"{path}: {member.name} holds no class number but {text[:40]!r};"
-                    ' .cls is a number, .json has one as "label"'
-                ) from None
+            return [(*_place(path, image, LARGEST_FILE), _label(path, number, member))]
     raise DataError(
         f"{path}: {image.name} has no label; it needs a file with the same name and .cls or .json beside it"
     )
+
+
+def _place(path: Path, member: tarfile.TarInfo, largest: int) -> tuple[int, int]:
+    """Byte and size of a file in a tar.
+
+    Raises:
+        DataError: it does not lie there as it is.
+    """
+    if not member.isreg() or member.issparse():
+        raise DataError(f"{path}: {member.name} is a link, or sparse; a shard must hold the files themselves")
+    if member.size > largest:
+        raise DataError(f"{path}: {member.name} has {member.size:,} bytes; it must have at most {largest:,}")
+    return member.offset_data, member.size
+
+
+def _label(path: Path, number: int, member: tarfile.TarInfo) -> int:
+    offset, size = _place(path, member, LARGEST_LABEL)
+    text, label = read_at(number, offset, size), None
+    try:
+        if member.name.lower().endswith(".json"):
+            label = json.loads(text)["label"]
+        elif re.fullmatch(rb"\s*[+-]?\d+\s*", text):
+            label = int(text)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    if type(label) is not int or abs(label) >= MOST_CLASSES:
+        raise DataError(
+            f"{path}: {member.name} holds no class number but {text[:40]!r};"
+            f' .cls is a number below {MOST_CLASSES:,}, .json has one as "label"'
+        )
+    return label

@@ -1,5 +1,6 @@
 """The images themselves: which there are, in what order, and what is said of those that are missing or broken."""
 
+import errno
 import io
 import os
 import pickle
@@ -8,7 +9,7 @@ import shutil
 import struct
 import warnings
 import zlib
-from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -229,10 +230,11 @@ def test_images_that_are_gone_are_no_corrupt_ones(folder, monkeypatch):
     with pytest.raises(DataError, match=r"class0/0.png cannot be read \(No such file or directory\): are the images"):
         dataset[0]
     folder.with_name("elsewhere").rename(folder)
-    monkeypatch.setattr(Path, "read_bytes", lambda path: os.read(-1, 1))  # EBADF; EIO and ESTALE are such errors
-    with pytest.raises(DataError, match="Bad file descriptor") as error:
-        dataset[0]
-    assert not isinstance(error.value, CorruptImage)
+    for number in (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EBADF):
+        with monkeypatch.context() as patch, pytest.raises(DataError, match=os.strerror(number)) as error:
+            patch.setattr(os, "fstat", Mock(side_effect=OSError(number, "")))
+            dataset[0]
+        assert not isinstance(error.value, CorruptImage)
 
 
 def test_a_data_set_can_be_pickled(folder):

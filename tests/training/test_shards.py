@@ -110,7 +110,7 @@ def test_the_index_is_made_once_and_again_when_a_shard_changes(write, images, tm
     assert looked() == (18, 2)
     assert looked() == (18, 0)
     shard = find_shards(root, True, ".tar" if write is write_tars else ".parquet")[0]
-    indices = list(shard.parent.glob(".esformer-index-*.npz"))
+    indices = list(shard.parent.glob(".esformer-index-*.safetensors"))
     assert [stat.S_IMODE(index.stat().st_mode) for index in indices] == [0o644] * 2  # others may use them
     assert not list((tmp_path / "cache").glob("*"))
     os.utime(shard, ns=(0, shard.stat().st_mtime_ns + 1))
@@ -118,11 +118,11 @@ def test_the_index_is_made_once_and_again_when_a_shard_changes(write, images, tm
     assert looked() == (18, 0)
     write(root, ([*images[0], images[0][0]], images[1]))  # one more, in another shard
     assert looked()[0] == 19
-    for index in shard.parent.glob(".esformer-index-*.npz"):
+    for index in shard.parent.glob(".esformer-index-*.safetensors"):
         index.write_bytes(index.read_bytes()[:200])
     assert looked() == (19, 2)
     assert looked() == (19, 0)
-    monkeypatch.setattr(shards, "VERSION", 2)
+    monkeypatch.setattr(shards, "VERSION", 3)
     assert looked() == (19, 2)
 
 
@@ -153,7 +153,7 @@ def test_half_an_index_is_never_left(images, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards.np, "savez", full)
+    monkeypatch.setattr(shards, "save", full)
     root = write_tars(tmp_path / "shards", images)
     assert len(opened(root)) == 18
     assert not [path for path in tmp_path.rglob("*") if "esformer-" in path.name]

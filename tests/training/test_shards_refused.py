@@ -2,7 +2,9 @@
 
 import os
 import sys
+import tarfile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -70,7 +72,83 @@ def not_in_validation(images, root):
     write_tars(root, (images[0], [image for image in images[1] if image[2] != 1]))
 
 
+def file_of(name, content, **more):
+    """A file in a tar: header and blocks."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for word, value in more.items():
+        setattr(member, word, value)
+    return member.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape") + content.ljust(
+        -(-len(content) // 512) * 512, b"\0"
+    )
+
+
+def member(ending, content, image=b"x"):
+    """One more tar, of a single image with such a label."""
+    return more_tar(file_of("z.png", image) + file_of(f"z.{ending}", content))
+
+
+def more_tar(content):
+    def write(images, root):
+        (write_tars(root, images) / "train-0009.tar").write_bytes(content + bytes(1024))
+
+    return write
+
+
+def said_size(number, kind=b"0"):
+    """A header that says how large its file is."""
+    header = bytearray(file_of("z.png", b"", type=kind))
+    header[124:136] = number.to_bytes(12, "big", signed=True) if number < 0 else b"\x80" + number.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def many_rows(images, root):
+    path = write_parquet(root, images) / "data" / "train-00001-of-00003.parquet"
+    count = 100_000
+    pq.write_table(pa.table({"image": pa.nulls(count, pa.binary()), "label": np.zeros(count, np.int64)}), path)
+
+
+NUMBERS = [b"1" + b"0" * 30, b"1_0", "٣".encode(), b"9" * 5000, b"", b"1.0", b"0x1", b"1\0", b"9223372036854775807"]
+LABELS = ["1e999", "NaN", "true", "1.5", '"1"', "9223372036854775808", "[1]", "null", "9" * 5000, "1000000000000"]
+JSONS = [
+    *(f'{{"label": {label}}}' for label in LABELS),
+    "[" * 100_000,
+    '{"label": 1, "x": ' + "[" * 100_000,
+    "[1]",
+    "1",
+]
+SIZES = [2**60, 2**33 - 1, 2**87, -1, -1024]
+NO_NUMBER = r"train-0009.tar: z\.(cls|json) holds no class number but b'.*'; .cls is a number below 100,000, .json"
+NO_TAR = r"train-0009.tar is cut short or no tar \(.*\); copy it again"
+
 REFUSED = {
+    **{f"cls {number[:9]!r}": (member("cls", number), NO_NUMBER) for number in NUMBERS},
+    **{f"json {i}": (member("json", text.encode()), NO_NUMBER) for i, text in enumerate(JSONS)},
+    **{f"size {size}": (more_tar(said_size(size) + bytes(512)), NO_TAR) for size in SIZES},
+    **{f"long name {size}": (more_tar(said_size(size, b"L") + bytes(512)), NO_TAR) for size in SIZES},
+    **{f"header {size}": (more_tar(said_size(size, b"x") + bytes(512)), NO_TAR) for size in SIZES},
+    "names without end": (more_tar(file_of("z", b"x" * 10, type=b"L") * 3000), NO_TAR),
+    "hard link": (more_tar(file_of("z.jpg", b"", type=b"1") + file_of("z.cls", b"1")), "z.jpg is a link, or sparse"),
+    "link": (more_tar(file_of("z.jpg", b"", type=b"2") + file_of("z.cls", b"1")), "z.jpg is a link, or sparse"),
+    "twice": (
+        more_tar((file_of("z.jpg", b"x") + file_of("z.cls", b"1")) * 2),
+        "z.jpg is there twice; each image",
+    ),
+    "novel": (member("json", b" " * 2**24 + b'{"label": 1}'), r"z.json has 16,777,228 bytes; it must have at most"),
+    "many rows": (many_rows, r"says that it holds 100,000 images in \d,\d+ bytes; copy it again"),
+    "uint64": (
+        column("label", np.full(7, 2**64 - 1, np.uint64)),
+        "has the number 18446744073709551615, but class",
+    ),
+    "int64": (
+        column("label", [2**63 - 1] * 7),
+        "has the number 9223372036854775807, but classes are numbered from 0",
+    ),
+    "booleans": (column("label", [True] * 7), "the column 'label' is bool, or has gaps"),
+    "floats": (column("label", [1.0] * 7), "the column 'label' is double, or has gaps"),
+    "text of bytes": (column("image", [{"bytes": "x"}] * 7), "the column 'image' is struct<bytes: string>; it must be"),
     "cut tar": (cut, r"train-0001.tar is cut short or no tar \(.*\); copy it again"),
     "broken header": (zeroed, r"train-0001.tar is cut short or no tar \(no header at byte 2048\)"),
     "text labels": (text_labels, r"train-0000.tar: photos/000.cls holds no class number but b'cat'"),
