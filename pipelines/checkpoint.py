@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from esformer.errors import ESFormerError
-
-LARGEST = 2048
-"""Pixels; the memory of attention's tables grows with their fourth power."""
+from esformer.training.datasets import LARGEST_IMAGE
 
 
 def check_size(height: int, width: int) -> None:
@@ -14,8 +12,8 @@ def check_size(height: int, width: int) -> None:
     Raises:
         ESFormerError: says what may be.
     """
-    if max(height, width) > LARGEST:
-        raise ESFormerError(f"the image size is {height} x {width}; it must be at most {LARGEST} pixels each way")
+    if max(height, width) > LARGEST_IMAGE:
+        raise ESFormerError(f"the image size is {height} x {width}; it must be at most {LARGEST_IMAGE} pixels each way")
 
 
 def beside(checkpoint: str, ending: str) -> Path:

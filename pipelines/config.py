@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from esformer.choices import SIZES
 from esformer.errors import ESFormerError
 from esformer.search.schedule import Schedule
-from esformer.training.datasets import DataConfig
+from esformer.training.datasets import LARGEST_IMAGE, DataConfig
 from esformer.training.recipe import Recipe
 
 SECTIONS_WITH_FILES = ("data", "search", "recipe")
@@ -66,8 +66,9 @@ class SearchConfig(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.img_size is not None and self.img_size < 32:
-            raise ConfigError(f"img_size is {self.img_size}; it must be at least 32, or null")
+        if self.img_size is not None and not 32 <= self.img_size <= LARGEST_IMAGE:
+            bound = "at least 32" if self.img_size < 32 else f"at most {LARGEST_IMAGE}"
+            raise ConfigError(f"img_size is {self.img_size}; it must be {bound}, or null")
         for name in ("draws", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -3,11 +3,10 @@
 Configurations import this, so it loads neither numpy nor torch before images are asked for.
 """
 
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from esformer.errors import ESFormerError
 
@@ -15,12 +14,18 @@ if TYPE_CHECKING:
     from esformer.training.sources import Source
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "random")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+"""What timm and torchvision can resize with, in training and in evaluation."""
 NAMES = ("imagenet", "folder", "cifar10", "digits", "synthetic")
 CONTENTS = {"digits": (1437, 360), "cifar10": (50_000, 10_000)}
 """Training and validation images of the sets that are always the same."""
-FLOORS = {"img_size": 32, "num_classes": 1, "workers": 0, "train_images": 1, "val_images": 1, "limit": 1}
-FLOORS |= {"max_corrupt": 0, "timeout": 1}
+LARGEST_IMAGE = 2048
+"""Pixels each way; the memory of attention's tables grows with their fourth power."""
+RANGES = {"img_size": (32, LARGEST_IMAGE), "num_classes": (1, 100_000), "workers": (0, 256)}
+RANGES |= {"train_images": (1, 10**8), "val_images": (1, 10**8), "limit": (1, 10**8)}
+RANGES |= {"max_corrupt": (0, 10**8), "timeout": (1, 10**6)}
+"""Least and most of the settings that are numbers. More would need more memory than machines have, or, of the timeout,
+overflow the clock of the operating system."""
 
 
 class DataError(ESFormerError):
@@ -71,21 +76,53 @@ class DataConfig:
     """Processes that load images, for each device."""
 
     def __post_init__(self) -> None:
-        for name, least in FLOORS.items():
+        for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise DataError(f"{name} is {value}; it must be at least {least}")
-        for name in ("hflip", "crop_pct"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        for name, count in (("mean", 3), ("std", 3), ("crop_scale", 2), ("crop_ratio", 2)):
-            values = getattr(self, name)
-            if len(values) != count or not all(0 < value < math.inf or name == "mean" for value in values):
-                raise DataError(f"{name} is {values}; it must be {count} numbers above 0")
-            if count == 2 and values[0] > values[1]:
-                raise DataError(f"{name} is {values}; the smaller number comes first")
-        if self.interpolation not in INTERPOLATIONS:
-            raise DataError(f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
+            if value is not None and not least <= value <= most:
+                bound = f"at most {most:,}" if value > most else f"at least {least}"
+                raise DataError(f"{name} is {value}; it must be {bound}")
+        if not 0 <= self.hflip <= 1:
+            raise DataError(f"hflip is {self.hflip}; it must be from 0 to 1")
+        _check_span("crop_scale", self.crop_scale, 1e-4, 1)
+        _check_span("crop_ratio", self.crop_ratio, 1e-2, 100)
+        check_preparation(self.mean, self.std, self.interpolation, self.crop_pct)
+
+
+def check_preparation(mean: Any, std: Any, interpolation: Any, crop_pct: Any, channels: int | None = 3) -> None:
+    """Refuse what images cannot be prepared with, whoever says it: a setting, or a file that was loaded.
+
+    Args:
+        mean: of each channel of images whose values are from 0 to 1; a list or a tuple.
+        std: of each channel, so many as means.
+        interpolation: one of INTERPOLATIONS.
+        crop_pct: side of the central crop, as a share of the resized image.
+        channels: of the images; None takes any number.
+
+    Raises:
+        DataError: says which of them is wrong, and what would be right.
+    """
+    for name, values, least, most in (("mean", mean, 0.0, 1.0), ("std", std, 0.001, 1.0)):
+        count = channels or max(1, len(mean) if isinstance(mean, list | tuple) else 1)
+        right = isinstance(values, list | tuple) and len(values) == count
+        if not right or not all(_is_number(value) and least <= value <= most for value in values):
+            numbers = f"{count} numbers" if count > 1 else "a list of one number"
+            raise DataError(
+                f"{name} is {values!r}; it must be {numbers} from {least:g} to {most:g}, one for each channel of images"
+                " whose values are from 0 to 1"
+            )
+    if not (_is_number(crop_pct) and 0.1 <= crop_pct <= 1):
+        raise DataError(f"crop_pct is {crop_pct!r}; it must be from 0.1 to 1")
+    if not isinstance(interpolation, str) or interpolation not in INTERPOLATIONS:
+        raise DataError(f"interpolation is {interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
+
+
+def _check_span(name: str, values: list[float], least: float, most: float) -> None:
+    if len(values) != 2 or not least <= values[0] <= values[1] <= most:
+        raise DataError(f"{name} is {values}; it must be 2 numbers from {least:g} to {most:g}, the smaller one first")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def resolve(config: DataConfig, train: bool = True) -> DataConfig:

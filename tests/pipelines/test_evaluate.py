@@ -239,7 +239,7 @@ def test_networks_for_something_else_are_refused(altered, asked, message, capsys
 
 
 def test_a_checkpoint_for_images_that_are_too_large(altered, monkeypatch, capsys):
-    monkeypatch.setattr("pipelines.checkpoint.LARGEST", 63)
+    monkeypatch.setattr("pipelines.checkpoint.LARGEST_IMAGE", 63)
     refused([altered(img_size=(64, 64))], "the image size is 64 x 64; it must be at most 63 pixels each way", capsys)
 
 
