@@ -14,7 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from esformer.checkpoint import CheckpointError
+from esformer.checkpoint import CheckpointError, read
 from esformer.errors import STOPPED
 
 log = logging.getLogger("esformer")
@@ -43,6 +43,10 @@ class WholeFiles(TorchCheckpointIO):
         if path.name == LAST and path.exists():
             path.replace(path.with_name(PREVIOUS))
         temporary.replace(path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """On the CPU, in the present format, and only if it is what was written."""
+        return read(path)
 
 
 class Checkpoints(Checkpoint):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
     from esformer.checkpoint import Checkpoint
+    from esformer.checkpoint.training_state import TrainingState
     from esformer.genotype import Genotype
     from esformer.training.module import ESFormerModule
     from pipelines.run import RunFolder
@@ -66,11 +67,11 @@ def train(
 
     seed_everything(config.seed, verbose=False)
     data = ImageDataModule(config.data, config.recipe, config.seed, config.trainer.accumulate)
-    resume = _resume_from(run, genotype)
+    fit = trainer(config, run, loggers)
+    resume = _resume_from(run, genotype, config, fit)
     if start is not None and resume is None:
         _say_start(start, config)
     module = network(config, genotype, provenance, None if resume else start)
-    fit = trainer(config, run, loggers)
     _say_settings(config, fit, module)
     tracking.log_genotype(loggers, genotype)
     try:
@@ -162,24 +163,59 @@ def _say_settings(config: Config, fit: "Trainer", module: "ESFormerModule") -> N
         log.info("%s: %s", name, line)
 
 
-def _resume_from(run: "RunFolder", genotype: "Genotype") -> Path | None:
-    """The last whole checkpoint of the run, if there is one; it must be of this genotype."""
+def _resume_from(run: "RunFolder", genotype: "Genotype", config: Config, fit: "Trainer") -> Path | None:
+    """The last whole checkpoint of the run, if there is one; it must be of this genotype, and of this training.
+
+    Raises:
+        CheckpointError: there are checkpoints, and from none of them the training can go on.
+    """
     from esformer.checkpoint import CheckpointError, read
+    from esformer.checkpoint.training_state import StateError, check_training_state
     from pipelines.run import RunError
 
     there = [path for path in (run.last, run.previous) if path.exists()]
+    like = _fresh_state(genotype, config, fit) if there else None
     for path in there:
         try:
             checkpoint = read(path)
-        except CheckpointError as error:
+            if checkpoint["hyper_parameters"]["genotype"] != genotype.to_dict():
+                raise RunError(f"{path} is of another genotype than {run.genotype}; train it with another run.dir")
+            assert like is not None
+            check_training_state(checkpoint, like)
+        except (CheckpointError, StateError) as error:
+            why = f"{path}: {error}" if isinstance(error, StateError) else str(error)
             if path == there[-1]:
-                raise
-            log.warning("%s; going on from %s", error, there[-1])
+                raise CheckpointError(
+                    f"{why}; there is no whole checkpoint before it: remove {path.parent} to train from the beginning"
+                ) from None
+            log.warning("%s; going on from %s", why, there[-1])
             continue
-        if checkpoint["hyper_parameters"]["genotype"] != genotype.to_dict():
-            raise RunError(f"{path} is of another genotype than {run.genotype}; train that one with another run.dir")
         return path
     return None
+
+
+def _fresh_state(genotype: "Genotype", config: Config, fit: "Trainer") -> "TrainingState":
+    """What a checkpoint of this training must fit; nothing of it takes memory, or draws random numbers."""
+    import torch
+
+    from callbacks.checkpoints import Checkpoints
+    from esformer.checkpoint.training_state import TrainingState
+    from esformer.training.module import ESFormerModule, optimizer_of
+
+    assert config.data.num_classes is not None
+    settings = {"num_classes": config.data.num_classes, "img_size": config.data.img_size}
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = ESFormerModule(genotype, config.recipe, **settings).model
+    return TrainingState(
+        network=network,
+        optimizer=optimizer_of(network, config.recipe),
+        loops=fit.fit_loop.state_dict(),
+        callbacks={one.state_key: one.state_dict() for one in fit.callbacks if isinstance(one, Checkpoints)},
+        settings=settings,
+        ema=config.recipe.ema,
+        max_skipped=config.trainer.max_skipped,
+        epochs=config.recipe.epochs,
+    )
 
 
 def given_genotype(config: Config) -> "Genotype":

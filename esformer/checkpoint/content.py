@@ -18,8 +18,8 @@ from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.weights import Weights
 
-KEY = "esformer"
-"""Under which what is known of weights stands in the metadata of a safetensors file, and in timm's config.json."""
+KEY, DIGEST = "esformer", "sha256"
+"""Under which what is known of weights, and the digest of it all, stand in the metadata of a safetensors file."""
 
 
 class CheckpointError(ESFormerError):
@@ -79,11 +79,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the raw ones are asked for, and only their average was kept.
         """
-        found = hashlib.sha256()
-        for name, value in sorted(self.weights(ema).items()):
-            found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-        return found.hexdigest()[:16]
+        return digest_of(self.weights(ema))[:16]
 
     def describe(self, ema: bool = True) -> dict[str, Any]:
         """All but the weights, in plain containers: what travels with weights that are saved alone."""
@@ -116,4 +112,17 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor], ab
         about: as `Checkpoint.describe` gives it.
     """
     whole = {name: value.contiguous() for name, value in weights.items()}
-    write_bytes(Path(path), save(whole, metadata={"format": "pt", KEY: json.dumps(about)}))
+    metadata = {"format": "pt", KEY: json.dumps(about)}
+    write_bytes(Path(path), save(whole, metadata | {DIGEST: digest_of(whole, metadata)}))
+
+
+def digest_of(weights: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> str:
+    """The sha256 of the names, types, shapes and bytes of all weights, and of metadata but for a digest in it."""
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    for key, text in sorted(metadata.items()):
+        if key != DIGEST:
+            found.update(json.dumps([key, text]).encode())
+    return found.hexdigest()

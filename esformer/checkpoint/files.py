@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from esformer.checkpoint.content import KEY, Checkpoint, CheckpointError
+from esformer.checkpoint.archive import check_archive
+from esformer.checkpoint.content import DIGEST, KEY, Checkpoint, CheckpointError, digest_of
 from esformer.checkpoint.versions import FORMAT, is_known, upgrade
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
+from esformer.model.esformer import MIN_IMAGE
 from esformer.model.weights import Origin, Weights, WeightsError, check, check_size, clean, origin
+from esformer.training.datasets import LARGEST_IMAGE, DataError, check_preparation
 
 AVERAGED, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model")
 """Where timm's scripts keep weights; ours use the first names."""
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
+SHOWN = 200
+"""Characters of what Python says of a file that is not as it should be."""
+MOST = 2**63
+"""No integer in a file is as large; floats could not hold some, nor Python print them."""
 PREPARATION = ("mean", "std", "interpolation", "crop_pct")
 """What timm's config.json says of the images in the words that we use."""
 
@@ -57,8 +64,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise
     except ESFormerError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
-        reason = f"{type(error).__name__} {error}".splitlines()[0]
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise CheckpointError(f"{path} does not fit into memory") from None
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = f"{type(error).__name__} {error}".splitlines()[0][:SHOWN]
         raise CheckpointError(f"{path} is not as this or an earlier version of esformer writes it: {reason}") from None
 
 
@@ -80,9 +91,14 @@ def _refuse_others(path: Path) -> None:
 
 def _unpickled(path: Path) -> dict[str, Any]:
     try:
+        check_archive(path)
         # timm's scripts keep their arguments; PyTorch warns of pickles that are none of its own
         with safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except MemoryError:
+        raise CheckpointError(f"{path} does not fit into memory") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which PyTorch makes of half a file
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -125,11 +141,16 @@ def _tensors(path: Path) -> tuple[Weights, dict[str, str]]:
     """The weights of a safetensors file, and its metadata."""
     try:
         with safe_open(path, framework="pt") as file:
-            return clean({name: file.get_tensor(name) for name in file.keys()}), file.metadata() or {}  # noqa: SIM118
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except SafetensorError:
         raise CheckpointError(f"{path} is damaged, or is no safetensors file") from None
+    weights = clean(stored)
+    if DIGEST in metadata and metadata[DIGEST] != digest_of(stored, metadata):
+        raise CheckpointError(f"{path} is damaged: its weights or what it says of them are not as they were written")
+    return weights, metadata
 
 
 def _safetensors(path: Path, config: Mapping[str, Any]) -> Checkpoint:
@@ -141,6 +162,8 @@ def _safetensors(path: Path, config: Mapping[str, Any]) -> Checkpoint:
         raise CheckpointError(
             f"{path} is of format {about['format']!r}, and 1 to {FORMAT} are known here: update esformer"
         )
+    if about["weights"] not in ("averaged", "raw", "random"):
+        raise CheckpointError(f"{path} does not say whether its weights are averaged, raw or random")
     averaged = about["weights"] == "averaged"
     return _known(path, about, None if averaged else weights, weights if averaged else None)
 
@@ -152,14 +175,14 @@ def _config(folder: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{file} is not JSON") from None
     said = {**config, **config.get("pretrained_cfg", {})}
     data = {word: said[word] for word in PREPARATION if word in said}
     if said.get("label_names"):
-        data["classes"] = list(said["label_names"])
-    size = config.get("model_args", {}).get("img_size") or said.get("input_size", (None, None))[1:]
-    return {"data": data, "img_size": size}
+        data["classes"] = said["label_names"]
+    size = config.get("model_args", {}).get("img_size") or said.get("input_size", ())[1:]
+    return {"data": data, "img_size": size or None}
 
 
 def _in_folder(folder: Path) -> Path:
@@ -221,16 +244,15 @@ def _described(path: Path, about: Mapping[str, Any], num_classes: int) -> dict[s
     wrong = next((name for name, value in said.items() if not isinstance(value, dict)), None)
     if wrong is None:
         data, classes = said["data"], said["data"].get("classes", [])
+        trained = said["provenance"].get("trained_img_size")
+        _check_preparation(path, data)
         right = {
-            "data.mean": _are_numbers(data.get("mean", [0])),
-            "data.std": _are_numbers(data.get("std", [1])),
-            "data.crop_pct": _are_numbers([data.get("crop_pct", 1)]),
-            "data.interpolation": isinstance(data.get("interpolation", ""), str),
+            "data.name": isinstance(data.get("name", ""), str),
             "data.classes": isinstance(classes, list)
             and all(isinstance(name, str) for name in classes)
             and (not classes or num_classes in (0, len(classes))),
             "metrics": _are_numbers([*said["metrics"].values(), 0]),
-            "provenance": _is_plain(said),
+            "provenance": _is_plain(said) and (trained is None or bool(_pair(trained))),
         }
         wrong = next((name for name, is_right in right.items() if not is_right), None)
     if wrong is not None or not isinstance(about.get("version"), str | None):
@@ -240,8 +262,20 @@ def _described(path: Path, about: Mapping[str, Any], num_classes: int) -> dict[s
     return said
 
 
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list | tuple) and bool(values) and all(type(value) in (int, float) for value in values)
+def _check_preparation(path: Path, data: Mapping[str, Any]) -> None:
+    """Refuse what images cannot be prepared with; what a file does not say is not asked for."""
+    chans = len(data["mean"] if isinstance(data.get("mean"), list | tuple) else data.get("std", [0] * 3))
+    unsaid = {"mean": [0.0] * chans, "std": [1.0] * chans, "interpolation": "bicubic", "crop_pct": 1.0}
+    said = unsaid | {word: data[word] for word in PREPARATION if word in data}
+    try:
+        check_preparation(**said, channels=None)
+    except DataError as error:
+        raise CheckpointError(f"{path} says what cannot be of its weights: data.{str(error)[:SHOWN]}") from None
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    """Whether they are numbers that a float can hold; they may be infinite, as a loss."""
+    return all(type(value) is float or (type(value) is int and abs(value) < MOST) for value in values)
 
 
 def _is_plain(value: Any) -> bool:
@@ -255,4 +289,11 @@ def _is_plain(value: Any) -> bool:
 
 def _pair(size: Any) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
+    for pixels in (height, width):
+        if type(pixels) is not int or not MIN_IMAGE <= pixels <= LARGEST_IMAGE:
+            shown = f"{pixels:,}" if type(pixels) is int and abs(pixels) < MOST else type(pixels).__name__
+            raise WeightsError(
+                f"it says that its images have {shown} pixels; they must be whole numbers of {MIN_IMAGE} to"
+                f" {LARGEST_IMAGE:,}"
+            )
+    return height, width

@@ -34,11 +34,19 @@ class Downsample(timm_v2.Downsample):
     """A 3x3 convolution of stride 2 with, before the last stage, attention beside it. B, C, H, W -> B, C', H/2, W/2."""
 
     def __init__(
-        self, in_chs: int, out_chs: int, resolution: tuple[int, int], use_attn: bool, act_layer: type[nn.Module]
+        self,
+        in_chs: int,
+        out_chs: int,
+        resolution: tuple[int, int],
+        use_attn: bool,
+        act_layer: type[nn.Module],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_chs, out_chs)
+        dd: Any = {"device": device, "dtype": dtype}
+        super().__init__(in_chs, out_chs, **dd)
         if use_attn:
-            self.attn = Attention2dDownsample(in_chs, resolution=resolution, out_dim=out_chs, act_layer=act_layer)
+            self.attn = Attention2dDownsample(in_chs, resolution=resolution, out_dim=out_chs, act_layer=act_layer, **dd)
 
 
 class ESFormerBlock(nn.Module):
@@ -56,22 +64,25 @@ class ESFormerBlock(nn.Module):
         drop_path: float,
         layer_scale_init_value: float | None,
         act_layer: type[nn.Module],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        dd: Any = {"device": device, "dtype": dtype}
         super().__init__()
 
         def layer_scale(chs: int) -> nn.Module:
-            return nn.Identity() if layer_scale_init_value is None else LayerScale2d(chs, layer_scale_init_value)
+            return nn.Identity() if layer_scale_init_value is None else LayerScale2d(chs, layer_scale_init_value, **dd)
 
         self.growth = gene.out - in_chs
         kernel = gene.kernel if isinstance(gene, ConvBlock) else 3
         self.token_mixer = None
         if isinstance(gene, TransformerLayer):
             self.token_mixer = Attention2d(
-                in_chs, gene.head_dim, gene.heads, resolution=resolution, stride=attn_stride, act_layer=act_layer
+                in_chs, gene.head_dim, gene.heads, resolution=resolution, stride=attn_stride, act_layer=act_layer, **dd
             )
             self.ls1 = layer_scale(in_chs)
             self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-        self.mlp = FFNS[gene.ffn](in_chs, gene.out, kernel, gene.ratio, act_layer)
+        self.mlp = FFNS[gene.ffn](in_chs, gene.out, kernel, gene.ratio, act_layer, **dd)
         self.ls2 = layer_scale(gene.out)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
@@ -96,17 +107,20 @@ class ESFormerStage(nn.Module):
         drop_path: Sequence[float],
         layer_scale_init_value: float | None,
         act_layer: type[nn.Module],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        dd: Any = {"device": device, "dtype": dtype}
         super().__init__()
         self.grad_checkpointing = False
         self.downsample: nn.Module = nn.Identity()
         if downsample:
-            self.downsample = Downsample(in_chs, genes[0].out, resolution, downsample_attn, act_layer)
+            self.downsample = Downsample(in_chs, genes[0].out, resolution, downsample_attn, act_layer, **dd)
             resolution = half(resolution)
         widths = [genes[0].out, *(gene.out for gene in genes[:-1])]  # what each block is given
         self.blocks = nn.Sequential(
             *(
-                ESFormerBlock(gene, width, resolution, attn_stride, rate, layer_scale_init_value, act_layer)
+                ESFormerBlock(gene, width, resolution, attn_stride, rate, layer_scale_init_value, act_layer, **dd)
                 for gene, width, rate in zip(genes, widths, drop_path, strict=True)
             )
         )
@@ -132,6 +146,8 @@ class ESFormer(nn.Module):
         layer_scale_init_value: what LayerScale starts from; None leaves it out.
         act_layer: the activation, by timm's name.
         dynamic_img_size: take images of any other size too; attention then interpolates its biases.
+        device: of all parameters and buffers.
+        dtype: of all parameters, and of the buffers that are not integers.
 
     Raises:
         ESFormerError: the image is too small, or the pooling unknown.
@@ -149,7 +165,10 @@ class ESFormer(nn.Module):
         layer_scale_init_value: float | None = 1e-5,
         act_layer: str = "gelu",
         dynamic_img_size: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        dd: Any = {"device": device, "dtype": dtype}
         super().__init__()
         self.genotype = genotype
         self.img_size: tuple[int, int] = to_2tuple(img_size)
@@ -164,7 +183,7 @@ class ESFormer(nn.Module):
         act = get_act_layer(act_layer)
 
         width = genotype.stages[0][0].out
-        self.stem = timm_v2.Stem4(in_chans, width, act_layer=act)
+        self.stem = timm_v2.Stem4(in_chans, width, act_layer=act, **dd)
         resolution = half(half(self.img_size))
         rates = calculate_drop_path_rates(drop_path_rate, [len(genes) for genes in genotype.stages], stagewise=True)
         self.feature_info = []
@@ -181,6 +200,7 @@ class ESFormer(nn.Module):
                     drop_path=rates[i],
                     layer_scale_init_value=layer_scale_init_value,
                     act_layer=act,
+                    **dd,
                 )
             )
             width = genes[-1].out
@@ -189,9 +209,9 @@ class ESFormer(nn.Module):
         self.stages = nn.Sequential(*stages)
 
         self.num_features = self.head_hidden_size = width
-        self.norm: nn.Module = nn.BatchNorm2d(width)
+        self.norm: nn.Module = nn.BatchNorm2d(width, **dd)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = self._classifier()
+        self.head = self._classifier(**dd)
         if dynamic_img_size:
             take_any_size(self)
 
@@ -231,7 +251,7 @@ class ESFormer(nn.Module):
         if global_pool is not None:
             self._set_pool(global_pool)
         like = next(self.parameters())
-        self.head = self._classifier().to(like.device, like.dtype).train(self.training)
+        self.head = self._classifier(device=like.device, dtype=like.dtype).train(self.training)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """B, in_chans, H, W -> B, C, H/32, W/32"""
@@ -297,10 +317,10 @@ class ESFormer(nn.Module):
             self.reset_classifier(0, "")
         return take_indices
 
-    def _classifier(self) -> nn.Module:
+    def _classifier(self, **dd: Any) -> nn.Module:
         if self.num_classes <= 0:
             return nn.Identity()
-        head = nn.Linear(self.num_features, self.num_classes)
+        head = nn.Linear(self.num_features, self.num_classes, **dd)
         trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         return head

@@ -23,6 +23,9 @@ STEM, HEAD = "stem.conv1.conv.weight", "head.weight"
 BIASES = "stages.3.downsample.attn.attention_biases"
 PARTS = ("stem", *(f"stages.{number}" for number in range(4)), "norm", "head")
 """Of an ESFormer; feature networks lack some."""
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LONGEST = 100
+"""Characters of a name that a message shows."""
 SHOWN = 3
 """Of so many things a message speaks."""
 
@@ -57,23 +60,37 @@ def clean(state: Mapping[str, Any]) -> Weights:
         WeightsError: they are no weights of an ESFormer.
     """
     weights = {plain(str(name)): value for name, value in state.items()}
-    if STEM not in weights or not all(map(_is_whole, weights.values())):
-        names = ", ".join(repr(name) for name in list(state)[:SHOWN]) or "nothing"
+    if STEM not in weights:
+        names = ", ".join(repr(name)[:LONGEST] for name in list(state)[:SHOWN]) or "nothing"
         raise WeightsError(f"it holds no weights of an ESFormer but {names}{' ...' if len(state) > SHOWN else ''}")
+    for name, value in weights.items():
+        if why := flaw(name, value):
+            raise WeightsError(f"it holds no weights of an ESFormer: {name[:LONGEST]!r} {why}")
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in weights.values()}
+    if sum(value.nbytes for value in weights.values()) > sum(storages.values()):
+        raise WeightsError(
+            "it holds no weights of an ESFormer: they share memory, and would need more than the file has"
+        )
     for kind in ("weight", "bias"):
         if (second := weights.pop(f"head_dist.{kind}", None)) is not None:
             weights[f"head.{kind}"] = (weights[f"head.{kind}"] + second) / 2
     return weights
 
 
-def _is_whole(value: Any) -> bool:
-    """Whether it is a tensor that has its numbers, each of them; a small file could ask for any amount of memory."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not value.is_meta
-        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
-    )
+def flaw(name: str, value: Any) -> str:
+    """What keeps something from being a weight or a running statistic of a network; nothing, if it can be one."""
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__} and no tensor"
+    if value.layout != torch.strided or value.is_nested:
+        return f"is a tensor of another layout ({value.layout})"
+    if value.is_meta or value.is_quantized:
+        return f"is a tensor {'without numbers' if value.is_meta else 'of quantised numbers'}"
+    counts = name.endswith("num_batches_tracked")
+    if value.dtype not in ((torch.int64,) if counts else FLOATS):
+        return f"is of {value.dtype}; it must be {'of torch.int64' if counts else 'of real floating-point numbers'}"
+    if value.untyped_storage().nbytes() < value.nbytes:  # a small file could ask for any amount of memory
+        return f"claims to have {value.numel():,} numbers, and does not"
+    return ""
 
 
 def plain(name: str) -> str:

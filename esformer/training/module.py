@@ -161,11 +161,7 @@ class ESFormerModule(LightningModule):
     def configure_optimizers(self) -> Any:
         # with float16 Lightning unscales the gradients of other kinds only; None leaves the kind to PyTorch
         fused = True if self.trainer.precision != "16-mixed" else None
-        r = self.recipe
-        layers = dict(layer_decay=r.layer_decay) if r.layer_decay < 1 else {}
-        optimizer = create_optimizer_v2(self.model, "adamw", r.lr, r.weight_decay, fused=fused, **layers)
-        for group in optimizer.param_groups:  # a scale of its own is something that only timm's schedules look at
-            group["lr"] *= group.pop("lr_scale", 1.0)
+        optimizer = optimizer_of(self.model, self.recipe, fused)
         schedule = LambdaLR(optimizer, lambda step: lr_factor(step, self._steps, self.recipe))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -260,6 +256,15 @@ class ESFormerModule(LightningModule):
             self.train_loss.load(checkpoint["train_loss"])
         self.reached = dict(checkpoint.get("metrics", {}))
         self.hparams["provenance"] = checkpoint["hyper_parameters"]["provenance"]  # what it once started from
+
+
+def optimizer_of(network: nn.Module, recipe: Recipe, fused: bool | None = None) -> Optimizer:
+    """AdamW by the recipe, in timm's groups of parameters."""
+    layers = dict(layer_decay=recipe.layer_decay) if recipe.layer_decay < 1 else {}
+    optimizer = create_optimizer_v2(network, "adamw", recipe.lr, recipe.weight_decay, fused=fused, **layers)
+    for group in optimizer.param_groups:  # a scale of its own is something that only timm's schedules look at
+        group["lr"] *= group.pop("lr_scale", 1.0)
+    return optimizer
 
 
 def broadcast_buffers(network: nn.Module) -> None:

@@ -66,3 +66,28 @@ def test_another_genotype_under_a_registered_name(draw):
     network = timm.create_model("esformer_s0", genotype=draw("S0", seed=9), img_size=32, num_classes=3)
     assert network.genotype == draw("S0", seed=9)
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"features_only": True}, {"dynamic_img_size": True}, {"num_classes": 0}])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_timms_factory_arguments(settings, dtype):
+    settings = {"img_size": 64, "dtype": dtype, **settings}
+    empty = timm.create_model("esformer_s0", device="meta", **settings)
+    network = timm.create_model("esformer_s0", device="cpu", **settings).eval()
+    for built, device in ((empty, "meta"), (network, "cpu")):
+        tensors = [*built.parameters(), *built.buffers()]
+        assert {value.device.type for value in tensors} == {device}
+        assert {value.dtype for value in tensors if value.is_floating_point()} == {dtype}
+        built(torch.zeros(2, 3, 64, 64, device=device, dtype=dtype))
+
+
+@torch.no_grad()
+def test_a_network_from_the_meta_device_is_filled_as_timms_are():
+    whole = timm.create_model("esformer_s0", img_size=64).eval()
+    filled = timm.create_model("esformer_s0", img_size=64, device="meta").eval().to_empty(device="cpu")
+    for module in filled.modules():
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+    filled.load_state_dict(whole.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(filled(image), whole(image))

@@ -75,7 +75,7 @@ def test_the_longest_timeout_is_one_for_the_operating_system():
     config = DataConfig("digits", img_size=32, num_classes=10, workers=1, timeout=RANGES["timeout"][1])
     data = EvaluationDataModule(config, batch_size=360)
     data.setup("validate")
-    assert next(iter(data.val_dataloader())).images.shape == (360, 3, 32, 32)
+    assert next(iter(data.val_dataloader())).images.shape == (360, 32, 32, 3)
 
 
 def test_batches_that_no_memory_holds(monkeypatch):
