@@ -3,6 +3,9 @@
 STOPPED = 75
 """Exit code (EX_TEMPFAIL) of a process that a signal stopped in good order; the same command goes on."""
 
+USER_ERROR = 2
+"""Exit code of what the user can mend."""
+
 
 class ESFormerError(ValueError):
     """A sentence that says what is wrong, where, and what would be right; pipelines print it without a traceback."""
@@ -11,3 +14,7 @@ class ESFormerError(ValueError):
         if "Original Traceback" in message:  # a DataLoader's worker hands an error on with its traceback in the message
             message = message.rstrip().splitlines()[-1].partition(": ")[2]
         super().__init__(message)
+
+
+class ProcessLostError(ESFormerError):
+    """Another process that this one needs died, or hangs: one that loads images, or another rank."""

@@ -2,7 +2,6 @@
 
 import logging
 import random
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from esformer.data.loader import Loader
 from esformer.training.datasets import CorruptImage, DataConfig, DataError, resolve
 from esformer.training.images import ImageDataset, build
 from esformer.training.mixing import GroupMixup, ImageErasing
@@ -120,14 +120,14 @@ class EvaluationDataModule(LightningDataModule):
 
     def _loader(self, dataset: Dataset[Item], sampler: Sampler[list[Place]], **settings: Any) -> DataLoader[Item]:
         workers = self.config.workers
-        return DataLoader(
+        return Loader(
             dataset,
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            timeout=self.config.timeout if workers else 0,
-            worker_init_fn=outlive_sigterm,
+            patience=self.config.timeout,
+            source=str(self.config.root or self.config.name),
             **settings,
         )
 
@@ -373,14 +373,6 @@ def collate(items: Sequence[Item]) -> Batch:
         np.array([item.place for item in items]),
         tuple(name for item in items for name in item.corrupt),
     )
-
-
-def outlive_sigterm(worker: int) -> None:
-    """Let a process that loads images work on when SIGTERM asks the training to stop; a second one ends it.
-
-    Where a cluster sends the signal to all processes of a job, the training could not save otherwise.
-    """
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL) and None)
 
 
 def seed_all(*numbers: int) -> None:
