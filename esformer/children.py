@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -24,6 +26,27 @@ def is_stopped(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
     except OSError:  # it is gone, or this is not Linux
         return False
+
+
+class StoppedProcesses:
+    """Finds processes that stay stopped. One that was only suspended together with this one goes on at once.
+
+    Args:
+        patience: seconds for which they must have been stopped, while this process was awake.
+    """
+
+    def __init__(self, patience: int = 20) -> None:
+        self.patience = patience
+        self._looks: Counter[int] = Counter()
+        self._looked = 0.0
+
+    def among(self, pids: Iterable[int]) -> list[int]:
+        """Those of some processes that have been stopped for so long; to be asked about every second."""
+        if time.monotonic() < self._looked + 1:
+            return []
+        self._looked = time.monotonic()
+        self._looks = Counter({pid: self._looks[pid] + 1 for pid in pids if is_stopped(pid)})
+        return [pid for pid, looks in self._looks.items() if looks > self.patience]
 
 
 def kill_children(patience: float = 5.0) -> bool:

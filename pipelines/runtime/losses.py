@@ -28,11 +28,13 @@ def explain(error: BaseException) -> BaseException:
             f"shared memory ({SHM}{_shm_size()}) has no room left for images on their way: give it more (docker run"
             " --shm-size=16g, or --ipc=host), or try fewer data.workers"
         )
-    if match := re.search(r"DataLoader worker.* (killed by signal: (\w+)|exited unexpectedly)", text):
-        why = (
-            ", most likely for want of memory: try fewer data.workers" if match[2] == "Killed" else "; see what it said"
-        )
-        return ProcessLostError(f"a process that loads images was {match[1]}{why}. The same command goes on")
+    if "DataLoader worker" in text:
+        killed = re.search(r"killed by signal: ([^.\n]+)", text)
+        if killed or "exited unexpectedly" in text:
+            how = f"was {killed[0]}" if killed else "ended"
+            memory = killed is not None and killed[1] == "Killed"
+            why = ", most likely for want of memory: try fewer data.workers" if memory else "; see what it said"
+            return ProcessLostError(f"a process that loads images {how}{why}. The same command goes on")
     if re.search(PEER_LOST, text):
         return ProcessLostError(PEER_SENTENCE)
     return error

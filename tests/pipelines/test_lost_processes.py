@@ -2,12 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import esformer
+from esformer.checkpoint import Checkpoint
 from esformer.errors import STOPPED, USER_ERROR
+from pipelines.runtime.losses import explain
 
 IMPATIENT = """
 import os, sys
@@ -126,18 +131,14 @@ def test_a_process_that_loads_images_and_dies_of_something_else_is_no_want_of_me
     assert "memory" not in process.output
 
 
-def sigstop_one(ranks):
-    ranks[1].send_signal(signal.SIGSTOP)
-    return time.monotonic()
-
-
 SILENT = "rank 1 has given no sign of life for 4 seconds: it is stopped, or its machine hangs. The same command goes on"
 
 
 def test_a_stopped_rank_ends_the_others(warm, script, training):
     ranks = warm.start_ranks(2, [script(), *training, "data.workers=0"])
     trains(ranks[0])
-    began = sigstop_one(ranks)
+    ranks[1].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
     assert ranks[0].wait(20) == USER_ERROR, ranks[0].output
     assert time.monotonic() - began < 12
     assert last_line(ranks[0]) == f"error: {SILENT}"
@@ -156,7 +157,7 @@ def test_a_signal_ends_a_rank_that_waits_for_a_stopped_one(warm, script, trainin
     patient = script(before="watchdog.SILENCE = 600")
     ranks = warm.start_ranks(2, [patient, *training, "data.workers=0"])
     trains(ranks[0])
-    sigstop_one(ranks)
+    ranks[1].send_signal(signal.SIGSTOP)
     time.sleep(0.5)
     ranks[0].terminate()
     assert ranks[0].wait(20) == STOPPED, ranks[0].output
@@ -188,10 +189,8 @@ def test_a_rank_that_fails_alone_takes_the_others_along(warm, script, training, 
     command = [script(before=before), *training, "data.workers=1"]
     ranks = warm.start_ranks(2, command) if starter == "torchrun" else [warm.start([*command, "trainer.devices=2"])]
     ours = USER_ERROR if error == "ESFormerError" else 1
-    began = time.monotonic()
     codes = [process.wait(60) for process in ranks]
     said = "".join(process.output for process in ranks)
-    print(said, codes, time.monotonic()-began)
     assert f"rank {rank} has had enough" in said
     assert codes[rank if starter == "torchrun" else 0] == (ours if starter == "torchrun" or rank == 0 else USER_ERROR)
     if starter == "torchrun":
@@ -199,3 +198,81 @@ def test_a_rank_that_fails_alone_takes_the_others_along(warm, script, training, 
     if starter == "torchrun" or rank == 1:
         assert GONE in said
     assert said.count("Traceback") == (error == "OSError")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("where", ["search", "evaluation"])
+def test_so_it_is_in_a_search_and_in_an_evaluation(warm, script, training, tmp_path, where, rank):
+    before = FAILING.replace("{error}", "ESFormerError").replace("{rank}", str(rank))
+    if where == "search":
+        before += f"from esformer.search import worker\nfails(worker.Scorer, '__call__', {rank}, 2)"
+        settings = ["--quick", "wandb.mode=disabled", "search.accelerator=cpu", f"run.dir={tmp_path / 'search'}"]
+        command = [script("cli.run(search.main)", before), *settings]
+    else:
+        before += f"from esformer.training.evaluation import Evaluator\nfails(Evaluator, 'validation_step', {rank}, 1)"
+        settings = [f"data.root={tmp_path / 'images'}", "data.img_size=32", "data.workers=1", "trainer.accelerator=cpu"]
+        settings += ["--batch-size", "4", "--out", tmp_path / "evaluated"]
+        command = [script("cli.run(evaluate.main)", before), weights(tmp_path), *settings]
+    ranks = warm.start_ranks(2, command)
+    assert [process.wait(60) for process in ranks] == [USER_ERROR, USER_ERROR], [process.output for process in ranks]
+    assert last_line(ranks[rank]) == f"error: rank {rank} has had enough"
+    assert "Traceback" not in ranks[0].output + ranks[1].output
+    assert "is gone" in last_line(ranks[1 - rank]) or (where, rank) == (
+        "search",
+        1,
+    )  # rank 0 says what rank 1 could not
+
+
+def weights(folder):
+    """A file of random weights for ten classes."""
+    genotype = esformer.Genotype.shipped("esformer_s0")
+    drawn = esformer.ESFormer(genotype, num_classes=10, img_size=32).state_dict()
+    path = folder / "weights.safetensors"
+    Checkpoint(path, genotype, 10, 3, (32, 32), drawn, None).save(path)
+    return path
+
+
+def test_full_shared_memory_is_named(tmp_path, training):
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("only root may have a /dev/shm of its own")
+    command = [sys.executable, "-m", "pipelines.train", *training, "data.workers=2", "recipe.epochs=1"]
+    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=100k tmpfs /dev/shm && exec "$@"', "sh"]
+    done = subprocess.run([*mount, *map(str, command)], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == USER_ERROR, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: shared memory (/dev/shm, 0 MiB) has no room left")
+    assert "--shm-size=" in done.stderr and "--ipc=host" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "cause", "expected"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible", None, "--ipc=host"),
+        (
+            "unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)",
+            None,
+            "--shm-size",
+        ),
+        ("NCCL error: Error while creating shared memory segment /dev/shm/nccl-1 (size 9637888)", None, "--ipc=host"),
+        (
+            "DataLoader worker (pid(s) 7) exited unexpectedly",
+            "DataLoader worker (pid 7) is killed by signal: Killed.",
+            "memory",
+        ),
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", None, "images ended; see"),
+        ("[../third_party/gloo/pair.cc:1] Connection closed by peer [127.0.0.1]:1", None, GONE),
+        ("NCCL error in: x, remote process exited or there was a network error", None, GONE),
+        ("[..] Timed out waiting 1800000ms for recv operation to complete", None, GONE),
+    ],
+)
+def test_what_pytorch_says_of_lost_processes(message, cause, expected):
+    error = RuntimeError(message)
+    error.__cause__ = cause and RuntimeError(cause)
+    assert expected in str(explain(error))
+
+
+def test_other_errors_stay_what_they_are():
+    for error in (
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        OSError(28, "No space left", "/x/last.ckpt"),
+    ):
+        assert explain(error) is error
