@@ -40,7 +40,7 @@ from pipelines.signals import stop
 
 BACKENDS = "cpu:gloo,cuda:nccl"
 """How processes speak with each other where there are GPUs: what is on the CPU does not wait for them."""
-subprocess_script._launch_process_observer = watchdog.adopt
+subprocess_script._launch_process_observer = watchdog.adopt  # type: ignore[assignment]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -149,6 +149,10 @@ class Watchdog:
     def adopt(self, launched: list[subprocess.Popen[Any]]) -> None:
         """Look after ranks that Lightning starts from here. Its own observer kills this process when one fails."""
         self.launched = launched
+        if self._thread is None:  # a program of somebody's own
+            from lightning.fabric.strategies.launchers.subprocess_script import _launch_process_observer
+
+            _launch_process_observer(launched)
 
     def end_launched(self) -> None:
         """Kill them; one that is stopped would never end."""
@@ -185,14 +189,14 @@ class Watchdog:
     def _stuck(self) -> tuple[int, str] | None:
         """A signal has come, and the main thread has not begun to stop."""
         stop = signals.stop
-        asked = [number for number in (*signals.SIGNALS, signal.SIGINT) if number in self._asked]
+        asked = [int(number) for number in (*signals.SIGNALS, signal.SIGINT) if number in self._asked]
         if not asked or stop.under_way or (stop.waits and self._group is None):  # alone, every step comes to its end
             return None
         if self._awake - min(self._asked[number] for number in asked) < PATIENCE + 2 * stop.longest:
             return None
         return self._stop(asked)
 
-    def _stop(self, asked: list[int]) -> tuple[int, str]:
+    def _stop(self, asked: Sequence[int]) -> tuple[int, str]:
         if asked == [signal.SIGINT]:
             return INTERRUPTED, signals.GOES_ON
         signals.stop.received.update(number for number in asked if number != signal.SIGINT)
@@ -202,7 +206,7 @@ class Watchdog:
         """Another rank is lost; a stop that was asked for before is what ends this one then."""
         if (words := self._complaint()) is None:
             return None
-        if asked := [number for number in signals.SIGNALS if number in self._asked]:
+        if asked := [int(number) for number in signals.SIGNALS if number in self._asked]:
             return self._stop(asked)
         return USER_ERROR, f"error: {words}"
 
@@ -228,11 +232,11 @@ class Watchdog:
         ]
         if peers is None or (not silent and peers.verdict is None):
             return None
-        rank = silent[0] if silent else peers.verdict
+        lost = silent[0] if silent else peers.verdict
         if peers.rank == 0 and silent:
             peers.condemn(silent[0])
         return (
-            f"rank {rank} has given no sign of life for {SILENCE:.0f} seconds: it is stopped, or its machine hangs."
+            f"rank {lost} has given no sign of life for {SILENCE:.0f} seconds: it is stopped, or its machine hangs."
             " The same command goes on"
         )
 

@@ -77,6 +77,7 @@ def trains(process):
     wait_for(lambda: "epoch 1 of 500: " in process.output, process)
 
 
+@pytest.mark.slow
 def test_a_stopped_process_that_loads_images_ends_the_training(warm, script, training, tmp_path):
     command = [script(), *training, "data.workers=2", "data.timeout=3"]
     process = warm.start(command)
@@ -94,6 +95,7 @@ def test_a_stopped_process_that_loads_images_ends_the_training(warm, script, tra
     assert not any(Path(f"/proc/{pid}").exists() for pid in stopped)
 
 
+@pytest.mark.nightly
 def test_a_killed_training_takes_its_stopped_processes_along_and_its_folder_is_free(warm, script, training, tmp_path):
     command = [script(), *training, "data.workers=2"]
     process = warm.start(command)
@@ -108,7 +110,7 @@ def test_a_killed_training_takes_its_stopped_processes_along_and_its_folder_is_f
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.nightly)])
 def test_no_number_of_sigterms_to_all_processes_is_a_want_of_memory(warm, script, training, tmp_path, workers):
     process = warm.start([script(), *training, f"data.workers={workers}"])
     trains(process)
@@ -120,6 +122,7 @@ def test_no_number_of_sigterms_to_all_processes_is_a_want_of_memory(warm, script
     assert "asked to stop in epoch" in process.output
 
 
+@pytest.mark.nightly
 def test_a_process_that_loads_images_and_dies_of_something_else_is_no_want_of_memory(warm, script, training):
     process = warm.start([script(), *training, "data.workers=2"])
     trains(process)
@@ -134,6 +137,7 @@ def test_a_process_that_loads_images_and_dies_of_something_else_is_no_want_of_me
 SILENT = "rank 1 has given no sign of life for 4 seconds: it is stopped, or its machine hangs. The same command goes on"
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_ends_the_others(warm, script, training):
     ranks = warm.start_ranks(2, [script(), *training, "data.workers=0"])
     trains(ranks[0])
@@ -144,6 +148,7 @@ def test_a_stopped_rank_ends_the_others(warm, script, training):
     assert last_line(ranks[0]) == f"error: {SILENT}"
 
 
+@pytest.mark.nightly
 def test_a_stopped_first_rank_ends_the_others(warm, script, training):
     ranks = warm.start_ranks(2, [script(), *training, "data.workers=0"])
     trains(ranks[0])
@@ -152,6 +157,7 @@ def test_a_stopped_first_rank_ends_the_others(warm, script, training):
     assert last_line(ranks[1]) == f"error: {SILENT}".replace("rank 1", "rank 0")
 
 
+@pytest.mark.nightly
 def test_a_signal_ends_a_rank_that_waits_for_a_stopped_one(warm, script, training):
     """The watchdog's silence is long here: it is the signal that ends it."""
     patient = script(before="watchdog.SILENCE = 600")
@@ -164,6 +170,7 @@ def test_a_signal_ends_a_rank_that_waits_for_a_stopped_one(warm, script, trainin
     assert last_line(ranks[0]) == "stopped; the same command goes on from here"
 
 
+@pytest.mark.nightly
 def test_a_job_that_is_suspended_as_a_whole_goes_on(warm, script, training):
     ranks = warm.start_ranks(2, [script(), *training, "data.workers=1", "data.timeout=3"])
     trains(ranks[0])
@@ -176,51 +183,68 @@ def test_a_job_that_is_suspended_as_a_whole_goes_on(warm, script, training):
 
 
 FAILURES = {
-    "training": "fails(ESFormerModule, 'training_step', {rank}, 9)",
-    "validation": "fails(ESFormerModule, 'validation_step', {rank}, 3)",
+    "training": ("esformer.training.module", "ESFormerModule", "training_step", 9),
+    "validation": ("esformer.training.module", "ESFormerModule", "validation_step", 3),
+    "evaluation": ("esformer.training.evaluation", "Evaluator", "validation_step", 1),
+    "search 0": ("callbacks.search", "SearchHistory", "on_evaluation", 2),
+    "search 1": ("esformer.search.worker", "Scorer", "__call__", 2),
 }
 
 
-@pytest.mark.parametrize("starter", ["torchrun", "lightning"])
-@pytest.mark.parametrize(("where", "rank", "error"), [("training", 1, "ESFormerError"), ("validation", 0, "OSError")])
-def test_a_rank_that_fails_alone_takes_the_others_along(warm, script, training, starter, where, rank, error):
-    before = FAILING.replace("{error}", error).replace("{rank}", str(rank))
-    before += "from esformer.training.module import ESFormerModule\n" + FAILURES[where].format(rank=rank)
-    command = [script(before=before), *training, "data.workers=1"]
-    ranks = warm.start_ranks(2, command) if starter == "torchrun" else [warm.start([*command, "trainer.devices=2"])]
-    ours = USER_ERROR if error == "ESFormerError" else 1
+def failing(where, rank, error="ESFormerError"):
+    """What makes a rank fail somewhere, after some times at which all was well."""
+    module, kind, method, times = FAILURES[where]
+    functions = FAILING.replace("{error}", error).replace("{rank}", str(rank))
+    return f"{functions}\nfrom {module} import {kind}\nfails({kind}, '{method}', {rank}, {times})"
+
+
+@pytest.mark.parametrize(
+    ("where", "rank", "error"),
+    [("training", 1, "ESFormerError"), pytest.param("validation", 0, "OSError", marks=pytest.mark.nightly)],
+)
+def test_a_rank_that_fails_alone_takes_the_others_along(warm, script, training, where, rank, error):
+    ranks = warm.start_ranks(2, [script(before=failing(where, rank, error)), *training, "data.workers=1"])
     codes = [process.wait(60) for process in ranks]
-    said = "".join(process.output for process in ranks)
-    assert f"rank {rank} has had enough" in said
-    assert codes[rank if starter == "torchrun" else 0] == (ours if starter == "torchrun" or rank == 0 else USER_ERROR)
-    if starter == "torchrun":
-        assert codes[1 - rank] == USER_ERROR
-    if starter == "torchrun" or rank == 1:
-        assert GONE in said
-    assert said.count("Traceback") == (error == "OSError")
+    said = [process.output for process in ranks]
+    assert codes[rank] == (USER_ERROR if error == "ESFormerError" else 1) and codes[1 - rank] == USER_ERROR, said
+    assert last_line(ranks[rank]).endswith(f"rank {rank} has had enough")
+    assert last_line(ranks[1 - rank]) == f"error: {GONE}"
+    assert said[rank].count("Traceback") == (error == "OSError") and "Traceback" not in said[1 - rank]
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize(("where", "rank"), [("training", 1), ("validation", 0)])
+def test_so_it_is_when_lightning_has_started_the_others(warm, script, training, where, rank):
+    command = [script(before=failing(where, rank, "ESFormerError")), *training, "data.workers=1", "trainer.devices=2"]
+    process = warm.start(command)
+    wait_for(lambda: len(children(process)) > 0, process)
+    others = children(process)
+    assert process.wait(90) == USER_ERROR, process.output
+    assert f"error: rank {rank} has had enough" in process.output and "Traceback" not in process.output
+    assert rank == 0 or GONE in process.output
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in others):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("where", ["search", "evaluation"])
 def test_so_it_is_in_a_search_and_in_an_evaluation(warm, script, training, tmp_path, where, rank):
-    before = FAILING.replace("{error}", "ESFormerError").replace("{rank}", str(rank))
     if where == "search":
-        before += f"from esformer.search import worker\nfails(worker.Scorer, '__call__', {rank}, 2)"
         settings = ["--quick", "wandb.mode=disabled", "search.accelerator=cpu", f"run.dir={tmp_path / 'search'}"]
-        command = [script("cli.run(search.main)", before), *settings]
+        command = [script("cli.run(search.main)", failing(f"search {rank}", rank)), *settings]
     else:
-        before += f"from esformer.training.evaluation import Evaluator\nfails(Evaluator, 'validation_step', {rank}, 1)"
         settings = [f"data.root={tmp_path / 'images'}", "data.img_size=32", "data.workers=1", "trainer.accelerator=cpu"]
         settings += ["--batch-size", "4", "--out", tmp_path / "evaluated"]
-        command = [script("cli.run(evaluate.main)", before), weights(tmp_path), *settings]
+        command = [script("cli.run(evaluate.main)", failing(where, rank)), weights(tmp_path), *settings]
     ranks = warm.start_ranks(2, command)
-    assert [process.wait(60) for process in ranks] == [USER_ERROR, USER_ERROR], [process.output for process in ranks]
-    assert last_line(ranks[rank]) == f"error: rank {rank} has had enough"
+    assert [process.wait(90) for process in ranks] == [USER_ERROR, USER_ERROR], [process.output for process in ranks]
+    speaker = 0 if where == "search" else rank  # to whom the other ranks of a search report
+    assert last_line(ranks[speaker]) == f"error: rank {rank} has had enough"
+    assert "is gone" in last_line(ranks[1 - speaker])
     assert "Traceback" not in ranks[0].output + ranks[1].output
-    assert "is gone" in last_line(ranks[1 - rank]) or (where, rank) == (
-        "search",
-        1,
-    )  # rank 0 says what rank 1 could not
 
 
 def weights(folder):
@@ -232,6 +256,7 @@ def weights(folder):
     return path
 
 
+@pytest.mark.nightly
 def test_full_shared_memory_is_named(tmp_path, training):
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("only root may have a /dev/shm of its own")
