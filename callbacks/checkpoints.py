@@ -64,11 +64,19 @@ class Checkpoints(Checkpoint):
         monitor: the metric of which more is better.
         minutes: between two checkpoints within an epoch.
         asked: whether somebody wants this process to stop.
+        agreed: called when all ranks have agreed to stop.
     """
 
-    def __init__(self, folder: Path, monitor: str, minutes: float, asked: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        monitor: str,
+        minutes: float,
+        asked: Callable[[], bool] = lambda: False,
+        agreed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.last, self.best = folder / LAST, folder / BEST
-        self.monitor, self.minutes, self.asked = monitor, minutes, asked
+        self.monitor, self.minutes, self.asked, self.agreed = monitor, minutes, asked, agreed
         self.best_score = float("-inf")
         self._saved_at = 0.0
 
@@ -145,7 +153,10 @@ class Checkpoints(Checkpoint):
         """What all ranks do now. Ranks that decided for themselves would wait for each other for ever."""
         due = time.monotonic() - self._saved_at > self.minutes * 60
         mine = STOP if self.asked() else SAVE if due else GO_ON
-        return _highest(mine)
+        todo = _highest(mine)
+        if todo == STOP:
+            self.agreed()
+        return todo
 
 
 def _highest(number: int) -> int:

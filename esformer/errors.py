@@ -3,6 +3,9 @@
 STOPPED = 75
 """Exit code (EX_TEMPFAIL) of a process that a signal stopped in good order; the same command goes on."""
 
+USER_ERROR = 2
+"""Exit code of what the user can mend."""
+
 
 class ESFormerError(ValueError):
     """A sentence that says what is wrong, where, and what would be right; pipelines print it without a traceback."""
@@ -19,3 +22,7 @@ def printable(text: str) -> str:
     Names of files may be of any bytes: what is not UTF-8, and what a terminal would obey, stands there as an escape.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class ProcessLostError(ESFormerError):
+    """Another process that this one needs died, or hangs: one that loads images, or another rank."""

@@ -2,19 +2,18 @@
 
 import argparse
 import errno
-import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from esformer.errors import STOPPED, ESFormerError
+from esformer.errors import STOPPED, USER_ERROR, ESFormerError, ProcessLostError
 from pipelines import signals
 from pipelines.config import Config, compose, settings, to_yaml
+from pipelines.runtime.losses import explain
+from pipelines.runtime.watchdog import INTERRUPTED, connected, leave_at_once, watchdog
 
-USER_ERROR = 2
-"""Exit code of what the user can mend."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 """A disk that is full or not to be written to."""
 DRY_RUN: dict[str, dict[str, Any]] = {
@@ -73,37 +72,57 @@ def run(main: Callable[[], object]) -> NoReturn:
     SIGUSR1 and SIGTERM stop it in good order, with exit code 75; under SLURM the job is then put into the queue again.
     """
     signals.stop.install()
+    watchdog.start()
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+        _end(INTERRUPTED, signals.GOES_ON)
     except SystemExit as end:
-        if end.code != STOPPED:
+        if end.code == STOPPED:
+            _stop()
+        if not connected():
             raise
-        _leave()
-    except Exception as error:
+        _end(end.code if isinstance(end.code, int) else INTERRUPTED)
+    except Exception as raw:
         signals.stop.over()
+        error = explain(raw)
         ours = isinstance(error, ESFormerError) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
-        if ours:
+        stopped = signals.caused(error)
+        if ours and not (stopped and isinstance(error, ProcessLostError)):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        if signals.caused(error):
-            _leave()
+        if stopped:
+            _stop()
         if not ours:
-            raise
-        sys.exit(USER_ERROR)
-    finally:
-        signals.stop.over()
-    sys.exit()
+            sys.excepthook(type(raw), raw, raw.__traceback__)
+        _end(USER_ERROR if ours else 1)
+    _end(0)
 
 
-def _leave() -> NoReturn:
+def _stop() -> NoReturn:
     signals.stop.over()
-    code, words = signals.leave()
+    _end(*signals.leave(), at_once=signals.under_slurm())  # which ends the processes of libraries too
+
+
+def _end(code: int, words: str = "", at_once: bool = False) -> NoReturn:
+    """The end of this process, and of those that it has started.
+
+    Where a process group or a process that cannot be killed is left, nobody takes leave of it: that may take for ever.
+    """
+    signals.stop.over()
+    watchdog.rest()
+    failed = code not in (0, STOPPED)
     if words:
         print(words, file=sys.stderr, flush=True)
-    if signals.under_slurm():  # which ends the processes of libraries too; to take leave of them takes time or fails
-        sys.stdout.flush()
-        os._exit(code)
+    watchdog.leave("failed" if failed else "done")
+    if failed:
+        watchdog.end_launched()
+    left = False
+    if "multiprocessing" in sys.modules:
+        from esformer.children import kill_children  # takes as long to import as all of --help
+
+        left = not kill_children()
+    if at_once or connected() or left:
+        leave_at_once(code)
     sys.exit(code)
 
 

@@ -14,7 +14,6 @@ import logging
 import math
 import platform
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,8 @@ from esformer.errors import ESFormerError
 from pipelines import cli
 from pipelines.checkpoint import check_size, evaluation_of
 from pipelines.config import Config
+from pipelines.runtime.losses import explain
+from pipelines.runtime.watchdog import disconnect
 
 if TYPE_CHECKING:
     import torch
@@ -156,8 +157,6 @@ def results(folder: Path) -> Iterator[None]:
     Raises:
         EvaluationError: it cannot be written.
     """
-    import torch.distributed as dist
-
     from pipelines.run import is_main
 
     if is_main():
@@ -172,8 +171,7 @@ def results(folder: Path) -> Iterator[None]:
         if is_main():
             with suppress(OSError):
                 folder.rmdir()  # only if it is empty
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    disconnect()
 
 
 def evaluate(trainer: "Trainer", evaluator: "Evaluator", data: "EvaluationDataModule", config: Config) -> list[str]:
@@ -185,16 +183,12 @@ def evaluate(trainer: "Trainer", evaluator: "Evaluator", data: "EvaluationDataMo
     import torch
     import torch.distributed as dist
 
-    from pipelines.train import explained
-
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     try:
         trainer.validate(evaluator, data, verbose=False)
     except Exception as error:
-        if trainer.strategy.launcher is not None:  # Lightning's own processes could wait for this one for ever
-            trainer.strategy.launcher.kill(signal.SIGKILL)
-        raise explained(error, config) from None
+        raise explain(error) from None
     corrupt = [list(data.corrupt)]
     if dist.is_initialized():
         corrupt = [[]] * trainer.world_size

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.fabric.strategies import DDPStrategy as FabricDDP
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,6 +26,7 @@ from callbacks.progress import EpochLines, TrainingBar
 from callbacks.speed import Speed
 from esformer.checkpoint import Checkpoint
 from esformer.checkpoint.loading import install
+from esformer.errors import STOPPED
 from esformer.genotype import Genotype
 from esformer.training.data import ImageDataModule, Place, device_batch_size
 from esformer.training.datasets import resolve
@@ -33,11 +36,13 @@ from pipelines import tracking
 from pipelines.config import Config, ConfigError
 from pipelines.processes import check_gpus, processes
 from pipelines.run import RunFolder, start_logging
+from pipelines.runtime.watchdog import disconnect, watchdog
 from pipelines.search import stage
 from pipelines.signals import stop
 
 BACKENDS = "cpu:gloo,cuda:nccl"
 """How processes speak with each other where there are GPUs: what is on the CPU does not wait for them."""
+subprocess_script._launch_process_observer = watchdog.adopt  # type: ignore[assignment]
 
 # PyTorch 2.13 renamed the setting; norm statistics of other ranks than the first count nowhere, and are sent before
 # each validation
@@ -52,6 +57,8 @@ def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterat
     check(pipeline, config)
     with RunFolder.open(pipeline, config, argv) as run:
         made = [] if run.summary.exists() else tracking.loggers(config, run)
+        finish = partial(tracking.finish, made)
+        watchdog.farewells.append(finish)
         code: Any = 1
         try:
             yield run, made
@@ -60,9 +67,10 @@ def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterat
             code = end.code
             raise
         finally:
-            tracking.finish(made, code if isinstance(code, int) else 1)
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
+            watchdog.leave("failed" if code not in (0, STOPPED) else "done")  # finishing can take long
+            watchdog.farewells.remove(finish)
+            finish(code if isinstance(code, int) else 1)
+        disconnect()
 
 
 def check(pipeline: str, config: Config) -> None:
@@ -141,7 +149,7 @@ def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:
         History(run.path, speed),
         EpochLines(speed, every=None if bar else 60),
         *([TrainingBar(speed)] if bar else []),
-        Checkpoints(run.checkpoints, "val/ema_top1" if r.ema else "val/top1", t.save_minutes, lambda: stop.asked),
+        Checkpoints(run.checkpoints, "val/ema_top1" if r.ema else "val/top1", t.save_minutes, stop.look, stop.agreed),
     ]
     made_trainer = Trainer(
         **_machine(config),

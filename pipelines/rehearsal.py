@@ -29,6 +29,7 @@ from esformer.training.data import ImageDataModule
 from pipelines.config import Config, to_yaml
 from pipelines.launch import check, network, search_fabric, trainer
 from pipelines.run import RunError, RunFolder, is_main, show
+from pipelines.runtime.watchdog import disconnect
 from pipelines.train import given_genotype
 
 log = logging.getLogger("esformer")
@@ -65,16 +66,13 @@ def rehearse(
     run = RunFolder.of(pipeline, config, argv)
     known = is_main() and run.check(f"python -m pipelines.{pipeline}", to_yaml(config))
     found: dict[str, Any] = {"run": f"{run.path} ({'there already: it would go on' if known else 'not there yet'})"}
-    try:
-        if pipeline != "train":
-            found |= rehearse_search(config)
-        if pipeline != "search":
-            genotype = genotype or given_genotype(config)
-            with scratch(run.path) as folder:
-                found |= rehearse_training(config, genotype, folder, start)
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    if pipeline != "train":
+        found |= rehearse_search(config)
+    if pipeline != "search":
+        genotype = genotype or given_genotype(config)
+        with scratch(run.path) as folder:
+            found |= rehearse_training(config, genotype, folder, start)
+    disconnect()
     found |= _estimate(found)
     if is_main():
         show(readable(found))

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import shlex
 import sys
 import time
@@ -26,7 +27,7 @@ log = logging.getLogger("esformer")
 
 
 PATIENCE = 10.0
-"""Seconds to wait for a folder: after a kill, processes that load images hold its lock until they miss their parent."""
+"""Seconds to wait for a folder: after a signal, the process before may still be saving what it has."""
 
 
 class RunError(ConfigError):
@@ -61,6 +62,7 @@ class Folder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
+            os.register_at_fork(after_in_child=self._lock.close)  # one that outlives this process would hold it
         except OSError as error:
             raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another {self.option}") from None
         self._wait_for_lock(self._lock)

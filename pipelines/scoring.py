@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from esformer.children import StoppedProcesses, end_with_parent
 from esformer.errors import ESFormerError
 
 log = logging.getLogger("esformer")
@@ -136,41 +137,78 @@ def score_all(job: Job, tasks: Sequence[Task], workers: int) -> Generator[list[S
     with _pool(job, min(workers, len(tasks))) as pool:
         try:
             # few in flight: a table of hundreds of thousands takes no memory, and results come as they are made
-            while running := running | _submit(pool, islice(coming, 4 * workers - len(running))):
-                done, running = wait(running, return_when=FIRST_COMPLETED)
+            while running := running | pool.hand_out(islice(coming, 4 * workers - len(running))):
+                done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                pool.look_after()
                 for future in done:
                     yield future.result()
         except BrokenProcessPool:
             raise ScoringError(
-                "a worker process died, most likely for want of memory; what is scored is kept:"
+                f"a worker process {pool.cause()}; what is scored is kept:"
                 " start the same command again, with fewer --workers if it happens again"
             ) from None
 
 
-def _submit(pool: ProcessPoolExecutor, tasks: Iterable[Task]) -> set[Future[list[Score]]]:
-    """Hand tasks to the pool, which may start workers: they inherit that Ctrl-C is not for them but for the parent."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return {pool.submit(_score, *task) for task in tasks}
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+class Pool(ProcessPoolExecutor):
+    """Worker processes that end with this one, however it ends, and whose fate is known.
+
+    Args:
+        job: what they work on.
+        workers: how many.
+    """
+
+    def __init__(self, job: Job, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        super().__init__(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
+        self._before = set(multiprocessing.active_children())
+        self._workers: set[Any] = set()
+        self._stopped = StoppedProcesses()
+        self._killed: int | None = None
+
+    def hand_out(self, tasks: Iterable[Task]) -> set[Future[list[Score]]]:
+        """Hand tasks on, which may start workers: they inherit that Ctrl-C is not for them but for the parent."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return {self.submit(_score, *task) for task in tasks}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            self._workers |= set(multiprocessing.active_children()) - self._before
+
+    def look_after(self) -> None:
+        """End a worker that stays stopped, which would never end its work."""
+        workers = {worker.pid: worker for worker in self._workers if worker.is_alive()}
+        for pid in self._stopped.among(workers):
+            self._killed = pid
+            workers[pid].kill()
+
+    def cause(self) -> str:
+        """What the first of them died of; the pool has ended the others with SIGTERM."""
+        for worker in self._workers:
+            worker.join(1)
+        if self._killed is not None:
+            return f"was stopped (process {self._killed}, SIGSTOP) and had to be ended"
+        codes = [worker.exitcode for worker in self._workers if worker.exitcode not in (None, 0, -signal.SIGTERM)]
+        if not codes:
+            return "was ended by SIGTERM"
+        if codes[0] == -signal.SIGKILL:
+            return "was killed, most likely for want of memory"
+        return f"died (exit code {codes[0]}); see what it said"
+
+    def end(self) -> None:
+        """End the workers, busy or not."""
+        self.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.kill()  # SIGTERM would wait in one that is stopped
+            worker.join()
 
 
 @contextmanager
-def _pool(job: Job, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes that end with this one, however it ends."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
-    before = set(multiprocessing.active_children())
+def _pool(job: Job, workers: int) -> Iterator[Pool]:
+    pool = Pool(job, workers)
     try:
         yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in set(multiprocessing.active_children()) - before:
-            worker.terminate()
-            worker.join()
-        raise
-    pool.shutdown()
+    finally:
+        pool.end()
 
 
 _job: Job
@@ -181,6 +219,7 @@ def _start_worker(job: Job) -> None:
     global _job
     _job = job
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries among themselves
+    end_with_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from esformer.errors import STOPPED
+from esformer.errors import STOPPED, ProcessLostError
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 """What asks for a stop."""
@@ -30,6 +30,8 @@ LATE = 3.0
 """Seconds by which a signal may reach one process of a job later than another."""
 PATIENCE = 60.0
 """Seconds to wait for SLURM's answer."""
+GOES_ON = "stopped; the same command goes on from here"
+"""What is said at the end of a stop."""
 
 
 class Stop:
@@ -42,6 +44,11 @@ class Stop:
 
     def __init__(self) -> None:
         self.received: set[int] = set()
+        self.under_way = False
+        """Whether the main thread has begun to stop; until then, it may be waiting where it hears of no signal."""
+        self.longest = 0.0
+        """Seconds between two looks at `asked`, at most: work in hand may take so long."""
+        self._looked: float | None = None
         self._process: int | None = None
         self._deferred = False
         self._over = False
@@ -51,20 +58,39 @@ class Stop:
         """Whether a stop was asked for."""
         return bool(self.received)
 
+    @property
+    def waits(self) -> bool:
+        """Whether a stop waits for the work in hand."""
+        return self._deferred
+
+    def look(self) -> bool:
+        """The same as `asked`, for who looks again and again between two pieces of work."""
+        now = time.monotonic()
+        if self._looked is not None:
+            self.longest = max(self.longest, now - self._looked)
+        self._looked = now
+        return self.asked
+
+    def agreed(self) -> None:
+        """All processes have agreed to stop; what they save may take its time."""
+        self.under_way = True
+
     def install(self) -> None:
         """Listen from now on. May be called again when a library has put its own handlers in the place of these."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python allows it nowhere else
-        self._over = False
+        self._over = self.under_way = False
         if self._process != os.getpid():
             atexit.register(self._ignore)  # Python's own end would let a late signal kill the process
         self._process = os.getpid()
         for number in SIGNALS:
             signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
 
     def over(self) -> None:
         """The work has come to its end, in whatever way: signals are too late from now on."""
-        self._over = True
+        self._over = self.under_way = True
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -77,8 +103,9 @@ class Stop:
         try:
             yield
         finally:
-            self._deferred = before
+            self._deferred, self._looked = before, None
         if self.asked and not before:
+            self.under_way = True
             raise SystemExit(STOPPED)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -90,7 +117,16 @@ class Stop:
         first = not self.asked
         self.received.add(number)
         if first and not self._deferred and not self._over:
+            self.under_way = True
             raise SystemExit(STOPPED)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-C, which comes too late when the work is over."""
+        if os.getpid() == self._process:
+            if self._over:
+                return
+            self.under_way = True
+        raise KeyboardInterrupt
 
     def _ignore(self) -> None:
         for number in SIGNALS:
@@ -112,18 +148,19 @@ def is_first() -> bool:
     return int(rank) == 0 and int(os.environ.get("LOCAL_RANK") or 0) == 0
 
 
-def caused(error: Exception) -> bool:
-    """Whether an error of this process is but the consequence of a stop under SLURM.
+def caused(error: BaseException) -> bool:
+    """Whether an error of this process is but the consequence of a stop.
 
-    Another rank stopped before us: then our own signal has come too, or comes within moments. Or the signal ended a
-    process that we need. (A SIGTERM may as well be the consequence of the error: srun sends it to the other ranks when
-    one fails. So it counts only where SLURM says that it preempts the job.)
+    When a stop was asked for, processes that this one needs may end sooner than it does. Under SLURM another rank may
+    have stopped before us: then our own signal has come too, or comes within moments. (A SIGTERM may as well be the
+    consequence of the error: srun sends it to the other ranks when one fails. So it counts only where SLURM says that
+    it preempts the job.)
 
     Args:
         error: what happened.
     """
     if not under_slurm():
-        return False
+        return stop.asked and isinstance(error, ProcessLostError)
     others = int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
     deadline = time.monotonic() + (LATE if others else 0)
     while not stop.asked and time.monotonic() < deadline:
@@ -138,17 +175,16 @@ def leave() -> tuple[int, str]:
     the whole job as soon as a process fails, so one that is sooner done would not let the first one finish its logs and
     ask SLURM to start the job again.
     """
-    going_on = "stopped; the same command goes on from here"
     if not is_first():
         return (STOPPED if "TORCHELASTIC_RUN_ID" in os.environ else 0), ""
     if not under_slurm():
-        return STOPPED, going_on
+        return STOPPED, GOES_ON
     job = _job()
     running = job.get("JobState") in RUNNING
     if running and signal.SIGUSR1 not in stop.received and not _preempted(job):
         return 1, "stopped by SIGTERM, which srun sends to all tasks of a job when one of them fails; see what it says"
     if not running or job.get("BatchFlag") != "1":  # cancelled, or requeued by SLURM; no batch job
-        return STOPPED, going_on
+        return STOPPED, GOES_ON
     if failure := requeue():
         return STOPPED, f"stopped; submit the same job again, for it could not be requeued ({failure})"
     return STOPPED, f"stopped; job {_job_name()} is in the queue again and goes on from here"

@@ -2,14 +2,13 @@
 
 import argparse
 import logging
-import re
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import cli
 from pipelines.config import Config
+from pipelines.runtime.losses import explain
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -78,9 +77,7 @@ def train(
         with stop.deferred():  # Checkpoints sees to signals
             fit.fit(module, data, ckpt_path=resume, weights_only=True)
     except Exception as error:
-        if fit.strategy.launcher is not None:  # Lightning's own processes could wait for this one for ever
-            fit.strategy.launcher.kill(signal.SIGKILL)
-        raise _explained(error, config, run) from None
+        raise _explained(error, run) from None
     except SystemExit as error:
         if error.code == 1 and fit.interrupted:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
@@ -97,36 +94,14 @@ def train(
     }
 
 
-def _explained(error: Exception, config: Config, run: "RunFolder") -> Exception:
-    """Where a training that cannot go on can be taken up; anything else as `explained`."""
+def _explained(error: Exception, run: "RunFolder") -> BaseException:
+    """Where a training that cannot go on can be taken up; what is said of lost processes, in words for people."""
     from esformer.training.module import TrainingError
 
     if isinstance(error, TrainingError):
         good = f"the last good checkpoint is {run.last}" if run.last.exists() else "there is no checkpoint yet"
         return TrainingError(f"{error}; {good}")
-    return explained(error, config)
-
-
-def explained(error: Exception, config: Config) -> Exception:
-    """What PyTorch says of worker processes and of other ranks, in words for people; anything else as it is."""
-    from esformer.training.datasets import DataError
-    from esformer.training.module import TrainingError
-
-    text = str(error)
-    if not isinstance(error, RuntimeError):
-        return error
-    if "DataLoader timed out" in text:
-        where = config.data.root or config.data.name
-        return DataError(
-            f"no images came from {where} for data.timeout={config.data.timeout:g} seconds; is it still there?"
-        )
-    if match := re.search(r"DataLoader worker.* (killed by signal: \w+|exited unexpectedly)", text):
-        return DataError(
-            f"a process that loads images was {match[1]}, most likely for want of memory: try fewer data.workers"
-        )
-    if re.search("Connection closed by peer|Connection reset by peer|Broken pipe", text):
-        return TrainingError("another process of this training is gone; see what it said. The same command goes on")
-    return error
+    return explain(error)
 
 
 def _say_start(start: "Checkpoint", config: Config) -> None:

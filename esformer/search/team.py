@@ -1,7 +1,9 @@
 """Those who score the genotypes of a search: this process, worker processes beside it, and the other ranks."""
 
+import logging
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,15 +13,18 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Client, Connection, Listener, wait
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge, wait
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from lightning.fabric import Fabric
 
-from esformer.errors import ESFormerError
+from esformer.children import StoppedProcesses
+from esformer.errors import ESFormerError, ProcessLostError
 from esformer.search.worker import Measured, Scorer, Task, serve
+
+log = logging.getLogger("esformer")
 
 DEATHS = 3
 """A genotype that so many workers die of is given up."""
@@ -27,10 +32,18 @@ AHEAD = 1
 """Genotypes that a member has in hand beside those it works on, so that it never waits for the next."""
 JOINING = 600.0
 """Seconds in which every rank must have joined."""
+HANDSHAKE = 10.0
+"""Seconds in which whoever comes through the door must have shown that it belongs here."""
+VISITORS = 64
+"""Who may be about it at the same time."""
 
 
 class SearchError(ESFormerError):
     """A search that cannot go on; what it has found so far is in the journal."""
+
+
+class RankLostError(SearchError, ProcessLostError):
+    """Another rank is gone."""
 
 
 class Team(Protocol):
@@ -80,7 +93,7 @@ class Member:
 class Processes:
     """A team of worker processes here and of other ranks, which may join when it has long begun.
 
-    A worker that dies is replaced and its genotypes scored again. A rank that dies ends the search.
+    A worker that dies or is stopped is replaced and its genotypes scored again. A rank that dies ends the search.
 
     Args:
         scorer: how to score.
@@ -98,6 +111,7 @@ class Processes:
         self._deaths: dict[int, int] = {}
         self._count = 0
         self._deadline = time.monotonic() + JOINING
+        self._stopped = StoppedProcesses()
 
     def submit(self, task: Task) -> int:
         self._count += 1
@@ -120,6 +134,7 @@ class Processes:
         for connection in ready:
             if member := connections.get(connection):
                 self._hear(member)
+        self._look_after()
         return {connection for connection in others if connection in ready}
 
     def ready(self) -> list[tuple[int, Measured]]:
@@ -133,7 +148,7 @@ class Processes:
             time.sleep(0.01)
         for member in self.members:
             if member.process is not None:
-                member.process.terminate()
+                member.process.kill()  # SIGTERM would wait in one that is stopped
                 member.process.wait()
             elif done:
                 with suppress(OSError):
@@ -194,9 +209,16 @@ class Processes:
             raise outcome
         self._results[number] = outcome
 
+    def _look_after(self) -> None:
+        """Kill workers that stay stopped (SIGSTOP); others take their place, and what they had in hand."""
+        workers = {member.process.pid: member.process for member in self.members if member.process is not None}
+        for pid in self._stopped.among(workers):
+            log.warning("worker process %d was stopped (SIGSTOP); another takes its place", pid)
+            workers[pid].kill()
+
     def _lose(self, member: Member) -> None:
         if member.process is None:
-            raise SearchError(f"{member.name} is gone; the same command goes on from the journal")
+            raise RankLostError(f"{member.name} is gone; the same command goes on from the journal")
         member.connection.close()
         code = member.process.wait()
         for number in reversed(member.tasks):
@@ -205,9 +227,10 @@ class Processes:
             number, task = next(iter(member.tasks.items()))  # the one that it was working on
             self._deaths[number] = self._deaths.get(number, 0) + 1
             if self._deaths[number] == DEATHS:
+                memory = ", most likely for want of memory" if code == -signal.SIGKILL else ""
                 raise SearchError(
-                    f"{DEATHS} workers died (exit code {code}) of genotype {task.genotype.digest}, most likely for want"
-                    " of memory; the same command goes on from here, with fewer search.workers if it happens again"
+                    f"{DEATHS} workers died (exit code {code}) of genotype {task.genotype.digest}{memory}; the same"
+                    " command goes on from here, with fewer search.workers if it happens again"
                 )
         self.members[self.members.index(member)] = self._hire()
 
@@ -218,8 +241,9 @@ class Door:
     def __init__(self, host: str) -> None:
         self.key = os.urandom(32)
         self._closed = False
-        self._listener = Listener((host, 0), backlog=1024, authkey=self.key)
+        self._listener = Listener((host, 0), backlog=1024)  # without a key, for it would wait for each in turn
         self._arrived: SimpleQueue[tuple[str, int, Connection]] = SimpleQueue()
+        self._visitors = threading.Semaphore(VISITORS)
         threading.Thread(target=self._open, daemon=True).start()
 
     @property
@@ -243,10 +267,31 @@ class Door:
 
     def _open(self) -> None:
         while not self._closed:
-            with suppress(EOFError, OSError, multiprocessing.AuthenticationError):  # whoever that was
+            self._visitors.acquire()
+            try:
                 connection = self._listener.accept()
-                _keep_alive(connection)
-                self._arrived.put((*connection.recv(), connection))
+            except OSError:  # whoever that was
+                self._visitors.release()
+            else:
+                threading.Thread(target=self._admit, args=(connection,), daemon=True).start()
+
+    def _admit(self, connection: Connection) -> None:
+        """Let in who knows the key; one that says nothing, or too slowly, is shown out."""
+        clock = threading.Timer(HANDSHAKE, _hang_up, [connection])
+        clock.daemon = True
+        clock.start()
+        try:
+            deliver_challenge(connection, self.key)
+            answer_challenge(connection, self.key)
+            _keep_alive(connection)
+            name, capacity = connection.recv()
+        except Exception:  # whoever that was, and whatever it sent
+            connection.close()
+        else:
+            self._arrived.put((name, capacity, connection))
+        finally:
+            clock.cancel()
+            self._visitors.release()
 
 
 def gather(fabric: Fabric, scorer: Scorer, workers: int) -> Team | None:
@@ -269,7 +314,7 @@ def gather(fabric: Fabric, scorer: Scorer, workers: int) -> Team | None:
             rank0.send((f"rank {fabric.global_rank}", workers))
             _help(rank0, replace(rank0.recv(), device=str(fabric.device)), workers)
     except (EOFError, OSError):
-        raise SearchError("rank 0 is gone; the same command goes on from the journal") from None
+        raise RankLostError("rank 0 is gone; the same command goes on from the journal") from None
     return None
 
 
@@ -292,6 +337,12 @@ def _help(rank0: Connection, scorer: Scorer, workers: int) -> None:
         raise
     finally:
         team.close(done=False)
+
+
+def _hang_up(connection: Connection) -> None:
+    """Have whoever waits for the other end wait no more."""
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as other:
+        other.shutdown(socket.SHUT_RDWR)
 
 
 def _keep_alive(connection: Connection) -> None:

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from esformer.children import end_with_parent
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.proxies import get, score
@@ -62,6 +63,7 @@ def serve(connection: Connection, scorer: Callable[[Task], Measured]) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     torch.set_num_threads(1)
     with Connection(int(sys.argv[1])) as connection, suppress(EOFError, OSError):  # whoever sent the tasks is gone
         serve(connection, connection.recv())

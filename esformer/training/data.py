@@ -2,7 +2,6 @@
 
 import logging
 import random
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from esformer.data.loader import Loader
 from esformer.training.datasets import CorruptImage, DataConfig, DataError, check_memory, resolve
 from esformer.training.decoding import evaluation_transform, training_transform
 from esformer.training.images import ImageDataset, build
@@ -122,14 +122,14 @@ class EvaluationDataModule(LightningDataModule):
 
     def _loader(self, dataset: Dataset[Item], sampler: Sampler[list[Place]], **settings: Any) -> DataLoader[Item]:
         workers = self.config.workers
-        return DataLoader(
+        return Loader(
             dataset,
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            timeout=self.config.timeout if workers else 0,
-            worker_init_fn=outlive_sigterm,
+            patience=self.config.timeout,
+            source=str(self.config.root or self.config.name),
             **settings,
         )
 
@@ -375,14 +375,6 @@ def collate(items: Sequence[Item]) -> Batch:
         np.array([item.place for item in items]),
         tuple(name for item in items for name in item.corrupt),
     )
-
-
-def outlive_sigterm(worker: int) -> None:
-    """Let a process that loads images work on when SIGTERM asks the training to stop; a second one ends it.
-
-    Where a cluster sends the signal to all processes of a job, the training could not save otherwise.
-    """
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL) and None)
 
 
 def seed_all(*numbers: int) -> None:

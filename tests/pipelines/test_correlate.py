@@ -18,9 +18,10 @@ from PIL import Image
 
 from esformer.benchmarks.base import Entry
 from esformer.benchmarks.correlation import correlate as correlation
+from esformer.children import StoppedProcesses
 from esformer.errors import ESFormerError
 from esformer.proxies import get, names
-from pipelines import cli, correlate
+from pipelines import cli, correlate, scoring
 from pipelines.run import Folder
 from pipelines.scoring import Job, Score, ScoreFile, ScoringError, read_batch, score_all
 
@@ -147,13 +148,24 @@ def test_stopped_on_the_way(warm, tmp_path):
     assert figures("stopped") == figures("calm")
 
 
+def test_a_stopped_worker_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(scoring, "StoppedProcesses", lambda: StoppedProcesses(patience=1))
+    tasks = [(architecture, ["entropic_score", "log_synflow"]) for architecture in TABLE]
+    with closing(score_all(Job("channel-bench-resnet", "cifar10"), tasks, workers=1)) as coming:
+        next(coming)
+        worker = multiprocessing.active_children()[0].pid
+        os.kill(worker, signal.SIGSTOP)
+        with pytest.raises(ScoringError, match=rf"was stopped \(process {worker}, SIGSTOP\) and had to be ended"):
+            list(coming)
+
+
 def test_a_worker_that_dies_is_one_sentence():
     tasks = [(architecture, ["entropic_score", "log_synflow"]) for architecture in TABLE]
     with closing(score_all(Job("channel-bench-resnet", "cifar10"), tasks, workers=2)) as coming:
         first = next(coming)
         assert [score.proxy for score in first] == ["entropic_score", "log_synflow"]
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        with pytest.raises(ScoringError, match="a worker process died"):
+        with pytest.raises(ScoringError, match="a worker process was killed, most likely for want of memory"):
             list(coming)
     deadline = time.monotonic() + 30
     while multiprocessing.active_children():  # the pool's own thread may still be waiting for one that has ended

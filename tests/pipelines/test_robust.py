@@ -45,7 +45,7 @@ def test_a_rank_that_dies_ends_the_others(tmp_path, smallest, warm):
     ranks[1].kill()
     assert ranks[0].wait(60) == 2, ranks[0].output
     assert ranks[0].output.rstrip().splitlines()[-1] == (
-        "error: another process of this training is gone; see what it said. The same command goes on"
+        "error: another process of this job is gone; see what it said. The same command goes on"
     )
 
 

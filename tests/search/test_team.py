@@ -1,20 +1,25 @@
 """Worker processes: the same results as without, whatever happens to them."""
 
+import multiprocessing
 import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Client
 from pathlib import Path
 
 import pytest
 from scorers import Dying, Hashed, Refusing
 from searches import SPACE
 
+from esformer.children import StoppedProcesses
 from esformer.errors import ESFormerError
-from esformer.search.team import DEATHS, Alone, Processes, SearchError
+from esformer.search import team as team_module
+from esformer.search.team import DEATHS, Alone, Door, Processes, SearchError
 from esformer.search.worker import Task
 
 GENOTYPES = [SPACE.sample(random.Random(i)) for i in range(24)]
@@ -79,6 +84,47 @@ def test_what_cannot_be_scored_is_said_as_in_one_process(team):
     for other in (Alone(Refusing()), team(Refusing(), 1)):
         with pytest.raises(ESFormerError, match=f"{GENOTYPES[0].digest} cannot be scored"):
             results(other, TASKS[:1])
+
+
+def test_a_stopped_worker_is_replaced_and_its_genotypes_scored_again(team, monkeypatch, caplog):
+    monkeypatch.setattr(team_module, "StoppedProcesses", lambda: StoppedProcesses(patience=1))
+    two = team(Hashed(0.01), 2)
+    results(two, TASKS[:2])
+    stopped = two.members[0].process.pid
+    os.kill(stopped, signal.SIGSTOP)
+    began = time.monotonic()
+    assert results(two) == EXPECTED
+    assert time.monotonic() - began < 15
+    assert f"worker process {stopped} was stopped (SIGSTOP); another takes its place" in caplog.text
+    os.kill(two.members[1].process.pid, signal.SIGSTOP)  # closing must not wait for it
+
+
+def test_visitors_who_say_nothing_or_nonsense_keep_nobody_out(monkeypatch):
+    monkeypatch.setattr(team_module, "HANDSHAKE", 1.0)
+    monkeypatch.setattr(team_module, "VISITORS", 8)
+    door = Door("localhost")
+    address = ("localhost", door.port)
+    silent = [socket.create_connection(address) for _ in range(12)]  # more than may be there at the same time
+    talking = socket.create_connection(address)
+    talking.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+    with pytest.raises((multiprocessing.AuthenticationError, OSError, EOFError)):
+        Client(address, authkey=b"guessed")
+    with Client(address, authkey=door.key) as rank:
+        rank.send(("rank 1", 2))
+        deadline = time.monotonic() + 10
+        while not (arrived := door.come()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        ((name, capacity, connection),) = arrived
+        assert (name, capacity) == ("rank 1", 2)
+        time.sleep(1.2)  # the clock has stopped: nobody hangs up on who is known
+        connection.send("hello")
+        assert rank.recv() == "hello"
+    assert all(visitor.recv(1000) is not None and visitor.recv(1000) == b"" for visitor in silent[:4])
+    for visitor in (*silent, talking):
+        visitor.close()
+    connection.close()
+    door.close()
 
 
 PARENT = """

@@ -1,0 +1,1 @@
+"""Images: how they come to the network."""
