@@ -2,8 +2,8 @@
 
     python docs/decoders.py FOLDER [WIDTH HEIGHT]
 
-FOLDER holds JPEGs, at any depth. Given a width and a height, speed is measured on the first 100 of them, resized to that
-and encoded anew with quality 90; the pixels are those of all images as they are.
+FOLDER holds JPEGs, at any depth. Given a width and a height, speed is measured on the first 100 of them, resized to
+that and encoded anew with quality 90; the pixels are those of all images as they are.
 """
 
 import argparse
@@ -46,6 +46,7 @@ class Prepared:
 
 
 def configured(decoder: str, interpolation: str = "bicubic", img_size: int = 224) -> DataConfig:
+    """ImageNet's settings but for these."""
     return DataConfig(decoder=decoder, interpolation=interpolation, img_size=img_size)
 
 
