@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esformer.atomic import write_bytes
+from esformer.errors import printable
 
 NUMBERED, NAMED = 30, 60
 """Most classes with numbers in the cells; with their names at the sides."""
@@ -42,14 +43,15 @@ def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str], title: 
     image = ax.imshow(np.maximum(shares, FAINT), cmap="Blues", norm=LogNorm(FAINT, 1))
     ax.set(xlabel="taken for", ylabel="class")
     if count <= NAMED:
-        names = [name if len(name) <= LENGTH else f"{name[: LENGTH - 1]}…" for name in classes]
-        ax.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 3 else 0, fontsize=8)
-        ax.set_yticks(range(count), names, fontsize=8)
+        names = [printable(name) for name in classes]
+        names = [name if len(name) <= LENGTH else f"{name[: LENGTH - 1]}…" for name in names]
+        ax.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 3 else 0, fontsize=8, parse_math=False)
+        ax.set_yticks(range(count), names, fontsize=8, parse_math=False)
     if count <= NUMBERED:
         _write_numbers(ax, confusion, shares)
     bar = figure.colorbar(image, ax=ax, shrink=0.6, label="share of the class's images")
     bar.set_ticks([FAINT, 0.01, 0.1, 1], labels=["0.1% or less", "1%", "10%", "100%"])
-    ax.set_title(title, fontsize=10)
+    ax.set_title(printable(title), fontsize=10, parse_math=False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     write_bytes(path, picture.getvalue())

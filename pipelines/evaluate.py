@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esformer.errors import ESFormerError
+from esformer.errors import ESFormerError, printable
 from pipelines import cli
 from pipelines.checkpoint import check_size, evaluation_of
 from pipelines.config import Config
@@ -316,12 +316,12 @@ def show(report: dict[str, Any], folder: Path) -> None:
         if len(rows) <= SHOWN or not SHOWN // 2 <= number < len(rows) - SHOWN // 2:
             shares = ["-" if row[name] is None else f"{row[name]:.4f}" for name in ("top1", "top5", "precision")]
             other = f"{row['taken_for']} ({row['taken_for_images']})" if row["taken_for"] else ""
-            table.add_row(row["class"], str(row["images"]), *shares, other)
+            table.add_row(printable(row["class"]), str(row["images"]), *shares, printable(other))
         if len(rows) > SHOWN and number == SHOWN // 2:
             table.add_section()
             table.add_row("...")
             table.add_section()
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if sys.stdout.isatty() else 120, markup=False).print(table)
 
 
 if __name__ == "__main__":

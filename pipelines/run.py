@@ -241,7 +241,7 @@ def show(summary: dict[str, Any]) -> None:
         elif isinstance(value, list):
             value = "\n".join(map(str, value))
         table.add_row(key.replace("_", " "), str(value))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    Console(soft_wrap=not sys.stdout.isatty(), markup=False).print(table)
 
 
 def _default(pipeline: str, config: Config) -> Path:

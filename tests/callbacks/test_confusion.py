@@ -53,3 +53,8 @@ def test_classes_without_images_are_white(drawn):
     cells, sides, _ = drawn(np.zeros((3, 3), np.int64), ["a", "b", "c"])
     assert cells == {}
     assert sides == ["a", "b", "c"]
+
+
+def test_names_are_no_formulas(drawn):
+    names = ["$x^$", "a\n\x1b[31mb", "[b]"]
+    assert drawn(np.eye(3, dtype=np.int64), names)[1] == ["$x^$", "a\\n\\x1b[31mb", "[b]"]

@@ -263,6 +263,19 @@ def test_a_batch_of_images(tmp_path):
     )
 
 
+def test_a_batch_of_images_with_odd_names(tmp_path):
+    folder = images(tmp_path / "photos", each=5)
+    digest = read_batch(folder, 6, 10, 16, 0).digest
+    odd = folder / "cat" / os.fsdecode(b"\xff\n.png")
+    Image.new("RGB", (20, 20)).save(tmp_path / "odd.png")
+    (tmp_path / "odd.png").rename(odd)
+    assert read_batch(folder, 11, 10, 16, 0).digest != digest
+    odd.unlink()
+    odd.symlink_to("/nowhere")
+    with pytest.raises(ESFormerError, match=r"\\udcff\\n.png cannot be read \(No such file or directory\)$"):
+        read_batch(folder, 11, 10, 16, 0)
+
+
 def test_a_larger_sample_holds_a_smaller_one():
     entries = [Entry(str(i), 90.0) for i in range(100)]
     drawn = correlate.draw_sample(entries, 50, seed=3)
