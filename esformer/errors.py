@@ -1,5 +1,7 @@
 """What went wrong in a way that the user can mend, and what did not go wrong but stopped."""
 
+from esformer.text import printable
+
 STOPPED = 75
 """Exit code (EX_TEMPFAIL) of a process that a signal stopped in good order; the same command goes on."""
 
@@ -10,4 +12,5 @@ class ESFormerError(ValueError):
     def __init__(self, message: str) -> None:
         if "Original Traceback" in message:  # a DataLoader's worker hands an error on with its traceback in the message
             message = message.rstrip().splitlines()[-1].partition(": ")[2]
+        message = "\n".join(map(printable, message.split("\n")))  # it may speak of what a file holds
         super().__init__(message)

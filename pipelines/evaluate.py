@@ -54,6 +54,8 @@ MADE = ("digits", "synthetic")
 """Images that lie in no folder; where one is given, they are not meant."""
 SECONDS = 5.0
 """For a batch to be timed over and over."""
+LONGEST = 60
+"""Characters of a class's name in the printed table."""
 SHOWN = 20
 """Classes in the printed table: all, or the best and the worst."""
 
@@ -91,8 +93,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         report |= summarise(evaluator.found, corrupt, classes)
         if is_main():
             report |= measure(trainer, evaluator, data, config)
-            write(folder, report, evaluator.found)
-            show(report, folder)
+            try:
+                write(folder, report, evaluator.found)
+            except OSError as error:
+                raise EvaluationError(f"the results cannot be written to {folder}: {error.strerror}") from None
+            finally:
+                show(report, folder)
     return report
 
 
@@ -302,8 +308,10 @@ def write(folder: Path, report: dict[str, Any], found: "Evaluation") -> None:
 def show(report: dict[str, Any], folder: Path) -> None:
     """The figures and the classes as tables."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from esformer.text import printable
     from pipelines.run import show as show_summary
 
     latency, data = report["latency"], report["data"]
@@ -321,8 +329,9 @@ def show(report: dict[str, Any], folder: Path) -> None:
     for number, row in enumerate(rows):
         if len(rows) <= SHOWN or not SHOWN // 2 <= number < len(rows) - SHOWN // 2:
             shares = ["-" if row[name] is None else f"{row[name]:.4f}" for name in ("top1", "top5", "precision")]
-            other = f"{row['taken_for']} ({row['taken_for_images']})" if row["taken_for"] else ""
-            table.add_row(row["class"], str(row["images"]), *shares, other)
+            name, taken = (escape(printable(row[key] or "", LONGEST)) for key in ("class", "taken_for"))
+            other = f"{taken} ({row['taken_for_images']})" if taken else ""
+            table.add_row(name, str(row["images"]), *shares, other)
         if len(rows) > SHOWN and number == SHOWN // 2:
             table.add_section()
             table.add_row("...")

@@ -134,3 +134,42 @@ def test_the_licence_is_what_its_owner_says(license):
 def test_no_classifier():
     text = card(num_classes=0)
     assert "| classes | none |" in text and "no classifier" in text
+
+
+def test_what_comes_from_data_is_shown_as_text(known):
+    evil = [
+        "<script>alert(1)</script>",
+        "[x](javascript:alert(1))",
+        "![x](http://evil/x.png)",
+        "\x1b[31mred\x1b]0;title\x07",
+        "a\n\n# heading\n---\nlicense: mit",
+        "| a | b |",
+        "`code` **bold** ~~gone~~ $x$",
+        "\u202eleft\udcff",
+        "x" * 10_000,
+        "&lt;",
+    ]
+    about = known.describe()
+    about["data"] = about["data"] | {"classes": evil, "name": evil[0] + evil[1]}
+    about["provenance"] = {evil[5]: evil[3], "deep": {evil[0]: evil[4]}}
+    about["recipe"] = {evil[1]: evil[6]}
+    card = model_card(about, "usage", "a b](x).png", is_graph=False, license=evil[4])
+    card.encode()
+    for word in (
+        "<script",
+        "](javascript",
+        "![x]",
+        "\x1b",
+        "\x07",
+        "\u202e",
+        "`code`",
+        "**bold",
+        "~~gone",
+        "x" * 200,
+        "](x)",
+    ):
+        assert word not in card, word
+    assert not [line for line in card.splitlines() if line in ("# heading", "---", "license: mit")]
+    for line in card.splitlines():
+        if line.startswith("|"):
+            assert line.replace("\\|", "").count("|") == 3, line
