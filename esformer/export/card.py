@@ -55,7 +55,7 @@ def model_card(
         "## Provenance",
         _table(_flat(about["provenance"])) if about["provenance"] else f"Where the genotype comes from is {UNKNOWN}.",
         "## Licence",
-        _text(license or "") or "Not stated. Ask whoever gave you this file what you may do with it.",
+        printable(license or "") or "Not stated. Ask whoever gave you this file what you may do with it.",
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(about, is_graph, bool(evaluation))),
     ]
@@ -167,9 +167,10 @@ def _limits(about: Mapping[str, Any], is_graph: bool, evaluated: bool) -> Iterat
         yield f"Trained on images of {_trained_size(about)}, it has attention biases interpolated to this size{here}"
     if not about["metrics"] and not evaluated:
         yield f"Its accuracy is {UNKNOWN}."
+    name = _text(about["data"].get("name", UNKNOWN))
     yield (
         "It knows its classes alone, and gives one of them for any image. How it does on other images than those"
-        f" it was trained on ({_text(about['data'].get('name', UNKNOWN))}), on distorted ones, or on different groups of"
+        f" it was trained on ({name}), on distorted ones, or on different groups of"
         " people was not measured."
     )
 

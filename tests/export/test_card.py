@@ -136,7 +136,7 @@ def test_no_classifier():
     assert "| classes | none |" in text and "no classifier" in text
 
 
-def test_what_comes_from_data_is_shown_as_text(known):
+def test_what_comes_from_data_is_shown_as_text():
     evil = [
         "<script>alert(1)</script>",
         "[x](javascript:alert(1))",
@@ -149,27 +149,20 @@ def test_what_comes_from_data_is_shown_as_text(known):
         "x" * 10_000,
         "&lt;",
     ]
-    about = known.describe()
-    about["data"] = about["data"] | {"classes": evil, "name": evil[0] + evil[1]}
-    about["provenance"] = {evil[5]: evil[3], "deep": {evil[0]: evil[4]}}
-    about["recipe"] = {evil[1]: evil[6]}
-    card = model_card(about, "usage", "a b](x).png", is_graph=False, license=evil[4])
-    card.encode()
-    for word in (
-        "<script",
-        "](javascript",
-        "![x]",
-        "\x1b",
-        "\x07",
-        "\u202e",
-        "`code`",
-        "**bold",
-        "~~gone",
-        "x" * 200,
-        "](x)",
-    ):
-        assert word not in card, word
-    assert not [line for line in card.splitlines() if line in ("# heading", "---", "license: mit")]
-    for line in card.splitlines():
+    about = ABOUT | {
+        "num_classes": len(evil),
+        "data": ABOUT["data"] | {"classes": evil, "name": evil[0] + evil[1]},
+        "provenance": {evil[5]: evil[3], "deep": {evil[0]: evil[4]}},
+        "recipe": {evil[1]: evil[6]},
+        "version": evil[2],
+    }
+    found = {"images": 3, "top1": 0.5, "data": about["data"]}
+    text = model_card(about, "usage", "a b](x).png", False, evil[4], found)
+    text.encode()
+    forbidden = ["<script", "](javascript", "![x]", "\x1b", "\x07", "\u202e", "`code`", "**bold", "~~gone", "](x)"]
+    for word in (*forbidden, "x" * 200):
+        assert word not in text, word
+    assert not [line for line in text.splitlines() if line in ("# heading", "---", "license: mit")]
+    for line in text.splitlines():
         if line.startswith("|"):
             assert line.replace("\\|", "").count("|") == 3, line

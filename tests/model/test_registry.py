@@ -97,7 +97,8 @@ def test_a_network_from_the_meta_device_is_filled_as_timms_are():
 
 @pytest.mark.parametrize("genotype", ["/etc/passwd", "genotype.yaml", 3, ["a"]])
 def test_a_folders_genotype_is_never_a_path(genotype, tmp_path):
-    config = {"architecture": "esformer_s0", "num_classes": 3, "model_args": {"genotype": genotype}}
+    config = {"architecture": "esformer_s0", "num_classes": 3, "pretrained_cfg": {}}
+    config["model_args"] = {"genotype": genotype}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "genotype.yaml").write_text("secret: words")
     with pytest.raises(GenotypeError, match="the genotype of a saved model is no dictionary") as caught:
