@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esformer.atomic import write_bytes
-from esformer.errors import printable
+from esformer.text import printable
 
 NUMBERED, NAMED = 30, 60
 """Most classes with numbers in the cells; with their names at the sides."""

@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from esformer.errors import ESFormerError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of a disk that is full, or a file that may not become as large."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -20,8 +24,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)  # a disk that is full needs the room
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None  # it may name no file, or this one
         raise
 
 
@@ -42,7 +48,12 @@ def staged(path: Path) -> Iterator[Path]:
     with room:
         new, old = Path(room.name, "new"), Path(room.name, "old")
         new.mkdir()
-        yield new
+        try:
+            yield new
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise ESFormerError(f"{path} cannot be written: {error.strerror}") from None
         for made in sorted(new.iterdir(), key=lambda made: made.name == path.name):  # what it is all about comes last
             goal = path.with_name(made.name)
             if goal.is_dir():

@@ -1,5 +1,7 @@
 """What went wrong in a way that the user can mend, and what did not go wrong but stopped."""
 
+from esformer.text import printable
+
 STOPPED = 75
 """Exit code (EX_TEMPFAIL) of a process that a signal stopped in good order; the same command goes on."""
 
@@ -13,15 +15,7 @@ class ESFormerError(ValueError):
     def __init__(self, message: str) -> None:
         if "Original Traceback" in message:  # a DataLoader's worker hands an error on with its traceback in the message
             message = message.rstrip().splitlines()[-1].partition(": ")[2]
-        super().__init__("\n".join(map(printable, message.split("\n"))))
-
-
-def printable(text: str) -> str:
-    """Text as it can be written to any file and shown on any terminal.
-
-    Names of files may be of any bytes: what is not UTF-8, and what a terminal would obey, stands there as an escape.
-    """
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        super().__init__("\n".join(map(printable, message.split("\n"))))  # it may speak of what a file holds
 
 
 class ProcessLostError(ESFormerError):

@@ -22,7 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esformer.errors import ESFormerError, printable
+from esformer.errors import ESFormerError
+from esformer.text import printable
 from pipelines import cli
 from pipelines.checkpoint import check_size, evaluation_of
 from pipelines.config import Config
@@ -55,6 +56,8 @@ MADE = ("digits", "synthetic")
 """Images that lie in no folder; where one is given, they are not meant."""
 SECONDS = 5.0
 """For a batch to be timed over and over."""
+LONGEST = 60
+"""Characters of a class's name in the printed table."""
 SHOWN = 20
 """Classes in the printed table: all, or the best and the worst."""
 
@@ -92,8 +95,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         report |= summarise(evaluator.found, corrupt, classes)
         if is_main():
             report |= measure(trainer, evaluator, data, config)
-            write(folder, report, evaluator.found)
-            show(report, folder)
+            try:
+                write(folder, report, evaluator.found)
+            except OSError as error:
+                raise EvaluationError(f"the results cannot be written to {folder}: {error.strerror}") from None
+            finally:
+                show(report, folder)
     return report
 
 
@@ -315,8 +322,9 @@ def show(report: dict[str, Any], folder: Path) -> None:
     for number, row in enumerate(rows):
         if len(rows) <= SHOWN or not SHOWN // 2 <= number < len(rows) - SHOWN // 2:
             shares = ["-" if row[name] is None else f"{row[name]:.4f}" for name in ("top1", "top5", "precision")]
-            other = f"{row['taken_for']} ({row['taken_for_images']})" if row["taken_for"] else ""
-            table.add_row(printable(row["class"]), str(row["images"]), *shares, printable(other))
+            name, taken = (printable(row[key] or "", LONGEST) for key in ("class", "taken_for"))
+            other = f"{taken} ({row['taken_for_images']})" if taken else ""
+            table.add_row(name, str(row["images"]), *shares, other)
         if len(rows) > SHOWN and number == SHOWN // 2:
             table.add_section()
             table.add_row("...")

@@ -167,7 +167,7 @@ def write_card(
 
     card, picture = (out / "README.md", out / "genotype.png") if kind.is_folder else beside_file(out)
     head = front_matter(options.license) if kind.is_folder else ""
-    usage = kind.usage.format(name=out.name)
+    usage = kind.usage.format(name=json.dumps(out.name)[1:-1])  # within quotes
     evaluation = evaluated(options.checkpoint, found.digest(not options.raw), about["img_size"])
     text = head + model_card(about, usage, picture.name, kind.is_graph, options.license, evaluation)
     (place / card.relative_to(out.parent)).write_text(text, encoding="utf-8")
@@ -178,8 +178,13 @@ def write_card(
 
 def evaluated(checkpoint: str, digest: str, img_size: list[int]) -> dict[str, Any]:
     """The figures that `pipelines.evaluate` left beside the checkpoint, if they are of these weights at this size."""
+    from esformer.export.card import METRICS
+
     try:
         found = json.loads((evaluation_of(checkpoint) / "evaluation.json").read_text(encoding="utf-8"))
+        figures = [found["images"], *(found[name] for name in METRICS if found.get(name) is not None)]
+        if not isinstance(found["data"]["name"], str) or not all(type(value) in (int, float) for value in figures):
+            return {}
         same = found["weights_digest"] == digest and [found["data"]["img_size"]] * 2 == img_size
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

@@ -36,3 +36,32 @@ def test_a_file_is_replaced(tmp_path):
     for text in ("old", "new"):
         write_text(tmp_path / "a.txt", text)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "new")]
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from esformer.atomic import staged, write_bytes
+from esformer.errors import ESFormerError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+folder = Path(sys.argv[1])
+for write in (lambda path: path.write_bytes(b"x" * 9999), lambda path: write_bytes(path, b"x" * 9999)):
+    try:
+        with staged(folder / "a.onnx") as place:
+            write(place / "a.onnx")
+    except ESFormerError as error:
+        print(error)
+try:
+    write_bytes(folder / "b.json", b"x" * 9999)
+except OSError as error:
+    print(error)
+print(list(folder.iterdir()))
+"""
+
+
+def test_a_full_disk_is_a_sentence_with_the_files_name(fresh_process, tmp_path):
+    lines = fresh_process("-c", LIMITED, tmp_path).splitlines()
+    assert lines[0] == lines[1] == f"{tmp_path}/a.onnx cannot be written: File too large"
+    assert lines[2] == f"[Errno 27] File too large: '{tmp_path}/b.json'"
+    assert lines[3] == "[]"

@@ -1,16 +1,22 @@
 """The model card: what a network is, what it reached, where it comes from and what is not known of it, in Markdown."""
 
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
 from esformer.genotype import Genotype
 from esformer.model.cost import cost
+from esformer.text import printable
 
 UNKNOWN = "not recorded"
 METRICS = {"top1": "top-1", "top5": "top-5", "loss": "cross-entropy", "calibration_error": "calibration error"}
 SHOWN_CLASSES = 20
+LONGEST = 2500
+"""Characters of a value that are shown."""
 PAPER = "*Entropic Score metric: Decoupling Topology and Size in Training-free NAS*"
 
 
@@ -37,7 +43,7 @@ def model_card(
         f"A hybrid Transformer (convolutions, then attention) for image classification, {_weights(about)}. Its"
         f" architecture comes from the search space of {PAPER}.",
         _table(_facts(about)),
-        f"![the network, block by block]({picture})",
+        f"![the network, block by block]({quote(os.fsencode(picture))})",
         "## Use",
         f"```python\n{usage}\n```",
         _preparation(about),
@@ -49,7 +55,7 @@ def model_card(
         "## Provenance",
         _table(_flat(about["provenance"])) if about["provenance"] else f"Where the genotype comes from is {UNKNOWN}.",
         "## Licence",
-        license or "Not stated. Ask whoever gave you this file what you may do with it.",
+        printable(license or "") or "Not stated. Ask whoever gave you this file what you may do with it.",
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(about, is_graph, bool(evaluation))),
     ]
@@ -85,7 +91,9 @@ def _facts(about: Mapping[str, Any]) -> dict[str, str]:
     genotype = Genotype.from_dict(about["genotype"])
     price = cost(genotype, (height, width), about["num_classes"], about["in_chans"])
     classes = about["data"].get("classes", [])
-    named = ", ".join(classes[:SHOWN_CLASSES]) + (", ..." if len(classes) > SHOWN_CLASSES else "")
+    named = ", ".join(printable(name, 100) for name in classes[:SHOWN_CLASSES]) + (
+        ", ..." if len(classes) > SHOWN_CLASSES else ""
+    )
     return {
         "parameters": f"{price.params:,}",
         "multiply-accumulates of one image": f"{price.macs:,}",
@@ -122,10 +130,10 @@ def _accuracy(about: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     logged = {name: about["metrics"][prefix + name] for name in METRICS if prefix + name in about["metrics"]}
     texts = []
     if logged:
-        where = f"the validation images of {about['data'].get('name', 'a data set whose name is ' + UNKNOWN)}"
+        where = f"the validation images of {_text(about['data'].get('name', 'a data set whose name is ' + UNKNOWN))}"
         texts.append(f"On {where}, at {_trained_size(about)}, as the training logged it:\n\n{_figures(logged)}")
     if evaluation:
-        images = f"{evaluation['images']:,} validation images of {evaluation['data']['name']}"
+        images = f"{evaluation['images']:,} validation images of {_text(evaluation['data']['name'])}"
         texts.append(f"By `pipelines.evaluate`, on {images}:\n\n{_figures(evaluation)}")
     return "\n\n".join(texts) or f"Top-1 and top-5 are {UNKNOWN}."
 
@@ -136,7 +144,7 @@ def _figures(found: Mapping[str, Any]) -> str:
 
 
 def _training_images(about: Mapping[str, Any]) -> str:
-    name = about["data"].get("name", UNKNOWN)
+    name = _text(about["data"].get("name", UNKNOWN))
     return f"Images: {name}, at {_trained_size(about)}." if about["weights"] != "random" else "None."
 
 
@@ -159,9 +167,10 @@ def _limits(about: Mapping[str, Any], is_graph: bool, evaluated: bool) -> Iterat
         yield f"Trained on images of {_trained_size(about)}, it has attention biases interpolated to this size{here}"
     if not about["metrics"] and not evaluated:
         yield f"Its accuracy is {UNKNOWN}."
+    name = _text(about["data"].get("name", UNKNOWN))
     yield (
         "It knows its classes alone, and gives one of them for any image. How it does on other images than those"
-        f" it was trained on ({about['data'].get('name', UNKNOWN)}), on distorted ones, or on different groups of"
+        f" it was trained on ({name}), on distorted ones, or on different groups of"
         " people was not measured."
     )
 
@@ -178,7 +187,13 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return _show(value).replace("|", "\\|").replace("\n", " ")
+    return _text(_show(value))
+
+
+def _text(text: str) -> str:
+    """What comes from data, as text and nothing else: no HTML, link, image, code, emphasis or cell of a table."""
+    shown = printable(text.replace("\n", " "), LONGEST).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|~$])", r"\\\1", shown)
 
 
 def _show(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The shipped ESFormers as timm models: import this, and `timm.create_model("esformer_s0")` works."""
 
 import logging
+import os
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -8,7 +9,7 @@ from timm.layers import is_scriptable, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from esformer.genotype import Genotype
+from esformer.genotype import Genotype, GenotypeError
 from esformer.model.esformer import ESFormer
 from esformer.model.weights import WeightsError, checkpoint_filter_fn, clean, fit
 
@@ -43,9 +44,7 @@ def _create_esformer(variant: str, pretrained: bool = False, **kwargs: Any) -> n
     (`feature_cls="fx"`). Weights that timm's `create_model(checkpoint_path=...)` loads are fitted to the network, as
     `esformer.load` does.
     """
-    genotype = kwargs.pop("genotype", None) or Genotype.shipped(variant)
-    if not isinstance(genotype, Genotype):
-        genotype = Genotype.from_dict(genotype) if isinstance(genotype, dict) else Genotype.load(genotype)
+    genotype = _genotype(variant, kwargs.pop("genotype", None), kwargs.get("pretrained_cfg"))
     if kwargs.get("features_only"):
         kwargs.setdefault("dynamic_img_size", not is_scriptable() and kwargs.get("feature_cls") != "fx")
     network = build_model_with_cfg(
@@ -61,6 +60,18 @@ def _create_esformer(variant: str, pretrained: bool = False, **kwargs: Any) -> n
     _describe(network.pretrained_cfg, **kwargs)
     network.register_load_state_dict_pre_hook(_fit)
     return network
+
+
+def _genotype(variant: str, given: Any, cfg: Any) -> Genotype:
+    """The genotype of a network; that of a folder or of the hub stands in its config.json, which may name no file."""
+    if isinstance(given, Genotype) or not given:
+        return given or Genotype.shipped(variant)
+    if isinstance(given, dict):
+        return Genotype.from_dict(given)
+    source = cfg.get("source") if isinstance(cfg, dict) else getattr(cfg, "source", None)
+    if source or not isinstance(given, str | os.PathLike):
+        raise GenotypeError("the genotype of a saved model is no dictionary; give create_model a Genotype of your own")
+    return Genotype.load(given)
 
 
 def _describe(cfg: dict[str, Any], dynamic_img_size: bool = False, **kwargs: Any) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from esformer.errors import printable
+from esformer.text import printable
 from esformer.training.datasets import MOST_CLASSES, CorruptImage, DataError
 from esformer.training.shards import Index, PerProcess, Table, open_files
 from esformer.training.sources import LARGEST_FILE, gone

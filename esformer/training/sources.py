@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from esformer.errors import printable
+from esformer.text import printable
 from esformer.training.datasets import CorruptImage, DataError, is_folder
 
 SPLITS = ("val", "validation", "test")

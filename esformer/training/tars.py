@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esformer.errors import printable
+from esformer.text import printable
 from esformer.training.datasets import MOST_CLASSES, DataError
 from esformer.training.shards import Index, PerProcess, Table, open_files
 from esformer.training.sources import ENDINGS, LARGEST_FILE, gone

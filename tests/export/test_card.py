@@ -134,3 +134,35 @@ def test_the_licence_is_what_its_owner_says(license):
 def test_no_classifier():
     text = card(num_classes=0)
     assert "| classes | none |" in text and "no classifier" in text
+
+
+def test_what_comes_from_data_is_shown_as_text():
+    evil = [
+        "<script>alert(1)</script>",
+        "[x](javascript:alert(1))",
+        "![x](http://evil/x.png)",
+        "\x1b[31mred\x1b]0;title\x07",
+        "a\n\n# heading\n---\nlicense: mit",
+        "| a | b |",
+        "`code` **bold** ~~gone~~ $x$",
+        "\u202eleft\udcff",
+        "x" * 10_000,
+        "&lt;",
+    ]
+    about = ABOUT | {
+        "num_classes": len(evil),
+        "data": ABOUT["data"] | {"classes": evil, "name": evil[0] + evil[1]},
+        "provenance": {evil[5]: evil[3], "deep": {evil[0]: evil[4]}},
+        "recipe": {evil[1]: evil[6]},
+        "version": evil[2],
+    }
+    found = {"images": 3, "top1": 0.5, "data": about["data"]}
+    text = model_card(about, "usage", "a b](x).png", False, evil[4], found)
+    text.encode()
+    forbidden = ["<script", "](javascript", "![x]", "\x1b", "\x07", "\u202e", "`code`", "**bold", "~~gone", "](x)"]
+    for word in (*forbidden, "x" * 200):
+        assert word not in text, word
+    assert not [line for line in text.splitlines() if line in ("# heading", "---", "license: mit")]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.replace("\\|", "").count("|") == 3, line

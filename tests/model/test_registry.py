@@ -1,10 +1,12 @@
+import json
+
 import pytest
 import timm
 import torch
 from torch.testing import assert_close
 
 import esformer.model.registry  # noqa: F401 (registers the names)
-from esformer.genotype import Genotype, shipped_names
+from esformer.genotype import Genotype, GenotypeError, shipped_names
 from esformer.model.cost import Budget, cost
 from esformer.model.esformer import ESFormer
 
@@ -91,3 +93,21 @@ def test_a_network_from_the_meta_device_is_filled_as_timms_are():
     filled.load_state_dict(whole.state_dict())
     image = torch.randn(1, 3, 64, 64)
     assert torch.equal(filled(image), whole(image))
+
+
+@pytest.mark.parametrize("genotype", ["/etc/passwd", "genotype.yaml", 3, ["a"]])
+def test_a_folders_genotype_is_never_a_path(genotype, tmp_path):
+    config = {"architecture": "esformer_s0", "num_classes": 3, "pretrained_cfg": {}}
+    config["model_args"] = {"genotype": genotype}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "genotype.yaml").write_text("secret: words")
+    with pytest.raises(GenotypeError, match="the genotype of a saved model is no dictionary") as caught:
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=False)
+    assert "root" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_a_callers_genotype_may_be_a_path(tmp_path):
+    Genotype.shipped("esformer_s0").save(tmp_path / "mine.yaml")
+    for path in (tmp_path / "mine.yaml", str(tmp_path / "mine.yaml")):
+        network = timm.create_model("esformer_s0", genotype=path, img_size=32, device="meta")
+        assert network.genotype == Genotype.shipped("esformer_s0")
