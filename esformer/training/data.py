@@ -119,7 +119,7 @@ class EvaluationDataModule(LightningDataModule):
         return images.to(torch.float32).sub_(mean).div_(std)
 
     def _loader(self, dataset: Dataset[Item], sampler: Sampler[list[Place]], **settings: Any) -> DataLoader[Item]:
-        workers = self.config.workers
+        workers = self.config.loaders
         return DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -205,7 +205,7 @@ class ImageDataModule(EvaluationDataModule):
             epoch: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
             done = loop.epoch_loop.batch_progress.current.completed
             sampler.go_on(epoch, done if done < len(sampler) else 0)
-        return self._loader(self.train_set, sampler, persistent_workers=self.config.workers > 0)
+        return self._loader(self.train_set, sampler, persistent_workers=self.config.loaders > 0)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise, and in training erase and mix: B, 3, H, W, floats."""

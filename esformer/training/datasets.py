@@ -21,6 +21,8 @@ CONTENTS = {"digits": (1437, 360), "cifar10": (50_000, 10_000)}
 """Training and validation images of the sets that are always the same."""
 FLOORS = {"img_size": 32, "num_classes": 1, "workers": 0, "train_images": 1, "val_images": 1, "limit": 1}
 FLOORS |= {"max_corrupt": 0, "timeout": 1}
+MOST_WORKERS = 16
+"""More do not help a network of this size on one device, and each takes memory."""
 
 
 class DataError(ESFormerError):
@@ -67,10 +69,15 @@ class DataConfig:
     """Images that a device may find unreadable; each is named in the log and skipped. One more ends the training."""
     timeout: float = 50
     """Seconds to wait for a batch before the images are given up for lost (with workers)."""
-    workers: int = 4
-    """Processes that load images, for each device."""
+    workers: int | str | None = None
+    """Processes that load images, for each device; null or `auto` takes one for each CPU that the device's process has,
+    16 at most. They change the speed, not the images."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.workers, str):
+            if self.workers != "auto" and not self.workers.isdecimal():
+                raise DataError(f"workers is {self.workers!r}; it must be a number of processes, or auto")
+            self.workers = None if self.workers == "auto" else int(self.workers)
         for name, least in FLOORS.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
@@ -86,6 +93,23 @@ class DataConfig:
                 raise DataError(f"{name} is {values}; the smaller number comes first")
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
+
+    @property
+    def loaders(self) -> int:
+        """How many processes load images: `workers`, or one for each CPU of this process."""
+        return default_workers(cpus()) if self.workers is None else int(self.workers)
+
+
+def cpus() -> int:
+    """CPUs that this process may use: by affinity, and by the quota of its cgroup."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
+def default_workers(cpus: int) -> int:
+    """Processes that load images for a device whose own process has so many CPUs."""
+    return min(cpus, MOST_WORKERS)
 
 
 def resolve(config: DataConfig, train: bool = True) -> DataConfig:
