@@ -96,7 +96,16 @@ def train(
         "ema_top1": metrics.get("val/ema_top1"),
         "ema_top5": metrics.get("val/ema_top5"),
         "checkpoint": str(run.last),
+        **_waited(fit),
     }
+
+
+def _waited(fit: "Trainer") -> dict[str, float]:
+    """The share of this session's time that waited for images, if that was measured."""
+    from callbacks.speed import Speed
+
+    shares = [callback.waited for callback in fit.callbacks if isinstance(callback, Speed)]  # type: ignore[attr-defined]
+    return {"waiting_for_images": round(share, 4) for share in shares if share is not None}
 
 
 def _explained(error: Exception, config: Config, run: "RunFolder", fit: "Trainer") -> Exception:

@@ -91,7 +91,7 @@ class ESFormerModule(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """B, 3, H, W -> B, num_classes"""
-        return self.model(images.to(self.dtype, memory_format=torch.channels_last))
+        return self.model(images.contiguous(memory_format=torch.channels_last))
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, in which frozen stages keep their norm statistics and drop no paths; or evaluation mode."""

@@ -4,6 +4,7 @@ Which arithmetic, and how many batches a step is accumulated from, so that one f
 """
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -16,15 +17,21 @@ import torch
 from lightning import Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
 
 from callbacks.ema import EMA
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
+from esformer.model.esformer import ESFormer
 from esformer.training.data import device_batch_size
 from esformer.training.module import ESFormerModule
 from pipelines.config import Config, ConfigError, TrainerConfig, to_yaml
 from pipelines.turns import InMemory
 
+log = logging.getLogger("esformer")
+
+TRAINED = ("32-true", "bf16-mixed", "16-mixed")
+"""Arithmetic with weights of 32 bits."""
 UNFOUND = 1.25
 """Before a search the network is not known. It is tried with the shipped one of its size, which such a search found (so
 it has more activations than nearly all others), and with so many times the images."""
@@ -63,14 +70,16 @@ def check_precision(trainer: TrainerConfig, device: torch.device, training: bool
     name = precision(trainer)
     if name == "16-mixed" and device.type == "cpu":
         raise ConfigError("trainer.precision=16-mixed needs a GPU; take bf16-mixed or 32-true on the CPU")
-    if training and name in ("bf16-true", "16-true"):
+    if training and name not in TRAINED:
         raise ConfigError(
-            f"trainer.precision={name} keeps the weights themselves in 16 bits, which lose the small changes of a"
-            f" step and of their average; take {'bf16' if name == 'bf16-true' else '16'}-mixed"
+            f"trainer.precision={name} is for evaluation only: weights of 16 bits lose the small changes of a step and"
+            f" of their average, and 64 bits gain nothing; training takes {', '.join(TRAINED)} or auto"
         )
 
 
-def accumulation(config: Config, genotype: Genotype, device: torch.device, world: int, local: int, margin: float) -> int:
+def accumulation(
+    config: Config, genotype: Genotype, device: torch.device, world: int, local: int, margin: float
+) -> int:
     """Batches that a step is accumulated from: those of the configuration, or for `auto` the fewest that fit.
 
     Random states, and so the results of what follows, stay as they were.
@@ -96,13 +105,14 @@ def accumulation(config: Config, genotype: Genotype, device: torch.device, world
             number = trial.smallest(1)
             if number is None:
                 raise NoMemoryError(f"{trial.refusal(2)}; {trial.remedy(2, None)}")
+            if number > 1:
+                each = config.recipe.batch_size // world // number
+                log.info("trainer.accumulate=auto: %d batches of %d images a step, the largest that fit", number, each)
         else:
             number = int(asked)
             if not trial.fits(first):
                 more = trial.smallest(number + 1)
-                raise NoMemoryError(
-                    f"trainer.accumulate={number}: {trial.refusal(first)}; {trial.remedy(first, more)}"
-                )
+                raise NoMemoryError(f"trainer.accumulate={number}: {trial.refusal(first)}; {trial.remedy(first, more)}")
         _found[key] = number
     return _found[key]
 
@@ -127,9 +137,7 @@ class Trial:
         kept = sum(p.numel() for p in self._module().parameters()) * 4 if self.world > 1 else 0  # the buckets of DDP
         try:
             with isolate_rng():
-                spare = torch.empty(int(SPARE * self.total) + kept, dtype=torch.uint8, device=self.device)
-                take_steps(self.config, self._module(), self.device, images, parts)
-                del spare
+                take_steps(self.config, self._module(), self.device, images, parts, int(SPARE * self.total) + kept)
         except torch.OutOfMemoryError:
             return False
         finally:
@@ -162,7 +170,9 @@ class Trial:
 
     def needed(self, images: int) -> float:
         """Bytes of a step of so many images, computed."""
-        parameters, each = activations(self._module(drop_path=0.0), precision(self.config.trainer), self.config.data.img_size)
+        parameters, each = activations(
+            self._module(drop_path=0.0).model, precision(self.config.trainer), self.config.data.img_size
+        )
         return BASE + COPIES * parameters + PEAK * each * images
 
     @property
@@ -210,7 +220,9 @@ def ran_out(batch_size: int, world: int, accumulate: int) -> NoMemoryError:
     return NoMemoryError(f"the memory of the device did not hold a step of {images} images at a time; go on with {way}")
 
 
-def take_steps(config: Config, module: ESFormerModule, device: torch.device, images: int, parts: int) -> None:
+def take_steps(
+    config: Config, module: ESFormerModule, device: torch.device, images: int, parts: int, spare: int = 0
+) -> None:
     """Two optimiser steps of a training on made-up images, as Lightning takes them: in the second one everything is
     there that a training keeps.
 
@@ -223,7 +235,9 @@ def take_steps(config: Config, module: ESFormerModule, device: torch.device, ima
         device: where.
         images: at a time.
         parts: batches that are accumulated.
+        spare: bytes of the device that must stay free.
     """
+    held = torch.empty(spare, dtype=torch.uint8, device=device)
     recipe = replace(config.recipe, batch_size=images * parts)
     made_up = replace(config.data, name="synthetic", root=None, limit=None, workers=0)
     made_up = replace(made_up, train_images=max(EPOCH, images * parts), val_images=1)
@@ -247,38 +261,58 @@ def take_steps(config: Config, module: ESFormerModule, device: torch.device, ima
         trainer.fit(module, InMemory(made_up, recipe, config.seed, parts))
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
+    finally:
+        del held
 
 
-def activations(module: ESFormerModule, precision: str, img_size: int) -> tuple[float, float]:
-    """Bytes of a network's parameters, and of what its forward pass keeps of each image for the backward pass.
+def activations(network: ESFormer, precision: str, img_size: int) -> tuple[float, float]:
+    """Bytes of a network's parameters, and of what its backward pass needs of each image.
+
+    Where blocks compute their activations anew, those of the largest and their gradients come to what is kept.
 
     Args:
-        module: has the network, in training mode, which skips no paths.
+        network: in training mode; it skips no paths.
         precision: Lightning's name of the arithmetic.
         img_size: height and width in pixels.
     """
-    network = module.model
-    if precision == "64-true":
-        network = network.double()
-    own = {id(p): p.untyped_storage() for p in (*network.parameters(), *network.buffers())}
-    known = {storage.data_ptr() for storage in own.values()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    parameters = sum(p.numel() * p.element_size() for p in network.parameters())
+    kept = _kept(network, precision, img_size)[0]
+    if network.grad_checkpointing:
+        network.set_grad_checkpointing(False)
+        kept += 2 * _kept(network, precision, img_size)[1]
+    return parameters, kept
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+
+def _kept(network: ESFormer, precision: str, img_size: int) -> tuple[float, float]:
+    """Bytes that a forward pass keeps of each image, in all and in the largest block; measured on two images."""
+    known = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
+    storages: list[torch.UntypedStorage] = []  # held, so that an address stays what it is
+    blocks: dict[nn.Module, list[int]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage  # and so the address stays its own
+            known.add(storage.data_ptr())
+            storages.append(storage)
         return tensor
 
+    def mark(block: nn.Module, *_: Any) -> None:
+        blocks.setdefault(block, []).append(len(storages))
+
+    hooks: list[Any] = []
+    for block in (block for stage in network.stages for block in stage.blocks):
+        hooks += [block.register_forward_pre_hook(mark), block.register_forward_hook(mark)]
     with isolate_rng():
-        images = torch.rand(2, 3, img_size, img_size, dtype=next(network.parameters()).dtype)
+        images = torch.rand(2, 3, img_size, img_size)
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=precision.endswith("mixed")),
         ):
             network(images.contiguous(memory_format=torch.channels_last))
-    parameters = sum(p.numel() * p.element_size() for p in network.parameters())
-    return parameters, sum(storage.nbytes() for storage in kept.values()) / len(images)
+    for hook in hooks:
+        hook.remove()
+    sizes = [storage.nbytes() / len(images) for storage in storages]
+    return sum(sizes), max(sum(sizes[first:last]) for first, last in blocks.values())
 
 
 def free(device: torch.device) -> None:
