@@ -49,9 +49,9 @@ class Speed(Callback):
 
     At a log point it sends `lr` (of the step just made), `train/images_per_second`, `train/step_seconds`,
     `train/waiting` (the share of the time in which this rank waited for images, where the Trainer's profiler is a
-    `Waiting`), `train/hours_left` and `device/...`, under the step that Lightning gives to the losses of the same batch. A step
-    lasts from the end of the one before it, so waiting for images counts; validations and checkpoints do not, and
-    neither does the first step of a session, which compiles and starts the workers.
+    `Waiting`), `train/hours_left` and `device/...`, under the step that Lightning gives to the losses of the same
+    batch. A step lasts from the end of the one before it, so waiting for images counts; validations and checkpoints do
+    not, and neither does the first step of a session, which compiles and starts the workers.
 
     Only the clock is read at each step: nothing waits for the device. Single steps of a GPU would look too short, for
     they are queued, but the queue is short beside the steps between two log points.
@@ -127,7 +127,8 @@ class Speed(Callback):
         self._step, self._since, self._warm = trainer.global_step, None, False
         self._counted, self._spent, self._waited = 0, 0.0, 0.0
         self._recent.clear()
-        self._waits = trainer.profiler if isinstance(trainer.profiler, Waiting) else None
+        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+        self._waits = profiler if isinstance(profiler, Waiting) else None
         self._all, self._told = (0.0, 0.0), False
         self._device = Device(pl_module.device)
 

@@ -104,8 +104,8 @@ def _waited(fit: "Trainer") -> dict[str, float]:
     """The share of this session's time that waited for images, if that was measured."""
     from callbacks.speed import Speed
 
-    shares = [callback.waited for callback in fit.callbacks if isinstance(callback, Speed)]  # type: ignore[attr-defined]
-    return {"waiting_for_images": round(share, 4) for share in shares if share is not None}
+    speed = next(callback for callback in fit.callbacks if isinstance(callback, Speed))  # type: ignore[attr-defined]
+    return {} if speed.waited is None else {"waiting_for_images": round(speed.waited, 4)}
 
 
 def _explained(error: Exception, config: Config, run: "RunFolder", fit: "Trainer") -> Exception:

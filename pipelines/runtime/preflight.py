@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,25 +97,29 @@ def accumulation(
         NoMemoryError: the number of the configuration does not fit (it says which does), or none does.
         DataError: the batch does not divide.
     """
-    key = (genotype.digest, to_yaml(config), str(device), margin)
+    key = (genotype.digest, to_yaml(config), f"{device} {world} {local}", margin)
     if key not in _found:
-        asked = config.trainer.accumulate
-        first = device_batch_size(config.recipe.batch_size, world, asked if isinstance(asked, int) else 1)
-        trial = Trial(config, genotype, device, world, local, margin)
-        if asked == "auto":
-            number = trial.smallest(1)
-            if number is None:
-                raise NoMemoryError(f"{trial.refusal(2)}; {trial.remedy(2, None)}")
-            if number > 1:
-                each = config.recipe.batch_size // world // number
-                log.info("trainer.accumulate=auto: %d batches of %d images a step, the largest that fit", number, each)
-        else:
-            number = int(asked)
-            if not trial.fits(first):
-                more = trial.smallest(number + 1)
-                raise NoMemoryError(f"trainer.accumulate={number}: {trial.refusal(first)}; {trial.remedy(first, more)}")
-        _found[key] = number
+        with isolate_rng():
+            _found[key] = _find(Trial(config, genotype, device, world, local, margin))
     return _found[key]
+
+
+def _find(trial: "Trial") -> int:
+    asked, batch_size = trial.config.trainer.accumulate, trial.config.recipe.batch_size
+    if isinstance(asked, int):
+        images = device_batch_size(batch_size, trial.world, asked)
+        if not trial.fits(images):
+            more = trial.smallest(asked + 1)
+            raise NoMemoryError(f"trainer.accumulate={asked}: {trial.refusal(images)}; {trial.remedy(images, more)}")
+        return asked
+    device_batch_size(batch_size, trial.world, 1)
+    number = trial.smallest(1)
+    if number is None:
+        raise NoMemoryError(f"{trial.refusal(2)}; {trial.remedy(2, None)}")
+    if number > 1:
+        each = batch_size // trial.world // number
+        log.info("trainer.accumulate=auto: %d batches of %d images a step, the largest that fit", number, each)
+    return number
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,7 @@ class Trial:
         parts = 1 if images >= self.config.recipe.batch_size // self.world else 2
         kept = sum(p.numel() for p in self._module().parameters()) * 4 if self.world > 1 else 0  # the buckets of DDP
         try:
-            with isolate_rng():
-                take_steps(self.config, self._module(), self.device, images, parts, int(SPARE * self.total) + kept)
+            take_steps(self.config, self._module(), self.device, images, parts, int(SPARE * self.total) + kept)
         except torch.OutOfMemoryError:
             return False
         finally:
@@ -170,10 +174,13 @@ class Trial:
 
     def needed(self, images: int) -> float:
         """Bytes of a step of so many images, computed."""
-        parameters, each = activations(
-            self._module(drop_path=0.0).model, precision(self.config.trainer), self.config.data.img_size
-        )
+        parameters, each = self._measured
         return BASE + COPIES * parameters + PEAK * each * images
+
+    @cached_property
+    def _measured(self) -> tuple[float, float]:
+        c = self.config
+        return activations(self._module(drop_path=0.0).model, precision(c.trainer), c.data.img_size)
 
     @property
     def there(self) -> float:
@@ -300,15 +307,15 @@ def _kept(network: ESFormer, precision: str, img_size: int) -> tuple[float, floa
         blocks.setdefault(block, []).append(len(storages))
 
     hooks: list[Any] = []
-    for block in (block for stage in network.stages for block in stage.blocks):
+    stages: Any = network.stages
+    for block in (block for stage in stages for block in stage.blocks):
         hooks += [block.register_forward_pre_hook(mark), block.register_forward_hook(mark)]
-    with isolate_rng():
-        images = torch.rand(2, 3, img_size, img_size)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=precision.endswith("mixed")),
-        ):
-            network(images.contiguous(memory_format=torch.channels_last))
+    images = torch.rand(2, 3, img_size, img_size).contiguous(memory_format=torch.channels_last)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision.endswith("mixed")),
+    ):
+        network(images)
     for hook in hooks:
         hook.remove()
     sizes = [storage.nbytes() / len(images) for storage in storages]

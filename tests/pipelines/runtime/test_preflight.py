@@ -19,7 +19,14 @@ from pipelines.runtime import preflight
 from pipelines.runtime.preflight import NoMemoryError, Trial, accumulation, activations, check_precision, precision
 
 GIB, GPU, CPU = 2**30, torch.device("cuda", 0), torch.device("cpu")
-QUICK = ["--quick", "trainer.accelerator=cpu", "wandb.mode=disabled", "recipe.epochs=2", "data.limit=64"]
+QUICK = [
+    "--quick",
+    "trainer.accelerator=cpu",
+    "wandb.mode=disabled",
+    "recipe=quick",
+    "recipe.epochs=1",
+    "data.limit=64",
+]
 
 
 @pytest.fixture
@@ -123,7 +130,9 @@ def test_the_steps_of_a_trial_are_those_of_a_training(smallest, monkeypatch):
     step = ESFormerModule.training_step
 
     def watched(self, batch, number):
-        seen.append((len(batch.images), batch.targets.shape, self.trainer.global_step, torch.is_autocast_enabled("cpu")))
+        seen.append(
+            (len(batch.images), batch.targets.shape, self.trainer.global_step, torch.is_autocast_enabled("cpu"))
+        )
         return step(self, batch, number)
 
     monkeypatch.setattr(ESFormerModule, "training_step", watched)
@@ -139,7 +148,7 @@ def test_activations_are_those_that_were_measured_on_1024_images(s0, arithmetic,
     trial = Trial(compose("S0", overrides=["data=synthetic"]), s0, CPU, 1, 1)
     parameters, each = activations(trial._module(drop_path=0.0).model, arithmetic, 224)
     assert parameters == pytest.approx(4 * 3.5e6, rel=0.05)
-    assert 1024 * each == pytest.approx(gibibytes * GIB, rel=0.05)
+    assert 1024 * each == pytest.approx(gibibytes * GIB, rel=0.08)
 
 
 def test_checkpointing_needs_less_but_not_nothing(smallest):
@@ -156,7 +165,9 @@ def test_on_the_cpu_the_memory_that_is_there_decides(s0, monkeypatch):
     trial = Trial(config, s0, CPU, 1, 1)
     number = accumulation(config, s0, CPU, 1, 1, 1.0)
     assert number > 1 and trial.needed(1024 // number) <= 4 * GIB < trial.needed(2 * 1024 // number)
-    assert accumulation(replace(config, seed=1), s0, CPU, 2, 2, 1.0) == number  # half the images in half the memory
+    monkeypatch.setattr(preflight, "available_memory", lambda: 8 * GIB)
+    assert accumulation(config, s0, CPU, 2, 2, 1.25) >= number // 2  # two share it, and have half of the images each
+    monkeypatch.setattr(preflight, "available_memory", lambda: 4 * GIB)
     config.trainer.accumulate = 1
     with pytest.raises(NoMemoryError, match=rf"and there are 4\.0 GiB for .*; trainer\.accumulate={number} \(the same"):
         accumulation(config, s0, CPU, 1, 1, 1.0)
@@ -217,33 +228,45 @@ def test_a_number_that_does_not_fit_is_refused_before_the_search(tmp_path, monke
     for flags in ([], ["--dry-run"]):
         with pytest.raises(NoMemoryError, match=r"accumulate=1: 64 images .* trainer\.accumulate=\d+ \(the same"):
             full.main([*command, *flags])
-    (tmp_path / "r" / "summary.json").write_text("{}")  # one that is finished needs no memory
-    assert full.main(command) == {}
+    (tmp_path / "r" / "summary.json").write_text('{"top1": 1}')  # one that is finished needs no memory
+    assert full.main(command) == {"top1": 1}
 
 
-def test_auto_trains_and_a_checkpoint_keeps_its_number(tmp_path, smallest, monkeypatch, caplog):
-    room = preflight.BASE + 30e6
+@pytest.mark.slow
+def test_auto_trains_and_a_checkpoint_keeps_its_number(tmp_path, smallest, monkeypatch, digits_in_folders):
+    room = room_for(4, smallest)
     monkeypatch.setattr(preflight, "_found", {})
     monkeypatch.setattr(preflight, "available_memory", lambda: room)
-    command = [*QUICK, f"genotype={smallest}", f"run.dir={tmp_path / 'r'}"]
-    dry = train.main([*command, "--dry-run"])
+    images = ["data=folder", f"data.root={digits_in_folders(52, 20)}", "data.img_size=32", "data.workers=0"]
+    settings = [*images, "data.limit=32", "recipe.batch_size=8"]
+    command = [*QUICK, *settings, f"genotype={smallest}", f"run.dir={tmp_path / 'r'}"]
     train.main(command)
-    said = (tmp_path / "r" / "log.txt").read_text()
     run = RunFolder(tmp_path / "r", "")
-    number = read(run.last)["accumulate"]
-    assert 1 < number == dry["accumulate"] and dry["precision"] == "32-true"
-    assert f"batch: 64 = 1 cpu devices x {64 // number} x {number} accumulated, 32-true" in said
+    assert read(run.last)["accumulate"] == 2
+    assert "batch: 8 = 1 cpu devices x 4 x 2 accumulated, 32-true" in (run.path / "log.txt").read_text()
     run.summary.unlink()
     monkeypatch.setattr(preflight, "available_memory", lambda: 2**40)
     monkeypatch.setattr(preflight, "_found", {})
     train.main(command)
-    assert f"trainer.accumulate=auto: {number}, as in the checkpoint" in run.path.joinpath("log.txt").read_text()
-    assert read(run.last)["accumulate"] == number
+    assert "trainer.accumulate=auto: 2, as in the checkpoint" in (run.path / "log.txt").read_text()
+    assert read(run.last)["accumulate"] == 2
+
+
+def room_for(images, genotype):
+    """Bytes that just suffice."""
+    return Trial(compose("S0", True, ["trainer.accelerator=cpu"]), Genotype.load(genotype), CPU, 1, 1).needed(images)
 
 
 @pytest.mark.parametrize(
     ("before", "world", "least", "expected"),
-    [((2, 4), 4, 1, 2), ((1, 8), 1, 1, 8), ((1, 8), 1, 16, 16), ((8, 1), 4, 1, 2), ((1, 3), 2, 1, 1), ((4, 1), 8, 1, 1)],
+    [
+        ((2, 4), 4, 1, 2),
+        ((1, 8), 1, 1, 8),
+        ((1, 8), 1, 16, 16),
+        ((8, 1), 4, 1, 2),
+        ((1, 3), 2, 1, 1),
+        ((4, 1), 8, 1, 1),
+    ],
 )
 def test_the_images_of_a_batch_stay_on_another_number_of_devices(before, world, least, expected):
     class Machine:
@@ -260,21 +283,24 @@ import os, sys
 from pipelines import train
 from pipelines.runtime import preflight
 
-share = 60e6 if os.environ["RANK"] == "0" else 20e6
-preflight.available_memory = lambda: 2 * (preflight.BASE + share)
-train.main(sys.argv[1:])
+rooms = [float(room) for room in sys.argv[1:3]]
+preflight.available_memory = lambda: 2 * rooms[int(os.environ["RANK"])]
+train.main(sys.argv[3:])
 """
 
 
-def test_all_ranks_take_what_the_one_with_the_least_memory_needs(tmp_path, smallest, warm):
+@pytest.mark.slow
+def test_all_ranks_take_what_the_one_with_the_least_memory_needs(tmp_path, smallest, warm, digits_in_folders):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
-    command = [script, *QUICK, "recipe.epochs=1", f"genotype={smallest}", f"run.dir={tmp_path / 'r'}"]
-    said = [rank.finish() for rank in warm.start_ranks(2, command)]
-    number = read(tmp_path / "r" / "checkpoints" / "last.ckpt")["accumulate"]
-    first = 1 if "trainer.accumulate=auto" not in said[0] else int(said[0].split("accumulate=auto: ")[1].split()[0])
-    assert first < number, said  # rank 0 alone would have taken fewer
-    assert f"batch: 64 = 2 cpu devices x {32 // number} x {number} accumulated" in said[0]
+    rooms = [room_for(4, smallest), room_for(2, smallest)]
+    images = ["data=folder", f"data.root={digits_in_folders(52, 20)}", "data.img_size=32", "data.workers=0"]
+    settings = [*QUICK, *images, "data.limit=32", "recipe.batch_size=16"]
+    settings += [f"genotype={smallest}", f"run.dir={tmp_path / 'r'}"]
+    said = [rank.finish() for rank in warm.start_ranks(2, [script, *rooms, *settings])]
+    assert "trainer.accumulate=auto: 2 batches of 4 images" in said[0]  # what rank 0 alone would take
+    assert "batch: 16 = 2 cpu devices x 2 x 4 accumulated" in said[0]
+    assert read(tmp_path / "r" / "checkpoints" / "last.ckpt")["accumulate"] == 4
 
 
 @pytest.mark.parametrize(
