@@ -289,7 +289,7 @@ train.main(sys.argv[3:])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_ranks_take_what_the_one_with_the_least_memory_needs(tmp_path, smallest, warm, digits_in_folders):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
