@@ -294,6 +294,8 @@ def _place(trainer: Trainer, speed: Speed) -> str:
 
 def _speed(speed: Speed) -> list[str]:
     told = [] if speed.images_per_second is None else [f"{speed.images_per_second:,.0f} images/s"]
+    if speed.waiting is not None:
+        told.append(f"{speed.waiting:.0%} waiting for images")
     left = speed.seconds_left
     return [*told, f"{duration(left)} left"] if left else told
 

@@ -36,6 +36,13 @@ ADDED = {"recipe.layer_decay": 1.0, "recipe.freeze": 0, "data.decoder": "pil"}
 """Settings that there once were not, and the values that change nothing: with them a run is the one that it was."""
 
 
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true")
+SHORT_PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}
+"""Lightning's short names."""
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false")
+"""Those in which every process has the whole network; the last two are the same."""
+
+
 class ConfigError(ESFormerError):
     """A setting that does not exist or cannot be; says which would be right."""
 
@@ -107,11 +114,12 @@ class TrainerConfig:
     num_nodes: int | None = None
     """Nodes; null takes what SLURM or torchrun started, else one."""
     strategy: str = "auto"
-    """How devices work together, by Lightning's name; `auto` is DDP where there are several."""
-    precision: str = "32-true"
-    """Arithmetic of the training, by Lightning's name; `bf16-mixed` on GPUs that have it."""
-    accumulate: int = 1
-    """Batches whose gradients are accumulated into one step."""
+    """How devices work together: `ddp`, or `auto`, which is DDP where there are several."""
+    precision: str = "auto"
+    """Arithmetic by Lightning's name, such as `32-true` or `bf16-mixed`; `auto` is bf16-mixed on GPUs that have it."""
+    accumulate: int | str = "auto"
+    """Batches whose gradients are accumulated into one step; `auto` takes as few as fit into memory, which it tries
+    before anything starts. The step stays the same but for norm statistics, which are those of a batch."""
     sync_batchnorm: bool = False
     """Norm statistics of all devices together; without it each device has those of its share of the batch."""
     compile: bool = False
@@ -128,10 +136,19 @@ class TrainerConfig:
     """Steps between two entries in the log of the losses."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.accumulate, str) and self.accumulate.isdecimal():
+            self.accumulate = int(self.accumulate)
+        if isinstance(self.accumulate, str) and self.accumulate != "auto":
+            raise ConfigError(f"accumulate is {self.accumulate!r}; it must be a number of batches, or auto")
         for name in ("devices", "num_nodes", "accumulate", "threads", "log_every"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
+        self.precision = SHORT_PRECISIONS.get(self.precision, self.precision)
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        if self.strategy not in STRATEGIES:
+            raise ConfigError(f"strategy is {self.strategy!r}; it must be auto or ddp: each device has a whole network")
         if not 0 < self.save_minutes < math.inf:
             raise ConfigError(f"save_minutes is {self.save_minutes}; it must be above 0")
         if self.compile and self.grad_checkpointing:

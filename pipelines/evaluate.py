@@ -75,18 +75,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from esformer.training.datasets import resolve
     from esformer.training.evaluation import Evaluator
     from pipelines.launch import bare_trainer
+    from pipelines.processes import settle_workers
     from pipelines.run import is_main
+    from pipelines.runtime.preflight import check_precision
 
     found, folder = flags.found, flags.out or evaluation_of(flags.checkpoint)
     if flags.batch_size < 1:
         raise EvaluationError(f"--batch-size is {flags.batch_size}; it must be at least 1")
     check_size(config.data.img_size, config.data.img_size)
     config.data = resolve(config.data, train=False)
+    settle_workers(config)
     data = EvaluationDataModule(config.data, flags.batch_size)
     data.setup("validate")
     classes = check(found, data)
     progress = EvaluationProgress(len(data.val_set), bar=sys.stdout.isatty())
     trainer = bare_trainer(config, callbacks=[progress])
+    check_precision(config.trainer, trainer.strategy.root_device, training=False)
     network = network_of(found, ema=not flags.raw, img_size=config.data.img_size)
     evaluator = Evaluator(network, found.num_classes, flags.batch_size)
     with results(folder):
@@ -190,11 +194,17 @@ def evaluate(trainer: "Trainer", evaluator: "Evaluator", data: "EvaluationDataMo
     import torch
     import torch.distributed as dist
 
+    from pipelines.runtime.preflight import out_of_memory
+
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     try:
         trainer.validate(evaluator, data, verbose=False)
     except Exception as error:
+        if out_of_memory(error):
+            raise EvaluationError(
+                f"the memory does not hold {data.batch_size} images at a time; give a smaller --batch-size"
+            ) from None
         raise explain(error) from None
     corrupt = [list(data.corrupt)]
     if dist.is_initialized():
@@ -204,7 +214,7 @@ def evaluate(trainer: "Trainer", evaluator: "Evaluator", data: "EvaluationDataMo
         raise EvaluationError(f"none of the {len(data.val_set)} images can be read")
     if not math.isfinite(evaluator.found.loss):
         raise EvaluationError(
-            f"the network gives no finite numbers with trainer.precision={config.trainer.precision}: another may do,"
+            f"the network gives no finite numbers with trainer.precision={trainer.precision}: another may do,"
             " or the weights are bad"
         )
     return sorted(name for names in corrupt for name in names)
@@ -266,7 +276,7 @@ def measure(trainer: "Trainer", evaluator: "Evaluator", data: "EvaluationDataMod
         "batch_size": data.batch_size,
         "device": device_name(device),
         "threads": threads,
-        "precision": config.trainer.precision,
+        "precision": trainer.precision,
     }
 
 

@@ -19,11 +19,12 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
 
+from callbacks.accumulation import Accumulation
 from callbacks.checkpoints import Checkpoints, WholeFiles
 from callbacks.ema import EMA
 from callbacks.pictures import History
 from callbacks.progress import EpochLines, TrainingBar
-from callbacks.speed import Speed
+from callbacks.speed import Speed, Waiting
 from esformer.checkpoint import Checkpoint
 from esformer.checkpoint.loading import install
 from esformer.errors import STOPPED
@@ -34,8 +35,9 @@ from esformer.training.module import ESFormerModule
 from esformer.training.sync import SyncNorms
 from pipelines import tracking
 from pipelines.config import Config, ConfigError
-from pipelines.processes import check_gpus, processes
+from pipelines.processes import check_gpus, processes, settle_workers
 from pipelines.run import RunFolder, start_logging
+from pipelines.runtime import preflight
 from pipelines.runtime.watchdog import disconnect, watchdog
 from pipelines.search import stage
 from pipelines.signals import stop
@@ -52,10 +54,21 @@ DDP = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False, "grad
 
 
 @contextmanager
-def prepare(pipeline: str, config: Config, argv: Sequence[str] | None) -> Iterator[tuple[RunFolder, list[WandbLogger]]]:
-    """The run's folder and loggers. Whatever is wrong with the configuration is said here, before any work."""
+def prepare(
+    pipeline: str, config: Config, argv: Sequence[str] | None, genotype: Genotype | None = None
+) -> Iterator[tuple[RunFolder, list[WandbLogger]]]:
+    """The run's folder and loggers. Whatever is wrong with the configuration is said here, before any work.
+
+    Args:
+        pipeline: `full`, `search` or `train`.
+        config: the run's configuration.
+        argv: the run's arguments.
+        genotype: what is trained, if that is known.
+    """
     check(pipeline, config)
     with RunFolder.open(pipeline, config, argv) as run:
+        if pipeline != "search" and not run.summary.exists():  # in the folder: nobody else trains in it now
+            try_memory(config, genotype or (Genotype.load(run.genotype) if run.genotype.exists() else None))
         made = [] if run.summary.exists() else tracking.loggers(config, run)
         finish = partial(tracking.finish, made)
         watchdog.farewells.append(finish)
@@ -86,8 +99,9 @@ def check(pipeline: str, config: Config) -> None:
             raise ConfigError(f"{name} is a setting of pipelines.train; a search finds its own genotype")
     if pipeline != "search" or config.data.num_classes is None:  # a search looks at no image
         config.data = resolve(config.data)
+    settle_workers(config)
     if pipeline != "train":
-        stage(config, fabric=_fabric(config, devices=1, plugins=[LightningEnvironment()]))
+        stage(config, fabric=_fabric(config, devices=_own_device(config), plugins=[LightningEnvironment()]))
     if pipeline != "search":
         _check_training(config)
 
@@ -107,6 +121,13 @@ def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger])
     fabric = _fabric(config, callbacks=callbacks, loggers=list(made), **settings)
     fabric.launch()
     return fabric
+
+
+def _own_device(config: Config) -> int | list[int]:
+    """What Fabric is to be told of the device on which this process searches, when it is to search alone."""
+    if config.search.accelerator == "cpu" or not torch.cuda.is_available():
+        return 1
+    return [(processes(config).environment or LightningEnvironment()).local_rank()]
 
 
 def _fabric(config: Config, **settings: Any) -> Fabric:
@@ -136,8 +157,37 @@ def network(
     return module
 
 
-def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:
-    """The Trainer with everything that a run wants: averaged weights, checkpoints, pictures, progress."""
+def accumulation(config: Config, genotype: Genotype, margin: float = 1.0) -> int:
+    """Batches that make a step which fits into the memory of this process's device; `preflight` says how it is found.
+
+    Args:
+        config: the run's configuration.
+        genotype: what is trained.
+        margin: so many times the images of the step must fit.
+
+    Raises:
+        NoMemoryError: the number that the configuration asks for does not fit; it says what would.
+    """
+    found, device = processes(config), bare_trainer(config).strategy.root_device
+    return preflight.accumulation(config, genotype, device, found.world_size, found.devices, margin)
+
+
+def try_memory(config: Config, genotype: Genotype | None) -> int:
+    """The same before a search, when the genotype need not be known yet."""
+    if genotype is not None:
+        return accumulation(config, genotype)
+    return accumulation(config, Genotype.shipped(f"esformer_{config.size.lower()}"), preflight.UNFOUND)
+
+
+def trainer(config: Config, run: RunFolder, made: list[WandbLogger], accumulate: int) -> Trainer:
+    """The Trainer with everything that a run wants: averaged weights, checkpoints, pictures, progress.
+
+    Args:
+        config: the run's configuration.
+        run: where it lies.
+        made: its loggers.
+        accumulate: batches that make a step on this rank; with `trainer.accumulate=auto` others may need more.
+    """
     r, t = config.recipe, config.trainer
     bar = sys.stdout.isatty()
     if t.threads is not None:
@@ -149,14 +199,16 @@ def trainer(config: Config, run: RunFolder, made: list[WandbLogger]) -> Trainer:
         History(run.path, speed),
         EpochLines(speed, every=None if bar else 60),
         *([TrainingBar(speed)] if bar else []),
+        *([Accumulation(accumulate, r.batch_size)] if t.accumulate == "auto" else []),
         Checkpoints(run.checkpoints, "val/ema_top1" if r.ema else "val/top1", t.save_minutes, stop.look, stop.agreed),
     ]
     made_trainer = Trainer(
         **_machine(config),
-        accumulate_grad_batches=t.accumulate,
+        accumulate_grad_batches=accumulate,
         max_epochs=r.epochs,
         callbacks=callbacks,
         logger=made or False,
+        profiler=Waiting(),
         log_every_n_steps=t.log_every,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -187,12 +239,12 @@ def bare_trainer(config: Config, **settings: Any) -> Trainer:
 def _machine(config: Config) -> dict[str, Any]:
     t, found = config.trainer, processes(config)
     settings = found.settings()
-    several = found.world_size > 1 and t.strategy in ("auto", "ddp")
+    several = found.world_size > 1 or t.strategy != "auto"
     return settings | {
         "plugins": [*settings["plugins"], WholeFiles(), *([SyncNorms()] if t.sync_batchnorm else [])],
         "accelerator": t.accelerator,
-        "strategy": DDPStrategy(process_group_backend=_backend(config), **DDP) if several else t.strategy,
-        "precision": t.precision,
+        "strategy": DDPStrategy(process_group_backend=_backend(config), **DDP) if several else "auto",
+        "precision": preflight.precision(t),
         "use_distributed_sampler": False,  # ours give each rank its share
     }
 
@@ -207,8 +259,9 @@ def _check_training(config: Config) -> None:
     """Refuse a machine that is not there, and images that cannot be read, before the search rather than after it."""
     t, found = config.trainer, processes(config)
     check_gpus(config, found)
-    bare_trainer(config)
-    device_batch_size(config.recipe.batch_size, found.world_size, t.accumulate)
+    preflight.check_precision(t, bare_trainer(config).strategy.root_device)
+    least = t.accumulate if isinstance(t.accumulate, int) else 1
+    device_batch_size(config.recipe.batch_size, found.world_size, least)
     data = ImageDataModule(config.data, config.recipe)
     try:
         data.setup("fit")

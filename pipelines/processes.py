@@ -12,6 +12,7 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 
+from esformer.training.datasets import cpus, default_workers
 from pipelines.config import Config, ConfigError
 
 INTERACTIVE = ("bash", "interactive")
@@ -38,6 +39,14 @@ class Processes:
     def world_size(self) -> int:
         """How many there are."""
         return self.devices * self.nodes
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of each process: SLURM's for a task, else an equal share of what this machine lets them use."""
+        here, task = cpus(), os.environ.get("SLURM_CPUS_PER_TASK", "")
+        if self.starter == "SLURM" and task.isdecimal():
+            return max(1, min(here, int(task)))
+        return max(1, here // self.devices)
 
     def settings(self) -> dict[str, Any]:
         """What Lightning's Trainer and Fabric are to be told."""
@@ -98,6 +107,12 @@ def processes(config: Config) -> Processes:
             f" for others: start with {options.format(*asked)}, or leave the two settings out"
         )
     return found
+
+
+def settle_workers(config: Config) -> None:
+    """Give each process as many image loaders as it has CPUs, where the configuration leaves that open."""
+    if config.data.workers is None:
+        config.data.workers = default_workers(processes(config).cpus)
 
 
 def check_gpus(config: Config, found: Processes) -> None:

@@ -27,7 +27,7 @@ from esformer.genotype import Genotype
 from esformer.model.cost import cost
 from esformer.training.data import ImageDataModule
 from pipelines.config import Config, to_yaml
-from pipelines.launch import check, network, search_fabric, trainer
+from pipelines.launch import accumulation, check, network, search_fabric, trainer, try_memory
 from pipelines.run import RunError, RunFolder, is_main, show
 from pipelines.runtime.watchdog import disconnect
 from pipelines.train import given_genotype
@@ -66,6 +66,8 @@ def rehearse(
     run = RunFolder.of(pipeline, config, argv)
     known = is_main() and run.check(f"python -m pipelines.{pipeline}", to_yaml(config))
     found: dict[str, Any] = {"run": f"{run.path} ({'there already: it would go on' if known else 'not there yet'})"}
+    if pipeline != "search":
+        try_memory(config, genotype)
     if pipeline != "train":
         found |= rehearse_search(config)
     if pipeline != "search":
@@ -108,13 +110,14 @@ def rehearse_training(
         start: the checkpoint that the training starts from.
     """
     run = RunFolder(folder, "")
+    accumulate = accumulation(config, genotype)
     log.info("rehearsing the training")
-    watch = Watch(STEPS + 2 * config.data.workers)  # so many batches lie ready before the first step
-    _fit(config, genotype, run, watch, start)
+    watch = Watch(STEPS + -(-2 * config.data.loaders // accumulate))  # so many batches lie ready before the first step
+    _fit(config, genotype, run, watch, accumulate, start)
     log.info("rehearsing how it goes on from a checkpoint")
     again = Watch(watch.stop_at + 1)
     longer = replace(config.recipe, epochs=config.recipe.epochs + 1)  # the steps may have been all that there are
-    _fit(replace(config, recipe=longer), genotype, run, again, resume=run.last)
+    _fit(replace(config, recipe=longer), genotype, run, again, accumulate, resume=run.last)
     assert again.first_step == watch.stop_at, "the checkpoint was not taken up where it was written"
     price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
     return {"genotype": genotype.space, **asdict(price), **watch.found()}
@@ -125,14 +128,15 @@ def _fit(
     genotype: Genotype,
     run: RunFolder,
     watch: "Watch",
+    accumulate: int,
     start: Checkpoint | None = None,
     resume: Path | None = None,
 ) -> None:
     seed_everything(config.seed, verbose=False)
-    data = ImageDataModule(config.data, config.recipe, config.seed, config.trainer.accumulate)
-    fit = trainer(config, run, [])
+    data = ImageDataModule(config.data, config.recipe, config.seed, accumulate)
+    fit = trainer(config, run, [], accumulate)
     fit.callbacks.append(watch)  # type: ignore[attr-defined]
-    fit.limit_val_batches = BATCHES + 2 * config.data.workers
+    fit.limit_val_batches = BATCHES + 2 * config.data.loaders
     fit.fit(network(config, genotype, start=start), data, ckpt_path=resume, weights_only=True)
 
 
@@ -162,6 +166,8 @@ class Watch(Callback):
         self._facts = {
             "device": _device(pl_module.device),
             "processes": trainer.world_size,
+            "precision": trainer.precision,
+            "accumulate": trainer.accumulate_grad_batches,
             "images_per_step": pl_module.hparams["recipe"]["batch_size"],
             "steps_per_epoch": steps // epochs,
             "epochs": epochs,

@@ -22,8 +22,10 @@ from esformer.genotype import Genotype
 from esformer.training.data import ImageDataModule, device_batch_size
 from esformer.training.datasets import DataError
 from pipelines.config import Config, ConfigError
-from pipelines.launch import network, trainer
+from pipelines.launch import accumulation, network, trainer
+from pipelines.processes import settle_workers
 from pipelines.run import RunFolder, start_logging
+from pipelines.runtime.preflight import precision
 from pipelines.timm_train import TimmTraining
 from pipelines.turns import OURS, TIMM, WARM, Clock, Enough, InMemory, Meter, Steps, as_timm
 
@@ -51,19 +53,23 @@ def speed(config: Config, genotype: Genotype, steps: int = 20) -> dict[str, Any]
     start_logging()
     if steps < 1:
         raise ESFormerError(f"{steps} steps are too few to measure; give at least 1")
-    if config.trainer.precision not in PRECISIONS:
-        raise ConfigError(f"trainer.precision is {config.trainer.precision}; --speed compares {', '.join(PRECISIONS)}")
+    arithmetic = precision(config.trainer)
+    if arithmetic not in PRECISIONS:
+        raise ConfigError(f"trainer.precision is {arithmetic}; --speed compares {', '.join(PRECISIONS)}")
     if config.recipe.freeze:
         raise ConfigError(f"recipe.freeze is {config.recipe.freeze}; train.py trains all stages, so --speed needs 0")
-    config = replace(config, trainer=replace(config.trainer, devices=1, num_nodes=1))
+    config = replace(config, trainer=replace(config.trainer, devices=1, num_nodes=1, precision=arithmetic))
+    settle_workers(config)
     try:
-        data: ImageDataModule | None = ImageDataModule(
-            config.data, config.recipe, config.seed, config.trainer.accumulate
-        )
+        data: ImageDataModule | None = ImageDataModule(config.data, config.recipe, config.seed)
     except DataError as error:
         log.info("measured on random images only: %s", error)
         data = None
         config.data = replace(config.data, num_classes=config.data.num_classes or 1000)
+    accumulate = accumulation(config, genotype)
+    config = replace(config, trainer=replace(config.trainer, accumulate=accumulate))
+    if data is not None:
+        data.accumulate = accumulate
     with tempfile.TemporaryDirectory() as folder:
         found = Comparison(config, genotype, Path(folder)).measure(steps, data)
     show(found)
@@ -81,11 +87,12 @@ class Comparison:
 
     def __init__(self, config: Config, genotype: Genotype, folder: Path) -> None:
         self.config, self.genotype, self.folder = config, genotype, folder
-        self.batch_size = device_batch_size(config.recipe.batch_size, 1, config.trainer.accumulate)
+        self.accumulate = int(config.trainer.accumulate)
+        self.batch_size = device_batch_size(config.recipe.batch_size, 1, self.accumulate)
         self.device = self._trainer().strategy.root_device
         c = config
         made_up = replace(c.data, name="synthetic", root=None, limit=None, train_images=EPOCH, val_images=1, workers=0)
-        self.memory = InMemory(made_up, c.recipe, c.seed, c.trainer.accumulate)
+        self.memory = InMemory(made_up, c.recipe, c.seed, self.accumulate)
         self.memory.setup("fit")
 
     def measure(self, steps: int, data: ImageDataModule | None) -> dict[str, Any]:
@@ -94,7 +101,7 @@ class Comparison:
             "network": f"ESFormer of space {self.genotype.space}",
             "img_size": self.config.data.img_size,
         }
-        found |= {"batch_size": self.batch_size, "accumulate": self.config.trainer.accumulate}
+        found |= {"batch_size": self.batch_size, "accumulate": self.accumulate}
         found |= {"precision": self.config.trainer.precision, "torch": torch.__version__, "device": self._device_name()}
         found |= {"threads": torch.get_num_threads(), "lines": {"step": self.step(steps)}}
         log.info("step measured")
@@ -120,7 +127,7 @@ class Comparison:
             data: the images.
         """
         meter, turn = Meter(self.device), -(-steps // TURNS)
-        skip = WARM + 2 * data.config.workers  # so many batches lie ready
+        skip = WARM + 2 * data.config.loaders  # so many batches lie ready
         sides = [OURS, TIMM]
         with meter.watched():
             for _ in range(TURNS):
@@ -143,7 +150,7 @@ class Comparison:
             fit.fit(network(self.config, self.genotype), data)
 
     def _trainer(self) -> Trainer:
-        return trainer(self.config, RunFolder(self.folder, ""), [CSVLogger(self.folder)])  # type: ignore[list-item]
+        return trainer(self.config, RunFolder(self.folder, ""), [CSVLogger(self.folder)], self.accumulate)  # type: ignore[list-item]
 
     def _theirs(self, data: ImageDataModule, meter: Meter, skip: int, turn: int) -> None:
         training = self._timm(data)
@@ -170,7 +177,7 @@ class Comparison:
             data.steps_per_epoch,
             self.device,
             PRECISIONS[t.precision],
-            t.accumulate,
+            self.accumulate,
             t.compile,
         )
 

@@ -114,11 +114,11 @@ class TimmTraining:
             interpolation=d.interpolation,
             mean=tuple(d.mean),
             std=tuple(d.std),
-            num_workers=d.workers,
+            num_workers=d.loaders,
             collate_fn=self._mixing(FastCollateMixup),
             pin_memory=self.device.type == "cuda",
             device=self.device,
-            persistent_workers=d.workers > 0,
+            persistent_workers=d.loaders > 0,
         )
 
     def in_memory(self, images: Tensor, targets: Tensor) -> Iterator[float]:

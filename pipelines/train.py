@@ -58,31 +58,34 @@ def train(
         start: whose weights a training that begins takes; None begins with random ones.
     """
     from lightning import seed_everything
+    from lightning.pytorch.callbacks import LambdaCallback
 
     from esformer.training.data import ImageDataModule
     from pipelines import tracking
-    from pipelines.launch import network, trainer
+    from pipelines.launch import accumulation, network, trainer
     from pipelines.signals import stop
 
+    accumulate = accumulation(config, genotype)
     seed_everything(config.seed, verbose=False)
-    data = ImageDataModule(config.data, config.recipe, config.seed, config.trainer.accumulate)
-    fit = trainer(config, run, loggers)
+    data = ImageDataModule(config.data, config.recipe, config.seed, accumulate)
+    fit = trainer(config, run, loggers, accumulate)
     resume = _resume_from(run, genotype, config, fit)
     if start is not None and resume is None:
         _say_start(start, config)
     module = network(config, genotype, provenance, None if resume else start)
-    _say_settings(config, fit, module)
+    say = LambdaCallback(on_fit_start=lambda fit, module: _say_settings(config, fit, module))
+    fit.callbacks.append(say)  # type: ignore[attr-defined]
     tracking.log_genotype(loggers, genotype)
     try:
         with stop.deferred():  # Checkpoints sees to signals
             fit.fit(module, data, ckpt_path=resume, weights_only=True)
+        metrics = fit.validate(module, data, verbose=False)[0]
     except Exception as error:
-        raise _explained(error, run) from None
+        raise _explained(error, config, run, fit) from None
     except SystemExit as error:
         if error.code == 1 and fit.interrupted:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
         raise
-    metrics = fit.validate(module, data, verbose=False)[0]
     if config.wandb.checkpoints:
         tracking.send_checkpoints(loggers, {"best": run.best, "last": run.last})
     return {
@@ -91,13 +94,25 @@ def train(
         "ema_top1": metrics.get("val/ema_top1"),
         "ema_top5": metrics.get("val/ema_top5"),
         "checkpoint": str(run.last),
+        **_waited(fit),
     }
 
 
-def _explained(error: Exception, run: "RunFolder") -> BaseException:
+def _waited(fit: "Trainer") -> dict[str, float]:
+    """The share of this session's time that waited for images, if that was measured."""
+    from callbacks.speed import Speed
+
+    speed = next(callback for callback in fit.callbacks if isinstance(callback, Speed))  # type: ignore[attr-defined]
+    return {} if speed.waited is None else {"waiting_for_images": round(speed.waited, 4)}
+
+
+def _explained(error: Exception, config: Config, run: "RunFolder", fit: "Trainer") -> BaseException:
     """Where a training that cannot go on can be taken up; what is said of lost processes, in words for people."""
     from esformer.training.module import TrainingError
+    from pipelines.runtime.preflight import out_of_memory, ran_out
 
+    if out_of_memory(error):
+        return ran_out(config.recipe.batch_size, fit.world_size, fit.accumulate_grad_batches)
     if isinstance(error, TrainingError):
         good = f"the last good checkpoint is {run.last}" if run.last.exists() else "there is no checkpoint yet"
         return TrainingError(f"{error}; {good}")
@@ -118,15 +133,15 @@ def _say_settings(config: Config, fit: "Trainer", module: "ESFormerModule") -> N
     """The settings as they take effect on these devices."""
     from esformer.training.data import device_batch_size
 
-    r, t = config.recipe, config.trainer
-    each = device_batch_size(r.batch_size, fit.world_size, t.accumulate)
+    r, accumulate = config.recipe, fit.accumulate_grad_batches
+    each = device_batch_size(r.batch_size, fit.world_size, accumulate)
     frozen = f", the stem and {r.freeze} of 4 stages frozen" if r.freeze else ""
     layers = f" (x {r.layer_decay} with each block away from the classifier)" if r.layer_decay < 1 else ""
     lines = {
         "network": f"{sum(p.numel() for p in module.model.parameters()):,} parameters{frozen}, {config.data.img_size}"
         f" pixels, {config.data.num_classes} classes, drop path 0 to {r.drop_path}",
         "batch": f"{r.batch_size} = {fit.world_size} {fit.strategy.root_device.type} devices x {each}"
-        f" x {t.accumulate} accumulated, {t.precision}",
+        f" x {accumulate} accumulated, {fit.precision}, {config.data.loaders} processes load images",
         "optimiser": f"AdamW, learning rate {r.warmup_lr} to {r.lr} in {r.warmup_epochs} epochs, cosine to {r.min_lr}"
         f" in epoch {r.epochs}{layers}, weight decay {r.weight_decay}, clipping {r.clip_mode} {r.clip_grad}",
         "augmentation": f"{r.auto_augment or 'no RandAugment'}, erasing {r.random_erasing}, Mixup {r.mixup} / CutMix"
@@ -274,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from pipelines.launch import prepare
     from pipelines.run import RunError, is_main
 
-    with prepare("train", config, argv) as (run, loggers):
+    with prepare("train", config, argv, genotype) as (run, loggers):
         if summary := run.finished():
             return summary
         if run.genotype.exists() and Genotype.load(run.genotype) != genotype:

@@ -60,6 +60,13 @@ def kept_streams(key: str, device: torch.device | str = "cpu") -> LayerStreams:
     return LayerStreams(key, keep=True, device=device)
 
 
+def forget_streams() -> None:
+    """Let go of all that is kept; a GPU's memory goes back to it, for what comes after a search."""
+    kept_streams.cache_clear()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def log_std(shape: Sequence[int]) -> float:
     """The logarithm of the standard deviation of a Kaiming-normal weight of this shape (out, in, *kernel)."""
     return 0.5 * math.log(2 / math.prod(shape[1:]))

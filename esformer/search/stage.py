@@ -16,6 +16,7 @@ from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost, cost
 from esformer.model.latency import Latency, measure_latency
 from esformer.proxies import get
+from esformer.proxies.streams import forget_streams
 from esformer.search.callback import SearchCallback, SearchResult
 from esformer.search.evolution import Evolution, Offspring, Ranking, Scored, cheapest
 from esformer.search.journal import Evaluation, Journal, JournalError, read_header
@@ -108,6 +109,12 @@ class SearchStage:
         Raises:
             SearchError: a rank died, or workers died of a genotype again and again; the journal holds what was done.
         """
+        try:
+            return self._run()
+        finally:
+            forget_streams()  # whatever comes next needs the memory
+
+    def _run(self) -> SearchResult:
         scorer = Scorer(self.seed, self.img_size, self.draws, str(self.fabric.device))
         team = gather(self.fabric, scorer, self.workers)
         if team is None:  # rank 0 has the result

@@ -121,7 +121,7 @@ class EvaluationDataModule(LightningDataModule):
         return images.permute(0, 3, 1, 2).to(torch.float32).sub_(mean).div_(std)
 
     def _loader(self, dataset: Dataset[Item], sampler: Sampler[list[Place]], **settings: Any) -> DataLoader[Item]:
-        workers = self.config.workers
+        workers = self.config.loaders
         return Loader(
             dataset,
             batch_sampler=sampler,
@@ -193,7 +193,7 @@ class ImageDataModule(EvaluationDataModule):
             epoch: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
             done = loop.epoch_loop.batch_progress.current.completed
             sampler.go_on(epoch, done if done < len(sampler) else 0)
-        return self._loader(self.train_set, sampler, persistent_workers=self.config.workers > 0)
+        return self._loader(self.train_set, sampler, persistent_workers=self.config.loaders > 0)
 
     def sampler(self, rank: int, world_size: int, accumulate: int) -> "StepSampler":
         """The training batches of a rank, ordered as Mixup wants them, so that the device need not."""

@@ -29,6 +29,8 @@ RANGES |= {"train_images": (1, 10**8), "val_images": (1, 10**8), "limit": (1, 10
 RANGES |= {"max_corrupt": (0, 10**8), "timeout": (1, 10**6)}
 """Least and most of the settings that are numbers. More would need more memory than machines have, or, of the timeout,
 overflow the clock of the operating system."""
+MOST_WORKERS = 16
+"""More do not help a network of this size on one device, and each takes memory."""
 
 
 class DataError(ESFormerError):
@@ -77,10 +79,15 @@ class DataConfig:
     """Images that a device may find unreadable; each is named in the log and skipped. One more ends the training."""
     timeout: float = 50
     """Seconds to wait for a batch before the images are given up for lost (with workers)."""
-    workers: int = 4
-    """Processes that load images, for each device."""
+    workers: int | str | None = None
+    """Processes that load images, for each device; null or `auto` takes one for each CPU that the device's process has,
+    16 at most. They change the speed, not the images."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.workers, str):
+            if self.workers != "auto" and not self.workers.isdecimal():
+                raise DataError(f"workers is {self.workers!r}; it must be a number of processes, or auto")
+            self.workers = None if self.workers == "auto" else int(self.workers)
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
@@ -98,6 +105,11 @@ class DataConfig:
     def evaluation_interpolation(self) -> str:
         """How images are resized where nothing is random."""
         return "bicubic" if self.interpolation == "random" else self.interpolation
+
+    @property
+    def loaders(self) -> int:
+        """How many processes load images: `workers`, or one for each CPU of this process."""
+        return default_workers(cpus()) if self.workers is None else int(self.workers)
 
 
 def check_preparation(mean: Any, std: Any, interpolation: Any, crop_pct: Any, channels: int | None = 3) -> None:
@@ -135,6 +147,18 @@ def _check_span(name: str, values: list[float], least: float, most: float) -> No
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def cpus() -> int:
+    """CPUs that this process may use: by affinity, and by the quota of its cgroup."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
+def default_workers(cpus: int) -> int:
+    """Processes that load images for a device whose own process has so many CPUs."""
+    return min(cpus, MOST_WORKERS)
 
 
 def resolve(config: DataConfig, train: bool = True) -> DataConfig:

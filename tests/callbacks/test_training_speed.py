@@ -7,10 +7,11 @@ import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loops.fetchers import _DataFetcher
 from linear import BATCH, At, fit
 
 from callbacks import speed as module
-from callbacks.speed import Device, Speed
+from callbacks.speed import Device, Speed, Waiting
 
 
 class Points(Logger):
@@ -118,3 +119,32 @@ def test_the_host_is_watched_and_a_gpu_that_will_not_tell_is_asked_once(monkeypa
     assert len(asked) == 1
     monkeypatch.setattr(torch.cuda, "utilization", lambda device: 93)
     assert Device(torch.device("cuda", 0)).values()["utilisation"] == 93
+
+
+@pytest.mark.parametrize(("slow", "share"), [(0.0, 0.0), (0.5, 0.5), (1.5, 0.75)])
+def test_the_share_of_waiting_for_images(clock, caplog, slow, share, monkeypatch):
+    fetch = _DataFetcher.__next__
+
+    def waits(fetcher):
+        fetcher._start_profiler()
+        clock.now += slow
+        fetcher._stop_profiler()
+        return fetch(fetcher)
+
+    monkeypatch.setattr(_DataFetcher, "__next__", waits)
+    monkeypatch.setattr(module, "SURE", 5)
+    points, speed = Points(), Speed(BATCH, log_every=2)
+    with caplog.at_level("WARNING", "esformer"):
+        fit([Costs(clock), speed], loggers=[points], profiler=Waiting())
+    assert points.of("train/waiting") == {step: pytest.approx(share) for step in range(1, 30, 2)}
+    assert speed.waiting == pytest.approx(share) and speed.waited == pytest.approx(share)
+    said = [record.getMessage() for record in caplog.records if "data.workers" in record.getMessage()]
+    assert len(said) == (share > 0.2)  # once
+    if said:
+        assert f"waits for images {share:.0%}".replace("%", " %") in said[0]
+
+
+def test_without_a_profiler_nothing_is_said_of_waiting(clock):
+    points, speed = Points(), Speed(BATCH, log_every=2)
+    fit([Costs(clock), speed], loggers=[points])
+    assert speed.waiting is None and speed.waited is None and not points.of("train/waiting")

@@ -79,6 +79,13 @@ def test_choices_come_before_single_settings():
         ("seed=1.5", "seed: Value '1.5'"),
         ("seed=-1", "seed is -1; it must be from 0 to 4294967295"),
         ("trainer.devices=0", "trainer.devices is 0; it must be at least 1"),
+        ("trainer.accumulate=0", "trainer.accumulate is 0; it must be at least 1"),
+        ("trainer.accumulate=many", "trainer.accumulate is 'many'; it must be a number of batches, or auto"),
+        ("trainer.precision=bf32", "trainer.precision is 'bf32'; it must be one of auto, 32-true, bf16-mixed"),
+        ("trainer.precision=transformer-engine", "trainer.precision is 'transformer-engine'; it must be one of"),
+        ("trainer.strategy=ddp_spawn", "trainer.strategy is 'ddp_spawn'; it must be auto or ddp"),
+        ("trainer.strategy=fsdp", "trainer.strategy is 'fsdp'; it must be auto or ddp"),
+        ("data.workers=few", "data.workers is 'few'; it must be a number of processes, or auto"),
         ("trainer.save_minutes=0", "trainer.save_minutes is 0.0; it must be above 0"),
         ("trainer.max_skipped=-1", "trainer.max_skipped is -1; it must be at least 0"),
         ("data.workers=-1", "data.workers is -1; it must be at least 0"),
@@ -96,6 +103,15 @@ def test_wrong_settings_are_refused_in_one_line(wrong, message):
         compose("S0", overrides=[wrong])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_may_be_left_to_the_machine():
+    config = compose(overrides=["trainer.accumulate=auto", "data.workers=auto", "trainer.precision=bf16"])
+    assert config.trainer.accumulate == "auto" and config.trainer.precision == "bf16-mixed"
+    assert config.data.workers is None and 1 <= config.data.loaders <= 16
+    config = compose(overrides=["trainer.accumulate='4'", "data.workers='3'"])  # as text
+    assert (config.trainer.accumulate, config.data.workers, config.data.loaders) == (4, 3, 3)
+    assert compose(overrides=["data.workers=null"]).data.workers is None
 
 
 def test_print_config_prints_what_would_run(capsys):

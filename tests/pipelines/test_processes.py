@@ -7,7 +7,8 @@ from lightning import Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 
 from pipelines.config import ConfigError, compose
-from pipelines.processes import check_gpus, processes
+from pipelines.launch import _machine, _own_device
+from pipelines.processes import check_gpus, processes, settle_workers
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "esformer-full", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}
 STEP |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
@@ -137,3 +138,50 @@ def test_a_task_has_a_gpu(srun, env, sentence):
     assert sentence in str(error.value)
     config = compose(overrides=["trainer.accelerator=cpu"])
     return check_gpus(config, processes(config))
+
+
+def test_the_cpus_of_a_process_load_its_images(srun, monkeypatch):
+    monkeypatch.setattr("pipelines.processes.cpus", lambda: 24)
+    assert [processes(compose(overrides=[f"trainer.devices={n}"])).cpus for n in (1, 4, 100)] == [24, 6, 1]
+    for settings, workers in (([], 16), (["trainer.devices=4"], 6), (["data.workers=0"], 0), (["data.workers=40"], 40)):
+        config = compose(overrides=settings)
+        settle_workers(config)
+        assert config.data.loaders == workers
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    assert processes(compose()).cpus == 24  # of another's tasks
+    srun(2, 1, "2")
+    assert processes(compose()).cpus == 8  # each has its own
+
+
+def test_a_rank_alone_searches_on_its_own_gpu(monkeypatch):
+    config = compose(overrides=["search.accelerator=gpu"])
+    assert _own_device(config) == 1  # there is none: Lightning says so
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert _own_device(config) == [0] and _own_device(compose()) == 1  # on the CPU
+    names = {"RANK": "5", "LOCAL_RANK": "1", "GROUP_RANK": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
+    for name, value in (names | {"TORCHELASTIC_RUN_ID": "x"}).items():
+        monkeypatch.setenv(name, value)
+    assert _own_device(config) == [1]
+
+
+def test_a_slurm_task_alone_searches_on_its_own_gpu(srun, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    srun(4, 1, "4", SLURM_PROCID=3, SLURM_LOCALID=3)
+    assert _own_device(compose(overrides=["search.accelerator=auto"])) == [3]
+
+
+@pytest.mark.parametrize("name", ["auto", "ddp", "ddp_find_unused_parameters_false"])
+def test_several_devices_speak_over_our_backend(name, monkeypatch):
+    monkeypatch.setattr("pipelines.launch._backend", lambda config: "cpu:gloo,cuda:nccl")
+    how = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    for devices in (2, 1):
+        strategy = _machine(compose(overrides=[f"trainer.strategy={name}", f"trainer.devices={devices}"]))["strategy"]
+        if devices == 2 or name != "auto":
+            assert strategy._get_process_group_backend() == "cpu:gloo,cuda:nccl"
+    if name != "auto":  # what Lightning makes of the name is what we make
+        theirs = Trainer(strategy=name, devices=2, **how).strategy
+        ours = Trainer(strategy=strategy, devices=2, **how).strategy
+        assert type(theirs) is type(ours) and theirs._start_method == ours._start_method
+        assert {**theirs._ddp_kwargs, "find_unused_parameters": False} == {
+            **ours._ddp_kwargs, "find_unused_parameters": False,
+        }  # fmt: skip

@@ -22,19 +22,23 @@ def wait_for(text, process):
         time.sleep(0.05)
 
 
+def timeless(summary):
+    return {name: value for name, value in summary.items() if name != "waiting_for_images"}
+
+
 @pytest.mark.slow
 def test_a_damaged_checkpoint_costs_what_came_after_the_one_before(tmp_path, smallest, caplog):
     command = [*QUICK, f"genotype={smallest}", "recipe.epochs=2", f"run.dir={tmp_path / 'r'}"]
-    calm = train.main(command)
+    calm = timeless(train.main(command))
     (tmp_path / "r" / "summary.json").unlink()
     last = tmp_path / "r" / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:10_000])
     with caplog.at_level("WARNING", "esformer"):
-        assert train.main(command) == calm
+        assert timeless(train.main(command)) == calm
     said = (tmp_path / "r" / "log.txt").read_text()
     assert "last.ckpt is damaged" in said
     assert "previous.ckpt" in said
-    assert json.loads((tmp_path / "r" / "summary.json").read_text()) == calm
+    assert timeless(json.loads((tmp_path / "r" / "summary.json").read_text())) == calm
 
 
 @pytest.mark.slow

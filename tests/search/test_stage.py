@@ -9,6 +9,7 @@ from esformer.errors import ESFormerError
 from esformer.model.cost import Budget, cost
 from esformer.model.latency import Latency
 from esformer.proxies import get
+from esformer.proxies.streams import kept_streams
 from esformer.search import evolution, stage, worker
 from esformer.search.journal import read
 from esformer.search.schedule import Schedule
@@ -250,3 +251,15 @@ def test_a_latency_that_nothing_keeps_is_refused_with_the_cheapests(monkeypatch)
         SearchStage(SPACE, Budget(latency_ms=9), SHORT, workers=2)
     with pytest.raises(ESFormerError, match="workers is 0"):
         SearchStage(SPACE, BUDGET, SHORT, workers=0)
+
+
+def test_what_scoring_keeps_is_let_go_of_in_the_end(monkeypatch):
+    seen = []
+    forget = stage.forget_streams
+    monkeypatch.setattr(stage, "forget_streams", lambda: (seen.append(kept_streams.cache_info().currsize), forget()))
+    run(schedule=TINY, img_size=33, draws=1)
+    assert seen[0] > 0 and kept_streams.cache_info().currsize == 0
+    monkeypatch.setattr(SearchStage, "_search", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run()
+    assert len(seen) == 2
