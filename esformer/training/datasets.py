@@ -223,7 +223,7 @@ def check_memory(config: DataConfig, batch_size: int) -> None:
     Raises:
         DataError: says what would fit.
     """
-    batches = 2 * config.workers + 2  # a worker makes two in advance; one is in use and another on its way
+    batches = 2 * config.loaders + 2  # a worker makes two in advance; one is in use and another on its way
     have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     need = batches * batch_size * 3 * config.img_size**2
     if need > have:
