@@ -217,6 +217,7 @@ def show(found: dict[str, Any]) -> None:
     for row in rows:
         drawn.add_row(*row)
     console.print(drawn)
+    console.print("timm's train.py clips, averages and logs in its own ways: adaptive clipping tensor by tensor.")
 
 
 def table(lines: dict[str, Any]) -> list[list[str]]:

@@ -104,12 +104,21 @@ def test_timm_opens_the_checkpoint_and_takes_the_average(trained):
 def test_every_rank_evaluates_with_the_norms_of_rank_0(tmp_path, warm):
     script = tmp_path / "ranks.py"
     script.write_text(
+        "import warnings\n"
         "import torch\n"
         "from esformer.training.module import broadcast_buffers\n"
+        "from pipelines.launch import DDP\n"
         "torch.distributed.init_process_group('gloo')\n"
         "norm = torch.nn.BatchNorm2d(2)\n"
+        "warnings.simplefilter('error')\n"
+        "network = torch.nn.parallel.DistributedDataParallel(norm, **DDP)\n"
         "norm.running_mean.fill_(5 + torch.distributed.get_rank())\n"
+        "network.eval()(torch.zeros(1, 2, 3, 3)).sum().backward()\n"
+        "assert norm.running_mean[0] == 5 + torch.distributed.get_rank()  # nothing is sent at a forward\n"
+        "broadcast, sent = torch.distributed.broadcast, []\n"
+        "torch.distributed.broadcast = lambda *args: sent.append(args) or broadcast(*args)\n"
         "broadcast_buffers(norm)\n"
+        "assert len(sent) == 2, sent  # one message for each kind of number\n"
         "assert norm.running_mean.tolist() == [5.0, 5.0], norm.running_mean\n"
     )
     for rank in warm.start_ranks(2, [script]):
