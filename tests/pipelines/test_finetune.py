@@ -16,6 +16,7 @@ from pipelines import search, train
 from pipelines.cli import USER_ERROR, run
 from pipelines.config import ConfigError, compose, differences, to_yaml
 from pipelines.launch import network
+from pipelines.run import _default
 
 MACHINE = ["trainer.accelerator=cpu", "wandb.mode=disabled"]
 SHORT = ["recipe.epochs=2", "recipe.batch_size=16", "data.workers=0"]
@@ -135,6 +136,7 @@ def test_runs_from_before_there_was_fine_tuning_go_on():
     assert now.count("\n") - before.count("\n") == 4
     assert differences(before, now) == []
     assert differences("{}", before) == differences("{}", now)  # after which the run's folder is named
+    assert _default("train", compose()) == _default("train", compose(overrides=["data.decoder=pil"]))  # it is found
     changed = to_yaml(compose(overrides=["recipe.freeze=2"]))
     assert differences(before, changed) == ["data.decoder was pil, is torchvision", "recipe.freeze was 0, is 2"]
     assert differences(changed, before)[0] == "data.decoder was torchvision, is pil"
