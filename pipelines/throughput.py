@@ -87,7 +87,7 @@ class Comparison:
 
     def __init__(self, config: Config, genotype: Genotype, folder: Path) -> None:
         self.config, self.genotype, self.folder = config, genotype, folder
-        self.accumulate = int(config.trainer.accumulate)
+        self.accumulate = accumulation(config, genotype)
         self.batch_size = device_batch_size(config.recipe.batch_size, 1, self.accumulate)
         self.device = self._trainer().strategy.root_device
         c = config
@@ -176,7 +176,7 @@ class Comparison:
             data.config,
             data.steps_per_epoch,
             self.device,
-            PRECISIONS[t.precision],
+            PRECISIONS[precision(t)],
             self.accumulate,
             t.compile,
         )
