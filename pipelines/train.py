@@ -193,15 +193,15 @@ def _fresh_state(genotype: "Genotype", config: Config, fit: "Trainer") -> "Train
     from esformer.training.module import ESFormerModule, optimizer_of
 
     assert config.data.num_classes is not None
-    settings = {"num_classes": config.data.num_classes, "img_size": config.data.img_size}
+    classes, img_size = config.data.num_classes, config.data.img_size
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        network = ESFormerModule(genotype, config.recipe, **settings).model
+        network = ESFormerModule(genotype, config.recipe, classes, img_size).model
     return TrainingState(
         network=network,
         optimizer=optimizer_of(network, config.recipe),
         loops=fit.fit_loop.state_dict(),
-        callbacks={one.state_key: one.state_dict() for one in fit.callbacks if isinstance(one, Checkpoints)},
-        settings=settings,
+        callbacks={one.state_key: one.state_dict() for one in fit.checkpoint_callbacks if isinstance(one, Checkpoints)},
+        settings={"num_classes": classes, "img_size": img_size},
         ema=config.recipe.ema,
         max_skipped=config.trainer.max_skipped,
         epochs=config.recipe.epochs,

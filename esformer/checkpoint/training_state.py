@@ -120,7 +120,7 @@ def _format(like: Tensor) -> torch.memory_format:
 
 def _check_loops(content: Mapping[str, Any], like: TrainingState, step: int) -> None:
     """Where the training stands; its counters agree with each other."""
-    loops = _mapping("loops", content.get("loops")).get("fit_loop")
+    loops = _mapping("loops.fit_loop", _mapping("loops", content.get("loops")).get("fit_loop"))
     _check_like("loops.fit_loop", loops, like.loops)
     epoch = _count("epoch", content.get("epoch"))
     steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]

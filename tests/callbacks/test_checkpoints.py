@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -207,3 +208,21 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         io.save_checkpoint({"step": 2}, last)
     assert torch.load(last)["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_gone_on_from_is_passed_over(tmp_path, calm, caplog):
+    shutil.copytree(calm[0], tmp_path / "r")
+    (tmp_path / "r" / "summary.json").unlink()
+    last = tmp_path / "r" / "checkpoints" / "last.ckpt"
+    forged = read(last)
+    forged["optimizer_states"][0]["state"][5]["exp_avg"] = torch.zeros(3)  # the fused step would die of it
+    torch.save(forged, last)
+    run(tmp_path / "r")
+    assert "exp_avg is of shape (3,)" in caplog.text and "going on from" in caplog.text
+    assert_same(tmp_path / "r", calm)
+    for path in last.parent.glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:-1000])
+    (tmp_path / "r" / "summary.json").unlink()
+    with pytest.raises(CheckpointError, match="is damaged.*there is no whole checkpoint before it: remove"):
+        run(tmp_path / "r")

@@ -161,7 +161,7 @@ def test_what_comes_from_data_is_shown_as_text():
     text.encode()
     forbidden = ["<script", "](javascript", "![x]", "\x1b", "\x07", "\u202e", "`code`", "**bold", "~~gone", "](x)"]
     for word in (*forbidden, "x" * 200):
-        assert word not in text, word
+        assert word not in re.sub(r"\\.", "", text), word  # but for what a backslash makes a mere letter
     assert not [line for line in text.splitlines() if line in ("# heading", "---", "license: mit")]
     for line in text.splitlines():
         if line.startswith("|"):
