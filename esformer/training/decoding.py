@@ -22,18 +22,34 @@ from esformer.training.datasets import DataConfig
 
 FAST_INTERPOLATIONS = ("bilinear", "bicubic", "random")
 """What torchvision resizes as PIL does: its nearest takes other pixels, and its Lanczos is not in all versions."""
+PIXELS = 178_956_970
+"""Above so many, 716 MB in RGB, Pillow takes an image for an attack on the memory."""
+SLIMMEST = 100
+"""Times that a side is longer than the other: evaluation brings the shorter one to its size, and the other with it."""
+
+
+def check_dimensions(width: int, height: int) -> None:
+    """Refuse an image by what its header says, before any memory is taken for its pixels.
+
+    Raises:
+        ValueError: says what is too much.
+    """
+    if width * height > PIXELS:
+        raise ValueError(f"it says that it has {width:,} x {height:,} pixels, and at most {PIXELS:,} are decoded")
+    if max(width, height) > SLIMMEST * min(width, height):
+        raise ValueError(f"{width:,} x {height:,} pixels, one side more than {SLIMMEST} times the other")
 
 
 def decode_jpeg(data: bytes) -> Tensor | None:
     """The pixels of a colour JPEG, C, H, W, equal to PIL's; None leaves the image to PIL.
 
-    PIL reads the header, and has what it refuses, reads in a way of its own (such as CMYK) or finds too large. It also
-    has what torchvision refuses, and everything if torchvision comes without a decoder.
+    PIL reads the header, and has what it refuses, or reads in a way of its own (such as CMYK). It also has what
+    torchvision refuses, and everything if torchvision comes without a decoder.
     """
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            small = image.width * image.height <= (Image.MAX_IMAGE_PIXELS or 0)
-            if image.format != "JPEG" or image.mode != "RGB" or not small:
+            check_dimensions(*image.size)
+            if image.format != "JPEG" or image.mode != "RGB":
                 return None
             return torchvision.io.decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
     except Exception:  # PIL finds the words for it

@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import (
 )
 
 from esformer.training.datasets import CorruptImage, DataConfig, DataError, torchvision_cifar10
-from esformer.training.decoding import decode_jpeg, decodes_fast
+from esformer.training.decoding import check_dimensions, decode_jpeg, decodes_fast
 from esformer.training.sources import Source, gone, open_source, read_file
 
 LIMIT_SEED = 0
@@ -29,10 +29,6 @@ POOL = 64
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000")
 """What files with the endings of images hold, whatever theirs is. Some others of Pillow's start other programs."""
-PIXELS = 178_956_970
-"""Above so many, 716 MB in RGB, Pillow takes an image for an attack on the memory."""
-SLIMMEST = 100
-"""Times that a side is longer than the other: evaluation brings the shorter one to its size, and the other with it."""
 
 Transform = Callable[[Any], Any]
 
@@ -244,11 +240,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: says why it cannot be.
     """
-    width, height = image.size
-    if width * height > PIXELS:
-        raise ValueError(f"it says that it has {width:,} x {height:,} pixels, and at most {PIXELS:,} are decoded")
-    if max(width, height) > SLIMMEST * min(width, height):
-        raise ValueError(f"{width:,} x {height:,} pixels, one side more than {SLIMMEST} times the other")
+    check_dimensions(*image.size)
     white, inverted = 65535, False
     if isinstance(image, TiffImageFile):
         bits, tags = max(image.tag_v2.get(BITSPERSAMPLE, (1,))), image.tag_v2
