@@ -7,11 +7,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from esformer.errors import STOPPED, ESFormerError
 from pipelines import signals
 from pipelines.config import Config, compose, settings, to_yaml
+from pipelines.values import ValueTypeError, path_text
 
 USER_ERROR = 2
 """Exit code of what the user can mend."""
@@ -24,6 +26,23 @@ DRY_RUN: dict[str, dict[str, Any]] = {
     )
 }
 """The flag of pipelines.rehearsal, for `parse_with`."""
+
+
+def path_or_name(text: str) -> str:
+    """The type of arguments that may be paths: `~` in front is the home, and the rest stays as it was typed.
+
+    Raises:
+        ArgumentTypeError: no file can have such a name.
+    """
+    try:
+        return path_text(text)
+    except ValueTypeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def path(text: str) -> Path:
+    """The type of arguments that are paths."""
+    return Path(path_or_name(text))
 
 
 def parse(story: str, argv: Sequence[str] | None = None) -> Config:

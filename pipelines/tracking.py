@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 import esformer
 from esformer.atomic import write_text
 from esformer.errors import STOPPED
-from pipelines.config import Config, ConfigError, to_yaml
+from pipelines.config import Config, ConfigError
 from pipelines.run import RunFolder, is_main
 from pipelines.signals import stop
 
@@ -162,7 +163,6 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
     if mode == "disabled" or not is_main():
         return []
     import wandb
-    from omegaconf import OmegaConf
 
     os.environ.pop("WANDB_SERVICE", None)  # of whoever submitted the job, perhaps on another machine or long gone
     try:
@@ -175,7 +175,7 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
         if mode == "online" and not known:
             raise ConfigError("wandb.mode=online needs a login; type `wandb login`, or choose wandb.mode=offline")
         mode = "online" if known else "offline"
-    facts: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(to_yaml(config)))  # type: ignore[assignment]
+    facts: dict[str, Any] = asdict(config)
     facts |= {"pipeline": pipeline, "command": run.command, "git": git_state(), "environment": environment()}
     if run.genotype.exists():
         from esformer.genotype import Genotype
