@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from esformer.errors import ESFormerError
+from esformer.files import FileError, unwritable
 
 
 def write_text(path: Path, text: str) -> None:
@@ -15,13 +16,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for any other file."""
+    """The same for any other file.
+
+    Raises:
+        FileError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a disk that is full needs the room
+        raise FileError(unwritable(path, error)) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)  # a disk that is full needs the room
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -4,7 +4,6 @@ Nothing in a file is executed, and none can hang a process or exhaust its memory
 and depths are bounded, and YAML may have no aliases, with which a small file describes an enormous value.
 """
 
-import errno
 import json
 import math
 import os
@@ -132,11 +131,10 @@ def whole_lines(path: StrPath, longest: int) -> Iterator[tuple[int, bytes, int]]
             yield number, line, end
 
 
-def refuse_unwritable(path: Path, error: OSError) -> ESFormerError:
-    """Why a file or folder cannot be written, in a sentence that names it."""
-    if error.errno == errno.ENAMETOOLONG:
-        return FileError(f"{str(path)[:60]}... cannot be written: the name is too long")
-    return FileError(f"{path} cannot be written: {error.strerror}")
+def unwritable(path: Path, error: OSError) -> str:
+    """That a file or folder cannot be written, and why; names it, as far as a line holds the name."""
+    text = str(path)
+    return f"{text if len(text) <= 300 else f'{text[:60]}...{text[-20:]}'} cannot be written: {error.strerror}"
 
 
 def _check_values(value: Any, depth: int) -> None:

@@ -18,7 +18,7 @@ import yaml
 
 from esformer.choices import SIZES
 from esformer.errors import ESFormerError
-from esformer.files import parse_yaml, read_yaml
+from esformer.files import ContentError, parse_yaml, read_yaml
 from esformer.search.schedule import Schedule
 from esformer.training.datasets import DataConfig
 from esformer.training.recipe import Recipe
@@ -324,6 +324,8 @@ def differences(old: str, new: str) -> list[str]:
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        raise ContentError("holds no settings")
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")

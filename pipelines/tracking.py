@@ -25,6 +25,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 import esformer
 from esformer.atomic import write_text
 from esformer.errors import STOPPED
+from esformer.files import ContentError, read_text
 from pipelines.config import Config, ConfigError
 from pipelines.run import RunFolder, is_main
 from pipelines.signals import stop
@@ -307,7 +308,10 @@ def _reason(error: BaseException) -> str:
 
 def _run_id(run: RunFolder) -> str:
     """The id under which W&B knows the run, the same after every restart."""
-    known = run.wandb_id.read_text(errors="replace") if run.wandb_id.exists() else ""
+    try:
+        known = read_text(run.wandb_id) if run.wandb_id.exists() else ""
+    except ContentError:
+        known = ""
     if not re.fullmatch("[0-9a-f]{8}", known):
         known = secrets.token_hex(4)
         write_text(run.wandb_id, known)
