@@ -10,6 +10,8 @@ from esformer.files import parse_yaml
 
 LONGEST = 4096
 """Characters of a text; Linux takes no longer paths."""
+LONGEST_NAME = 255
+"""Bytes of the name of a file."""
 BEYOND = 2**63
 """No whole number that means something is as large."""
 NULLS = ("null", "Null", "NULL", "~")
@@ -74,14 +76,16 @@ def text(raw: str) -> str:
         raise ValueTypeError("is empty; it must be text")
     if found := UNPRINTABLE.search(raw):
         what = "a byte that is not UTF-8" if "\ud800" <= found[0] <= "\udfff" else "a control character"
-        raise ValueTypeError(f"is {show(raw)}; it holds {what}, and must not")
+        raise ValueTypeError(f"is {show(raw)}; it holds {what}; leave it out")
     if len(raw) > LONGEST:
-        raise ValueTypeError(f"is {show(raw)}; it holds {len(raw):,} characters, and must hold at most {LONGEST:,}")
+        raise ValueTypeError(f"is {show(raw)}; it has {len(raw):,} characters, and may have at most {LONGEST:,}")
     return raw
 
 
 def path_text(raw: str) -> str:
     """The same of a path: `~` in front is the home, and the rest stays."""
+    if any(len(os.fsencode(name)) > LONGEST_NAME for name in raw.split("/")):
+        raise ValueTypeError(f"is {show(raw)}; the name of a file or folder has at most {LONGEST_NAME} bytes")
     return os.path.expanduser(text(raw))  # noqa: PTH111 (a Path changes more than ~)
 
 
@@ -92,6 +96,8 @@ def _whole(raw: str) -> int | None:
         _refuse_beyond(len(typed) > 80)
         value = int(typed, 16 if "x" in typed else 10)
     else:
+        if re.fullmatch(r"[+-]?0\d+", typed, re.ASCII):
+            raise ValueTypeError(f"is {show(raw)}; write it without zeros in front")
         real = _real(typed)
         _refuse_beyond(real is not None and abs(real) >= BEYOND)
         if real is None or not real.is_integer():

@@ -214,7 +214,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, Evaluation | dict[str, Latency], int]]:
-    """What the whole lines below the header hold, evaluations or latencies by digest; their numbers, and where they end."""
+    """What whole lines below the header hold, evaluations or latencies by digest; their numbers, and where they end."""
     try:
         for number, line, end in whole_lines(path, LONGEST):
             if number > 1:
