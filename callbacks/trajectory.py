@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from esformer.errors import ESFormerError
 from esformer.search.journal import Evaluation
 from esformer.search.schedule import Phase
 
@@ -65,11 +64,7 @@ class Trajectory:
         self._scores: dict[str, Column] = {name: array("d") for name in proxies}
 
     def append(self, evaluation: Evaluation) -> None:
-        if (step := self._step_of.get(evaluation.phase)) is None:
-            raise ESFormerError(
-                f"evaluation {evaluation.evaluation} of the journal is of phase {evaluation.phase[:60]!r}, which this"
-                " search has not: another version of the search wrote it"
-            )
+        step = self._step_of[evaluation.phase]
         if step != self._last:
             self._starts.append((step, len(self)))
             self._last = step

@@ -160,7 +160,7 @@ def _check_keys(keys: list[Any]) -> None:
         if not isinstance(key, str):
             raise ContentError(f"has a key {str(key)[:60]}; keys are words")
         if key in seen:
-            raise ContentError(f"the key {key[:60]!r} stands twice in one mapping")
+            raise ContentError(f"has the key {key[:60]!r} twice in one mapping")
         seen.add(key)
 
 

@@ -345,9 +345,8 @@ def _read(section: str, name: str) -> dict[str, Any]:
     folder = Path(str(files("configs"))) / section
     there = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in there:
-        raise ConfigError(
-            f"{section}={name if name.isprintable() and len(name) <= 80 else show(name)}: there is no such choice; there are {', '.join(there)}"
-        )
+        shown = name if name.isprintable() and len(name) <= 80 else show(name)
+        raise ConfigError(f"{section}={shown}: there is no such choice; there are {', '.join(there)}")
     content: dict[str, Any] = read_yaml(folder / f"{name}.yaml", plain=True)
     return content
 

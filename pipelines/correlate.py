@@ -39,6 +39,9 @@ tables are CSV files, plain or gzipped, with these columns among others (accurac
 """
 
 
+MOST_WORKERS = 1024
+
+
 class CorrelateError(ESFormerError):
     """What was asked for cannot be; says what can."""
 
@@ -122,6 +125,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     benchmark = benchmarks.get(options.benchmark)
     dataset = options.dataset or next(iter(benchmark.datasets))
     images = benchmark.dataset(dataset)
+    if options.workers > MOST_WORKERS:
+        raise CorrelateError(f"--workers is {options.workers}; it must be at most {MOST_WORKERS}")
+    if options.table.exists() and not (options.table.is_file() or options.table.is_dir()):
+        raise CorrelateError(f"--table is {options.table}, which is neither a file nor a folder")
     proxies = choose_proxies(options.proxies, options.images)
     table = benchmark.read(options.table, dataset)
     sample = draw_sample(table, options.sample, options.seed)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shlex
+import stat
 import sys
 import time
 import warnings
@@ -35,7 +36,7 @@ PATIENCE = 10.0
 
 SHOWN = 8
 """Differences between two configurations that a sentence names."""
-SUFFIXES = (".csv", ".json", ".jsonl", ".png", ".txt", ".yaml")
+SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".png", ".txt", ".yaml")
 """Of files that a run leaves."""
 
 
@@ -148,6 +149,9 @@ class Folder:
             descriptor = os.open(file, flags, mode=0o666)
         except OSError as error:
             raise RunError(f"{unwritable(file, error)}; choose another {self.option}") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise RunError(f"{file} is not a file, as a run leaves it; move it away")
         return os.fdopen(descriptor, "r+")
 
     def _wait_for_lock(self, lock: IO[str]) -> None:

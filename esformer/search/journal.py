@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, get_args
@@ -62,13 +62,19 @@ class Journal:
     Args:
         header: what the search is: space, seed, budget, schedule. A journal of another search is refused.
         path: the file; by default a temporary one.
+        phases: the names of the phases that evaluations may be of; None takes any.
 
     Raises:
         JournalError: the file is no journal, or one of another search or format.
     """
 
-    def __init__(self, header: dict[str, Any], path: str | os.PathLike[str] | None = None) -> None:
-        self.header = {"journal": FORMAT, **header}
+    def __init__(
+        self,
+        header: dict[str, Any],
+        path: str | os.PathLike[str] | None = None,
+        phases: Collection[str] | None = None,
+    ) -> None:
+        self.header, self.phases = {"journal": FORMAT, **header}, phases
         self.latencies: dict[str, Latency] = {}
         """Every latency measured, by the genotype's digest."""
         self._temporary = None if path else tempfile.NamedTemporaryFile(suffix=".jsonl")  # noqa: SIM115
@@ -165,6 +171,11 @@ class Journal:
             whole = end
             if isinstance(line, Evaluation):
                 self._count += 1
+                if self.phases is not None and line.phase not in self.phases:
+                    raise JournalError(
+                        f"{self.path}: line {number} is of phase {line.phase[:60]!r}, which this search has not;"
+                        " move the file away to start anew"
+                    )
                 if line.evaluation != self._count:
                     raise JournalError(
                         f"{self.path}: line {number} is evaluation {line.evaluation}, but {self._count} comes next;"

@@ -115,7 +115,7 @@ class SearchStage:
         done = False
         try:
             if self.checkpoint is not None:
-                self.journal = Journal(self.header(), self.checkpoint)
+                self.journal = Journal(self.header(), self.checkpoint, {phase.name for phase in self.schedule.phases()})
             result = self._search(team)
             done = True
         finally:
@@ -128,7 +128,7 @@ class SearchStage:
         Raises:
             JournalError: the search was not finished.
         """
-        self.journal = Journal(self.header(), self.checkpoint)
+        self.journal = Journal(self.header(), self.checkpoint, {phase.name for phase in self.schedule.phases()})
         return self._search(None)
 
     def header(self) -> dict[str, Any]:
