@@ -2,8 +2,10 @@
 
 import csv
 import io
+import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,14 @@ from lightning import Callback, LightningModule, Trainer
 
 from callbacks.speed import Speed, learning_rate
 from esformer.atomic import write_text
+from esformer.files import ContentError, whole_lines
 
 STEPS = ("step", "epoch", "loss", "lr", "grad_norm", "images_per_second", "seconds")
 """The columns of `steps.csv`. The last two are of the clock: no second run of the same training has the same."""
+LONGEST = 4096
+"""Bytes, more than any of its lines has."""
+DRAWN = 1e100
+"""What is larger, or not finite, is in the table alone."""
 WIDE = 30
 """From so many times the smallest gradient norm to the largest on, its axis is logarithmic."""
 
@@ -95,15 +102,17 @@ def read_steps(file: Path) -> list[dict[str, float]]:
     """The rows of a `steps.csv`, in order; what is not there or only half written is left out."""
     if not file.exists():
         return []
-    text = file.read_text(encoding="utf-8", errors="replace")
     rows: list[dict[str, float]] = []
-    for line in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
-        try:
-            row = {name: float(value) for name, value in line.items() if value}
-            row |= {name: int(line[name]) for name in ("step", "epoch")}
-        except (TypeError, ValueError, KeyError, AttributeError):
-            continue
-        rows.append(row)
+    header: list[str] = []
+    with suppress(ContentError):  # a line that no table has; those before it count
+        for _, line, _ in whole_lines(file, LONGEST):
+            try:
+                (values,) = csv.reader([line.decode()])
+                header = header or values
+                row = {name: float(value) for name, value in zip(header, values, strict=True) if value}
+                rows.append(row | {name: int(row[name]) for name in ("step", "epoch")})
+            except (ValueError, KeyError, csv.Error, OverflowError):
+                continue
     return rows
 
 
@@ -146,7 +155,7 @@ def draw_training(epochs: Sequence[Row], path: Path, steps: Sequence[Row] = ()) 
     figure = Figure(figsize=(16, 3.8), layout="tight")
     for ax, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for rows, name, label, how in lines:
-            points = [(row["at"], row[name]) for row in rows if name in row]
+            points = [(row["at"], row[name]) for row in rows if abs(row.get(name, math.inf)) < DRAWN]
             if points:
                 ax.plot(*zip(*points, strict=True), label=label, **{"lw": 1.5} | how)
         if title == "gradient norm" and ax.lines and ax.dataLim.y1 > WIDE * ax.dataLim.y0 > 0:

@@ -17,6 +17,7 @@ from callbacks.drawing import draw_genotype, draw_search
 from callbacks.trajectory import Trajectory
 from esformer.atomic import write_text
 from esformer.errors import STOPPED
+from esformer.files import FileError, unwritable
 from esformer.search.evolution import Scored
 from esformer.search.journal import Evaluation
 from esformer.search.schedule import Phase
@@ -72,6 +73,13 @@ class SearchHistory(Watcher):
         self.folder, self.every = folder, every
         self._next = time.monotonic() + every
 
+    def on_search_start(self, stage: SearchStage) -> None:
+        try:  # now and not later: a folder that somebody moves away meanwhile must not appear again
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(unwritable(self.folder, error)) from None
+        super().on_search_start(stage)
+
     def on_phase_end(self, stage: SearchStage, phase: Phase, best: Scored) -> None:
         if (began := time.monotonic()) >= self._next:
             self._write(stage)
@@ -83,7 +91,6 @@ class SearchHistory(Watcher):
         _draw_result(result, self.folder)
 
     def _write(self, stage: SearchStage) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "search.csv", self.trajectory.csv())
         draw_search(self.trajectory, asdict(stage.budget), self.folder / "search.png")
 

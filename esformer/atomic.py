@@ -3,11 +3,12 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from esformer.errors import ESFormerError
+from esformer.files import FileError, unwritable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Of a disk that is full, or a file that may not become as large."""
@@ -19,15 +20,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for any other file."""
+    """The same for any other file.
+
+    Raises:
+        FileError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)  # a disk that is full needs the room
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from None  # it may name no file, or this one
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a disk that is full needs the room
+        raise FileError(unwritable(path, error)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise
 
 

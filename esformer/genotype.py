@@ -15,10 +15,10 @@ import yaml
 from esformer.atomic import write_text
 from esformer.choices import SPACES, Choices, choices_of
 from esformer.errors import ESFormerError
+from esformer.files import FileError, read_json, read_yaml
 
 FORMAT = 1
 """The version of the file format, written as `genotype: 1`."""
-MAX_FILE_BYTES = 1_000_000
 _SHIPPED = Path(__file__).parent / "genotypes"
 
 
@@ -148,9 +148,13 @@ class Genotype:
         """
         path = Path(path)
         try:
-            return cls.from_dict(_read(path))
+            content = (read_json if path.suffix == ".json" else read_yaml)(path)
+        except FileError as error:
+            raise GenotypeError(str(error)) from None
+        try:
+            return cls.from_dict(content)
         except GenotypeError as error:
-            raise GenotypeError(f"{path}: {error}") from None
+            raise GenotypeError(f"{path}: is not a genotype: {error}") from None
 
 
 def shipped_names() -> list[str]:
@@ -231,62 +235,3 @@ def _list(values: tuple[Any, ...], word: str = "or") -> str:
         return f"{values[0]} to {values[-1]} in steps of {steps.pop()}"
     *head, last = map(str, values)
     return f"{', '.join(head)} {word} {last}" if head else last
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Plain YAML: no tags (SafeLoader), no anchors (they can blow up a small file), no key twice."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise GenotypeError("is not a genotype: it uses YAML aliases; write every block out")
-        if getattr(self.peek_event(), "tag", None) is not None:
-            raise GenotypeError("is not a genotype: it uses YAML tags; write plain values")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        pairs = [(self.construct_object(key, deep=True), value) for key, value in node.value]
-        _check_keys_of_mapping([key for key, _ in pairs])
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.yaml_implicit_resolvers = {  # a `<<` merge key is an ordinary, unknown key
-    key: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:merge"]
-    for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _check_keys_of_mapping(keys: list[Any]) -> None:
-    seen = set()
-    for key in keys:
-        if not isinstance(key, str):
-            raise GenotypeError(f"has a key {_show(key)}; keys are words")
-        if key in seen:
-            raise GenotypeError(f"the key {_show(key)} stands twice in one mapping")
-        seen.add(key)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _check_keys_of_mapping([key for key, _ in pairs])
-    return dict(pairs)
-
-
-def _read(path: Path) -> Any:
-    try:
-        if path.exists() and not path.is_file():
-            raise GenotypeError("is not a file but a directory or a device")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise GenotypeError(f"is not a genotype: it holds more than {MAX_FILE_BYTES:,} bytes")
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            return json.loads(text, object_pairs_hook=_unique)
-        return yaml.load(text, Loader=_StrictLoader)
-    except OSError as error:
-        raise GenotypeError(f"cannot be read: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise GenotypeError(f"is not plain YAML: {line}{error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        if isinstance(error, GenotypeError):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise GenotypeError(f"is not a genotype in YAML or JSON: {reason}") from None

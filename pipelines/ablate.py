@@ -188,8 +188,10 @@ def find(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
 
     command = shlex.join(["python", "-m", "pipelines.search", *entry.arguments])
     run = RunFolder(ablation.path / "search" / entry.name, command)
-    if run.genotype.exists() and (known := _read(run.summary)):
-        return known
+    kinds = choices_of("S0" + EXTENDED).ffn
+    numbers = ("seed", "params", "macs", *PROXIES, *kinds, "evaluations", "seconds")
+    if run.genotype.exists() and (known := _known(run.summary, numbers)):
+        return known | {"method": entry.method, "seed": entry.seed}
     if is_main():  # the others would be there before it has claimed the folder
         run.path.mkdir(parents=True, exist_ok=True)
     config = replace(entry.config, data=config.data)
@@ -199,14 +201,14 @@ def find(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
         genotype = search(config, run, [])
         spent = search_summary(config, run, genotype)
     price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
-    kinds = Counter(block.ffn for block in genotype.blocks())
+    counts = Counter(block.ffn for block in genotype.blocks())
     row: Row = {
         "method": entry.method,
         "seed": entry.seed,
         "params": price.params,
         "macs": price.macs,
         **{proxy: score(proxy, genotype, seed=UNSEEN + entry.seed) for proxy in PROXIES},
-        **{kind: kinds[kind] for kind in choices_of("S0" + EXTENDED).ffn},
+        **{kind: counts[kind] for kind in kinds},
         "evaluations": spent["search_evaluations"],
         "seconds": spent["search_seconds"],
         "genotype": str(run.genotype.relative_to(ablation.path)),
@@ -244,23 +246,22 @@ def train(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
     run = RunFolder(ablation.path / "training" / entry.name, ablation.command)
     group = config.wandb.group or ablation.path.resolve().name
     arguments = [*entry.arguments, f"genotype={genotype}", f"run.dir={run.path}", f"wandb.group={group}"]
-    if reached := _read(run.summary):
+    if reached := _known(run.summary, ("top1",)):
         settings = to_yaml(replace(cli.parse("", arguments), data=config.data))
         run.agree(run.config, "python -m pipelines.train", settings)
     else:
         log.info("training what %s found with seed %d", entry.method, entry.seed)
         reached = training.main(arguments)
         ablation.log_to_file()  # whoever closes a folder stops writing to every file
-    return {"top1": reached["top1"], "ema_top1": reached["ema_top1"]}
+    return {"top1": reached["top1"], "ema_top1": reached.get("ema_top1")}
 
 
-def _read(summary: Path) -> Row | None:
-    """What is known already; None if that is nothing, or damaged."""
-    try:
-        known: Row = json.loads(summary.read_text())
-    except (OSError, ValueError):
-        return None
-    return known
+def _known(file: Path, numbers: Sequence[str]) -> Row | None:
+    """What a summary says already; None if it is not there, is damaged, or lacks one of these numbers."""
+    from pipelines.run import read_summary
+
+    known = read_summary(file) or {}
+    return known if all(type(known.get(name)) in (int, float) for name in numbers) else None
 
 
 COLUMNS = {

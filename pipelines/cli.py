@@ -6,6 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from esformer.errors import STOPPED, USER_ERROR, ESFormerError, ProcessLostError
@@ -13,6 +14,7 @@ from pipelines import signals
 from pipelines.config import Config, compose, settings, to_yaml
 from pipelines.runtime.losses import explain
 from pipelines.runtime.watchdog import INTERRUPTED, connected, leave_at_once, watchdog
+from pipelines.values import ValueTypeError, path_text
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 """A disk that is full or not to be written to."""
@@ -23,6 +25,23 @@ DRY_RUN: dict[str, dict[str, Any]] = {
     )
 }
 """The flag of pipelines.rehearsal, for `parse_with`."""
+
+
+def path_or_name(text: str) -> str:
+    """The type of arguments that may be paths: `~` in front is the home, and the rest stays as it was typed.
+
+    Raises:
+        ArgumentTypeError: no file can have such a name.
+    """
+    try:
+        return path_text(text)
+    except ValueTypeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def path(text: str) -> Path:
+    """The type of arguments that are paths."""
+    return Path(path_or_name(text))
 
 
 def parse(story: str, argv: Sequence[str] | None = None) -> Config:

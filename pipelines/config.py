@@ -7,7 +7,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
 from esformer.choices import SIZES
 from esformer.errors import ESFormerError
+from esformer.files import ContentError, parse_yaml, read_yaml
 from esformer.search.schedule import Schedule
 from esformer.training.datasets import LARGEST_IMAGE, DataConfig
 from esformer.training.recipe import Recipe
+from pipelines.values import ValueTypeError, convert, show
 
 SECTIONS_WITH_FILES = ("data", "search", "recipe")
+PATHS = ("run.dir", "data.root", "genotype", "init")
+"""Settings that are paths: `~` in front is the home."""
 NOT_THE_RUN = (
     *("run", "trainer", "wandb", "ablate"),
     *("data.workers", "data.timeout", "data.max_corrupt", "search.workers", "search.accelerator"),
@@ -41,6 +44,10 @@ SHORT_PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64
 """Lightning's short names."""
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false")
 """Those in which every process has the whole network; the last two are the same."""
+MOST_OF_ALL = 2**31 - 1
+MOST = {"seed": 2**32 - 1, "search.workers": 1024, "search.draws": 1000, "ablate.seeds": 10_000}
+MOST |= {"trainer.devices": 1024, "trainer.num_nodes": 100_000, "trainer.threads": 1024}
+"""The most of settings that count, where a section says nothing else: what the code, or a machine, can take."""
 
 
 class ConfigError(ESFormerError):
@@ -230,10 +237,12 @@ def compose(size: str | None = None, quick: bool = False, overrides: Sequence[st
         ConfigError: a setting is unknown, of the wrong type, or out of range.
     """
     pairs = [_split(override) for override in overrides]
-    init = next((value for key, value in reversed(pairs) if key == "init"), None)  # a path, to be taken as it is
+    known = {setting.key: setting for setting in settings()}
+    init = next((value for key, value in reversed(pairs) if key == "init"), None)
+    init = None if init is None else _value(known["init"], init)
     size = next((value for key, value in reversed(pairs) if key == "size"), size) or _size_of(init)
     if size not in SIZES:
-        raise ConfigError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
+        raise ConfigError(f"size is {show(size)}; it must be one of {', '.join(SIZES)}")
     chosen = {"data": "imagenet"}
     layers = [_read("size", size), *([_read("", "quick")] if quick else [])]
     for layer in layers:
@@ -241,27 +250,49 @@ def compose(size: str | None = None, quick: bool = False, overrides: Sequence[st
     chosen |= {"recipe": "finetune"} if init is not None else {}
     chosen |= {key: value for key, value in pairs if key in SECTIONS_WITH_FILES}
     layers += [{section: _read(section, name)} for section, name in chosen.items()]
-    settings = [(key, value) for key, value in pairs if key not in (*SECTIONS_WITH_FILES, "init")]
-    for key, _ in settings:
+    texts = [*_leaves(OmegaConf.to_container(OmegaConf.merge(*layers)))]
+    texts += [(key, value) for key, value in pairs if key not in (*SECTIONS_WITH_FILES, "init", "size")]
+    for key, _ in texts:
         _check_key(key)
-    try:
-        tree = OmegaConf.structured(Config)
-        for layer in (*layers, {"size": size, "init": init}):
-            tree = OmegaConf.merge(tree, layer)
-        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([f"{key}={value}" for key, value in settings]))
-        assert isinstance(tree, DictConfig)
-        for name, section in tree.items():
-            if isinstance(section, DictConfig):
-                _check_section(str(name), section)
-        config: Config = OmegaConf.to_object(tree)  # type: ignore[assignment]
-    except yaml.YAMLError as error:
-        raise ConfigError(f"a setting is not a YAML value: {getattr(error, 'problem', error)}") from None
-    except OmegaConfBaseException as error:
-        reason = (error.msg or str(error)).splitlines()[0]
-        raise ConfigError(f"{error.full_key}: {reason}" if error.full_key else reason) from None
+    values = {key: _value(setting, setting.default) for key, setting in known.items()}
+    values |= {key: _value(known[key], text) for key, text in texts} | {"size": size, "init": init}
+    config = _build(values)
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed is {config.seed}; it must be from 0 to {2**32 - 1}")
+    for key, value in values.items():
+        _check_range(key, value)
     return config
+
+
+def _value(setting: "Setting", raw: Any) -> Any:
+    try:
+        return convert(raw, setting.kind, setting.key in PATHS)
+    except ValueTypeError as error:
+        raise ConfigError(f"{setting.key} {error}") from None
+
+
+def _build(values: dict[str, Any]) -> Config:
+    """The dataclasses of settings by their keys; each checks itself."""
+    made: dict[str, Any] = {}
+    for f in fields(Config):
+        if f.name in values:
+            made[f.name] = values[f.name]
+            continue
+        kind: Any = f.default_factory
+        try:
+            made[f.name] = kind(**{g.name: values[f"{f.name}.{g.name}"] for g in fields(kind)})
+        except ValueError as error:
+            raise ConfigError(f"{f.name}.{error}") from None
+    return Config(**made)
+
+
+def _check_range(key: str, value: Any) -> None:
+    """Refuse numbers that no part of the code can take, if they are not refused by the section itself."""
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ConfigError(f"{key} is {number}; it must be finite")
+        if isinstance(number, int) and abs(number) > (most := MOST.get(key, MOST_OF_ALL)):
+            raise ConfigError(f"{key} is {number}; it must be at most {most}")
 
 
 def _size_of(init: str | None) -> str:
@@ -276,22 +307,30 @@ def _size_of(init: str | None) -> str:
         return SIZES[0]
 
 
-def _check_section(name: str, section: DictConfig) -> None:
-    try:
-        OmegaConf.to_object(section)  # builds the dataclass, which checks itself
-    except ValueError as error:
-        raise ConfigError(f"{name}.{error}") from None
-
-
 def to_yaml(config: Config) -> str:
-    """The configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The configuration as YAML; what is read from it again is the same, to the letter."""
+    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text in quotes, but for words and paths that no version of YAML takes for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    plain = re.fullmatch(r"[A-Za-z/][\w./+-]*", text, re.ASCII) and parse_yaml(text) == text
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def differences(old: str, new: str) -> list[str]:
     """What makes two configurations (as YAML) different runs: one phrase a key."""
     before, after = (
-        {key: value for key, value in _leaves(yaml.safe_load(text)) if key not in ADDED or value != ADDED[key]}
+        {key: value for key, value in _leaves(parse_yaml(text)) if key not in ADDED or value != ADDED[key]}
         for text in (old, new)
     )
     added = ADDED if before else {}
@@ -303,6 +342,8 @@ def differences(old: str, new: str) -> list[str]:
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        raise ContentError("holds no settings")
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
@@ -313,27 +354,31 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _split(override: str) -> tuple[str, str]:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{override!r} is not a setting; write key=value, such as recipe.epochs=100")
+        raise ConfigError(f"{show(override)} is not a setting; write key=value, such as recipe.epochs=100")
     return key, value
 
 
 def _read(section: str, name: str) -> dict[str, Any]:
+    """A file of configs/, with every value as the text that stands there."""
     folder = Path(str(files("configs"))) / section
-    file = folder / f"{name}.yaml"
-    if name != Path(name).name or not file.is_file():
-        there = sorted(path.stem for path in folder.glob("*.yaml"))
-        raise ConfigError(f"{section}={name}: there is no such choice; there are {', '.join(there)}")
-    return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
+    there = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in there:
+        shown = name if name.isprintable() and len(name) <= 80 else show(name)
+        raise ConfigError(f"{section}={shown}: there is no such choice; there are {', '.join(there)}")
+    content: dict[str, Any] = read_yaml(folder / f"{name}.yaml", plain=True)
+    return content
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of the configuration, for help and for checking keys."""
+    """One field of the configuration, for help, for checking keys and for reading values."""
 
     key: str
     type: str
     default: Any
     explanation: str
+    kind: Any = str
+    """The annotation of the field."""
 
 
 @cache
@@ -347,7 +392,7 @@ def settings(kind: type = Config, prefix: str = "") -> tuple[Setting, ...]:
             found += settings(type(default), f"{prefix}{f.name}.")  # type: ignore[arg-type]
         else:
             name = f.type.__name__ if type(f.type) is type else str(f.type)
-            found.append(Setting(prefix + f.name, name, default, explained.get(f.name, "")))
+            found.append(Setting(prefix + f.name, name, default, explained.get(f.name, ""), f.type))
     return tuple(found)
 
 
@@ -373,4 +418,4 @@ def _check_key(key: str) -> None:
         )
     same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near = difflib.get_close_matches(key, same or known, n=1, cutoff=0.0)
-    raise ConfigError(f"there is no setting {key!r}; did you mean {near[0]!r}?")
+    raise ConfigError(f"there is no setting {show(key)}; did you mean {near[0]!r}?")

@@ -39,6 +39,9 @@ tables are CSV files, plain or gzipped, with these columns among others (accurac
 """
 
 
+MOST_WORKERS = 1024
+
+
 class CorrelateError(ESFormerError):
     """What was asked for cannot be; says what can."""
 
@@ -50,15 +53,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--benchmark", required=True, help="nasbench101, nats-tss, nats-sss, channel-bench-resnet or darts")
-    add("--table", required=True, type=Path, metavar="FILE", help="the benchmark's architectures and accuracies")
+    add("--table", required=True, type=cli.path, metavar="FILE", help="the benchmark's architectures and accuracies")
     add("--dataset", help="cifar10, cifar100 or imagenet16-120, where the benchmark has them (default its first)")
     add("--proxies", metavar="A,B,...", help="what to score with (default all that need nothing that is not given)")
     add("--sample", type=_count, metavar="N", help="how many architectures, drawn by the seed (default all)")
     add("--seed", type=int, default=0, help="of the sample, the scores' random draws and the bootstrap (default 0)")
     add("--workers", type=_count, default=1, help="processes that score, each on one thread (default 1)")
-    add("--images", type=Path, metavar="DIR", help="one folder of images a class, for proxies that look at real images")
+    add(
+        "--images",
+        type=cli.path,
+        metavar="DIR",
+        help="one folder of images a class, for proxies that look at real images",
+    )
     add("--batch-size", type=_count, default=64, help="how many of these images (default 64)")
-    add("--out", type=Path, metavar="DIR", help="where it all goes (default runs/correlate-BENCHMARK-DATASET)")
+    add("--out", type=cli.path, metavar="DIR", help="where it all goes (default runs/correlate-BENCHMARK-DATASET)")
     return parser.parse_args(argv)
 
 
@@ -117,6 +125,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     benchmark = benchmarks.get(options.benchmark)
     dataset = options.dataset or next(iter(benchmark.datasets))
     images = benchmark.dataset(dataset)
+    if options.workers > MOST_WORKERS:
+        raise CorrelateError(f"--workers is {options.workers}; it must be at most {MOST_WORKERS}")
+    if options.table.exists() and not (options.table.is_file() or options.table.is_dir()):
+        raise CorrelateError(f"--table is {options.table}, which is neither a file nor a folder")
     proxies = choose_proxies(options.proxies, options.images)
     table = benchmark.read(options.table, dataset)
     sample = draw_sample(table, options.sample, options.seed)

@@ -42,11 +42,13 @@ log = logging.getLogger("esformer")
 
 FLAGS: dict[str, dict[str, Any]] = {
     "checkpoint": dict(
-        metavar="CHECKPOINT", help="a file or folder of weights, or a name such as timm:efficientformerv2_s0"
+        type=cli.path_or_name,
+        metavar="CHECKPOINT",
+        help="a file or folder of weights, or a name such as timm:efficientformerv2_s0",
     ),
     "--raw": dict(action="store_true", help="the weights as the last step left them, not their average"),
     "--out": dict(
-        metavar="FOLDER", type=Path, help="where the results go; by default beside the checkpoint, named after it"
+        metavar="FOLDER", type=cli.path, help="where the results go; by default beside the checkpoint, named after it"
     ),
     "--batch-size": dict(
         metavar="IMAGES", type=int, default=128, help="images that a device takes at a time (default 128)"

@@ -47,9 +47,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="a file or folder of weights, or a name such as esformer_s0")
+    add(
+        "checkpoint",
+        type=cli.path_or_name,
+        metavar="CHECKPOINT",
+        help="a file or folder of weights, or a name such as esformer_s0",
+    )
     add("--to", required=True, choices=("safetensors", "onnx", "torch-export", "timm-folder"), help="see below")
-    add("--out", type=Path, metavar="PATH", help="what to write; by default beside the checkpoint, named after it")
+    add("--out", type=cli.path, metavar="PATH", help="what to write; by default beside the checkpoint, named after it")
     add("--raw", action="store_true", help="the weights as the last step left them, not their average")
     add("--img-size", type=_size, metavar="PIXELS", help="height and width, 256 or 160x320 (default the checkpoint's)")
     add("--opset", type=int, metavar="N", help="of onnx: the version of its operators (default PyTorch's)")

@@ -251,7 +251,11 @@ def scratch(beside: Path) -> Iterator[Path]:
 def _estimate(found: dict[str, Any]) -> dict[str, Any]:
     """How long the run takes in all."""
     seconds = sum(found.get(f"{part}_seconds", 0.0) for part in PARTS)
-    return {"seconds": seconds, "end": (datetime.now() + timedelta(seconds=seconds)).strftime("%Y-%m-%d %H:%M")}
+    try:
+        end = (datetime.now() + timedelta(seconds=seconds)).strftime("%Y-%m-%d %H:%M")
+    except OverflowError:
+        end = "after the year 9999"
+    return {"seconds": seconds, "end": end}
 
 
 def readable(found: dict[str, Any]) -> dict[str, Any]:

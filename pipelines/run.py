@@ -5,7 +5,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
+import stat
 import sys
 import time
 import warnings
@@ -13,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
-import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.logging import RichHandler
@@ -21,6 +22,8 @@ from rich.table import Table
 
 from callbacks.checkpoints import BEST, LAST, PREVIOUS
 from esformer.atomic import write_text
+from esformer.errors import ESFormerError
+from esformer.files import ContentError, parse_yaml, read_json, read_text, unwritable
 from pipelines.config import Config, ConfigError, differences, to_yaml
 
 log = logging.getLogger("esformer")
@@ -28,6 +31,12 @@ log = logging.getLogger("esformer")
 
 PATIENCE = 10.0
 """Seconds to wait for a folder: after a signal, the process before may still be saving what it has."""
+
+
+SHOWN = 8
+"""Differences between two configurations that a sentence names."""
+SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".png", ".txt", ".yaml")
+"""Of files that a run leaves."""
 
 
 class RunError(ConfigError):
@@ -58,13 +67,13 @@ class Folder:
         Raises:
             RunError: it holds other work, or another process is at work in it.
         """
-        self._refuse_file()
+        self._refuse_place()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
-            os.register_at_fork(after_in_child=self._lock.close)  # one that outlives this process would hold it
         except OSError as error:
-            raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another {self.option}") from None
+            raise RunError(f"{unwritable(self.path, error)}; choose another {self.option}") from None
+        self._lock = self._open_lock()
+        os.register_at_fork(after_in_child=self._lock.close)  # a child that outlives this process would hold it
         self._wait_for_lock(self._lock)
         known = self.check(title, settings)
         self.agree(self.config, title, settings)
@@ -75,10 +84,18 @@ class Folder:
         """Whether the folder holds this work already. Changes nothing.
 
         Raises:
-            RunError: it holds other work.
+            RunError: it holds other work, or what no run leaves.
         """
-        self._refuse_file()
-        entries = self.path.iterdir() if self.path.exists() else ()
+        self._refuse_place()
+        try:
+            entries = sorted(self.path.iterdir()) if self.path.exists() else []
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be read: {error.strerror}; choose another {self.option}") from None
+        for entry in entries:
+            if (entry.suffix in SUFFIXES or entry.name == "wandb_id") and not entry.is_file():
+                raise RunError(f"{entry} is not a file, as a run leaves it; move it away")
+            if entry.name == "checkpoints" and not entry.is_dir():
+                raise RunError(f"{entry} is not a folder, as a run leaves it; move it away")
         others = [entry.name for entry in entries if not entry.name.startswith(".")]
         known = self.config.exists()
         if others and not known:
@@ -86,9 +103,20 @@ class Folder:
         self._compare(self.config, f"# {title}\n{settings}")
         return known
 
-    def _refuse_file(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; {self.option} must be a folder")
+    def _refuse_place(self) -> None:
+        """Refuse a path that is no folder, and one that an earlier version took for another, where a run lies."""
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise RunError(f"{self.path} is a file; {self.option} must be a folder")
+            if self.option == "run.dir" and not self.config.exists():
+                for earlier in _read_earlier(str(self.path)):
+                    if (earlier / self.config.name).exists():
+                        raise RunError(
+                            f"{self.path} is not there, but {earlier}, which an earlier version took it for, holds a"
+                            f" run: move it to {self.path} to go on with it, or choose another {self.option}"
+                        )
+        except OSError as error:
+            raise RunError(f"{unwritable(self.path, error)}; choose another {self.option}") from None
 
     def agree(self, file: Path, title: str, settings: str) -> None:
         """Keep settings in a file of the folder; refuse them if it says others already."""
@@ -97,17 +125,34 @@ class Folder:
         write_text(file, text)
 
     def _compare(self, file: Path, text: str) -> None:
-        if file.exists():
-            before = file.read_text(encoding="utf-8", errors="replace")
-            try:
-                changed = differences(before, text)
-            except (yaml.YAMLError, AttributeError):
-                raise RunError(f"{file} is damaged; choose another {self.option}") from None
-            first = before.partition("\n")[0]
-            if first != text.partition("\n")[0]:
-                changed.insert(0, f"it is a run of {first.removeprefix('# ')}")
-            if changed:
-                raise RunError(f"{self.path} holds another run: {'; '.join(changed)}; choose another {self.option}")
+        if not file.exists():
+            return
+        try:
+            before = read_text(file)
+            changed = differences(before, text)
+        except ContentError as error:
+            reason = str(error).removeprefix(f"{file}: ")
+            raise RunError(f"{file} is damaged: it {reason}; choose another {self.option}") from None
+        first = before.partition("\n")[0]
+        if first != text.partition("\n")[0]:
+            changed.insert(0, f"it is a run of {first.removeprefix('# ')}")
+        if changed:
+            shown = [phrase if len(phrase) <= 300 else f"{phrase[:300]}..." for phrase in changed[:SHOWN]]
+            shown += [f"and {len(changed) - SHOWN} other differences"] if len(changed) > SHOWN else []
+            raise RunError(f"{self.path} holds another run: {'; '.join(shown)}; choose another {self.option}")
+
+    def _open_lock(self) -> IO[str]:
+        """The file that is locked; never one elsewhere that a link points to, and never a pipe."""
+        file = self.path / ".lock"
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(file, flags, mode=0o666)
+        except OSError as error:
+            raise RunError(f"{unwritable(file, error)}; choose another {self.option}") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise RunError(f"{file} is not a file, as a run leaves it; move it away")
+        return os.fdopen(descriptor, "r+")
 
     def _wait_for_lock(self, lock: IO[str]) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -125,7 +170,10 @@ class Folder:
     def log_to_file(self) -> None:
         """Write what is said to people into `log.txt` too."""
         if is_main():
-            handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
+            try:
+                handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
+            except OSError as error:
+                raise RunError(f"{unwritable(self.path / 'log.txt', error)}") from None
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             log.addHandler(handler)
 
@@ -192,16 +240,29 @@ class RunFolder(Folder):
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a run that is over, printed again; None while it is not."""
-        try:
-            summary = json.loads(self.summary.read_text())
-        except (OSError, ValueError):
-            return None
-        if not isinstance(summary, dict):
+        summary = read_summary(self.summary)
+        if summary is None:
             return None
         if is_main():
             log.info("%s is finished; a new run needs another run.dir", self.path)
             show(summary)
         return summary
+
+
+def read_summary(file: Path) -> dict[str, Any] | None:
+    """What a `summary.json` says; None where it is not there or damaged, which is as good as unfinished.
+
+    Raises:
+        FileError: it is no file, or cannot be read.
+    """
+    if not file.exists():
+        return None
+    try:
+        summary = read_json(file)
+    except ContentError as error:
+        log.warning("%s; it is made anew", error)
+        return None
+    return summary if isinstance(summary, dict) else None
 
 
 def is_main() -> bool:
@@ -241,7 +302,7 @@ def show(summary: dict[str, Any]) -> None:
         elif isinstance(value, list):
             value = "\n".join(map(str, value))
         table.add_row(key.replace("_", " "), str(value))
-    Console(soft_wrap=not sys.stdout.isatty(), markup=False).print(table)
+    Console(soft_wrap=not sys.stdout.isatty(), markup=False).print(table)  # paths may look like markup
 
 
 def _default(pipeline: str, config: Config) -> Path:
@@ -253,3 +314,16 @@ def _default(pipeline: str, config: Config) -> Path:
     identity = "\n".join(phrase for phrase in phrases if not phrase.startswith("data.decoder "))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return Path("runs") / f"{pipeline}-{config.size}-{config.data.name}-{digest}"
+
+
+def _read_earlier(path: str) -> list[Path]:
+    """The folders for which earlier versions took `run.dir`: as YAML reads it, and with a `~` that was not expanded."""
+    home = str(Path.home())
+    typed = f"~{path.removeprefix(home)}" if path.startswith(f"{home}/") else path
+    try:
+        value = parse_yaml(typed)
+    except ESFormerError:
+        return []
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d[\d_]*[eE][+-]?\d+", value):  # a number there, not in PyYAML
+        value = float(value)
+    return [] if value is None or str(value) == path else [Path(str(value))]

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -24,11 +25,16 @@ import numpy as np
 
 from esformer.children import StoppedProcesses, end_with_parent
 from esformer.errors import ESFormerError
+from esformer.files import unwritable, whole_lines
 
 log = logging.getLogger("esformer")
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Of CIFAR-10's training images, channel by channel; the networks of the benchmarks saw images brought to these."""
+
+
+LONGEST = 1 << 17
+"""Bytes, more than any line of scores has."""
 
 
 class ScoringError(ESFormerError):
@@ -88,15 +94,19 @@ class ScoreFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.known: dict[tuple[str, str], Score] = {}
-        content = path.read_bytes() if path.exists() else b""
-        whole, newline, _ = content.rpartition(b"\n")
-        if newline:
-            self._read(whole.decode("utf-8", errors="replace").split("\n"))
-        with path.open("ab") as file:
-            file.truncate(len(whole + newline))
-        self._file = path.open("a", encoding="utf-8", newline="", buffering=1)  # a line at a time
+        end = 0
+        try:
+            if path.exists():
+                for number, line, after in whole_lines(path, LONGEST):
+                    self._read(number, line)
+                    end = after
+            with path.open("ab") as file:
+                file.truncate(end)
+            self._file = path.open("a", encoding="utf-8", newline="", buffering=1)  # a line at a time
+        except OSError as error:
+            raise ScoringError(unwritable(path, error)) from None
         self._writer = csv.writer(self._file, lineterminator="\n")
-        if not newline:
+        if not end:
             self._writer.writerow(self.HEADER)
 
     def append(self, score: Score) -> None:
@@ -111,17 +121,19 @@ class ScoreFile:
     def close(self) -> None:
         self._file.close()
 
-    def _read(self, lines: list[str]) -> None:
-        for number, row in enumerate(csv.reader(lines), start=1):
-            try:
-                if number == 1 and row != self.HEADER:
+    def _read(self, number: int, line: bytes) -> None:
+        try:
+            (row,) = csv.reader([line.decode()])
+            if number == 1 and row != self.HEADER:
+                raise ValueError
+            if number > 1:
+                architecture, proxy, score, seconds, error = row
+                values = [float(value) if value else None for value in (score, seconds)]
+                if not all(value is None or math.isfinite(value) for value in values) or values[1] is None:
                     raise ValueError
-                if number > 1:
-                    architecture, proxy, score, seconds, error = row
-                    value = float(score) if score else None
-                    self.known[architecture, proxy] = Score(architecture, proxy, value, float(seconds), error)
-            except ValueError:
-                raise ScoringError(f"{self.path}: line {number} is not a line of scores; mend or remove it") from None
+                self.known[architecture, proxy] = Score(architecture, proxy, values[0], values[1], error)
+        except (ValueError, csv.Error):
+            raise ScoringError(f"{self.path}: line {number} is not a line of scores; mend or remove it") from None
 
 
 def score_all(job: Job, tasks: Sequence[Task], workers: int) -> Generator[list[Score], None, None]:

@@ -20,7 +20,9 @@ log = logging.getLogger("esformer")
 
 FLAGS: dict[str, dict[str, Any]] = {
     "--replay": dict(
-        metavar="JOURNAL", help="rebuild the result of a finished search from its journal alone, into run.dir"
+        metavar="JOURNAL",
+        type=cli.path,
+        help="rebuild the result of a finished search from its journal alone, into run.dir",
     ),
     "--speed": dict(
         metavar="GENOTYPES",
@@ -29,7 +31,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         const=100,
         help="measure how fast this machine scores so many genotypes of the size, and how small inputs rank them",
     ),
-    "--late": dict(metavar="JOURNAL", help="with --speed: rank the last genotypes of this search too"),
+    "--late": dict(metavar="JOURNAL", type=cli.path, help="with --speed: rank the last genotypes of this search too"),
     **cli.DRY_RUN,
 }
 
@@ -156,8 +158,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         return rehearse("search", config, argv)
     if flags.replay:
-        journal = Path(flags.replay)
-        return replay(journal, Path(config.run.dir) if config.run.dir else journal.parent / "replay")
+        return replay(flags.replay, Path(config.run.dir) if config.run.dir else flags.replay.parent / "replay")
     from pipelines.launch import prepare
 
     with prepare("search", config, argv) as (run, loggers):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 import esformer
 from esformer.atomic import write_text
 from esformer.errors import STOPPED
-from pipelines.config import Config, ConfigError, to_yaml
+from esformer.files import ContentError, read_text
+from pipelines.config import Config, ConfigError
 from pipelines.run import RunFolder, is_main
 from pipelines.signals import stop
 
@@ -162,7 +164,6 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
     if mode == "disabled" or not is_main():
         return []
     import wandb
-    from omegaconf import OmegaConf
 
     os.environ.pop("WANDB_SERVICE", None)  # of whoever submitted the job, perhaps on another machine or long gone
     try:
@@ -175,7 +176,7 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
         if mode == "online" and not known:
             raise ConfigError("wandb.mode=online needs a login; type `wandb login`, or choose wandb.mode=offline")
         mode = "online" if known else "offline"
-    facts: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(to_yaml(config)))  # type: ignore[assignment]
+    facts: dict[str, Any] = asdict(config)
     facts |= {"pipeline": pipeline, "command": run.command, "git": git_state(), "environment": environment()}
     if run.genotype.exists():
         from esformer.genotype import Genotype
@@ -307,7 +308,10 @@ def _reason(error: BaseException) -> str:
 
 def _run_id(run: RunFolder) -> str:
     """The id under which W&B knows the run, the same after every restart."""
-    known = run.wandb_id.read_text(errors="replace") if run.wandb_id.exists() else ""
+    try:
+        known = read_text(run.wandb_id) if run.wandb_id.exists() else ""
+    except ContentError:
+        known = ""
     if not re.fullmatch("[0-9a-f]{8}", known):
         known = secrets.token_hex(4)
         write_text(run.wandb_id, known)

@@ -8,6 +8,8 @@ from esformer.choices import Group
 from esformer.errors import ESFormerError
 
 MAX_PHASES = 10_000
+MOST = {"starts": 1000, "in_flight": 10_000, "start_population": 2**31, "population": 2**31, "seeds": 2**31}
+"""Of the settings that count."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,17 @@ class Schedule:
     number of workers up to about this many; another number is another search."""
 
     def __post_init__(self) -> None:
+        for field in fields(Schedule):  # a journal's header may hold anything
+            if field.type is int and type(value := getattr(self, field.name)) is not int:
+                raise ESFormerError(f"{field.name} is {value!r}; it must be a whole number")
         if self.unit not in ("minutes", "evaluations"):
             raise ESFormerError(f"unit is {self.unit!r}; it must be minutes or evaluations")
         for name in ("starts", "start_length", "phase_length", "seeds", "in_flight"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ESFormerError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ESFormerError(f"{name} is {getattr(self, name)}; it must be at most {most}")
         for prefix in ("start_", ""):
             population, tournament = getattr(self, f"{prefix}population"), getattr(self, f"{prefix}tournament")
             if not 2 <= tournament <= population:

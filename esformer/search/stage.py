@@ -122,7 +122,7 @@ class SearchStage:
         done = False
         try:
             if self.checkpoint is not None:
-                self.journal = Journal(self.header(), self.checkpoint)
+                self.journal = Journal(self.header(), self.checkpoint, {phase.name for phase in self.schedule.phases()})
             result = self._search(team)
             done = True
         finally:
@@ -135,7 +135,7 @@ class SearchStage:
         Raises:
             JournalError: the search was not finished.
         """
-        self.journal = Journal(self.header(), self.checkpoint)
+        self.journal = Journal(self.header(), self.checkpoint, {phase.name for phase in self.schedule.phases()})
         return self._search(None)
 
     def header(self) -> dict[str, Any]:
@@ -182,6 +182,7 @@ class SearchStage:
             found = sorted(best, key=Ranking(best), reverse=True)
         genotype = found[0].genotype
         price = self.cost(genotype)
+        self.journal.check_place()  # before the callbacks write beside it
         result = SearchResult(genotype, found[0].scores, price, self._asked, self._elapsed, self.journal)
         self.fabric.call("on_search_end", self, result)
         return result
@@ -377,11 +378,14 @@ def replay(path: str | os.PathLike[str], callbacks: Sequence[Any] = ()) -> Searc
         JournalError: it is no journal, the search was not finished, or another version of the search wrote it.
     """
     settings = read_header(path)
-    del settings["journal"]
     try:
-        space = SearchSpace(choices_of(settings.pop("space")))
-        budget, schedule = Budget(**settings.pop("budget")), Schedule(**settings.pop("schedule"))
-        stage = SearchStage(space, budget, schedule, callbacks=callbacks, checkpoint=path, **settings)
-    except (KeyError, TypeError, ValueError) as error:
+        for name, (least, most) in {"cost_img_size": (32, 4096), "num_classes": (1, 10**6), "seed": (0, 2**32)}.items():
+            if type(settings[name]) is not int or not least <= settings[name] <= most:
+                raise ValueError(f"{name} is {str(settings[name])[:60]}")
+        space = SearchSpace(choices_of(settings["space"]))
+        budget, schedule = Budget(**settings["budget"]), Schedule(**settings["schedule"])
+        known = {name: settings[name] for name in ("seed", "img_size", "draws", "cost_img_size", "num_classes")}
+        stage = SearchStage(space, budget, schedule, callbacks=callbacks, checkpoint=path, **known)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise JournalError(f"{path}: line 1 does not say what search this is ({error})") from None
     return stage.replay()

@@ -9,6 +9,9 @@ from esformer.errors import ESFormerError
 STAGES = 4
 """Of every ESFormer."""
 
+MOST = {"epochs": 1_000_000, "batch_size": 2**20}
+"""Of the settings that count: a million epochs of a million steps are still numbered exactly, and their dates exist."""
+
 
 @dataclass
 class Recipe:
@@ -60,6 +63,9 @@ class Recipe:
     """Decay of the average; in the first steps 1 - (1 + step)^-2/3 where that is less."""
 
     def __post_init__(self) -> None:
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ESFormerError(f"{name} is {getattr(self, name)}; it must be at most {most}")
         if self.epochs < 1:
             raise ESFormerError(f"epochs is {self.epochs}; it must be at least 1")
         if not 0 <= self.warmup_epochs <= self.epochs:

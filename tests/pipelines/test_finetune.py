@@ -183,4 +183,4 @@ def test_an_empty_name_is_no_scratch(tmp_path, capsys):
         short = ["--quick", "data.limit=64", "recipe.epochs=1", "recipe.batch_size=32"]  # if it trained all the same
         run(lambda: train.main(["--from", "", *short, f"run.dir={tmp_path / 'r'}", *MACHINE]))
     assert end.value.code == USER_ERROR and not (tmp_path / "r").exists()
-    assert "an empty name is neither a file nor one of" in capsys.readouterr().err
+    assert "init is empty; it must be text or null" in capsys.readouterr().err

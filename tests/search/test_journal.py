@@ -178,3 +178,68 @@ def test_a_disk_that_is_full_says_so_and_leaves_whole_lines(tmp_path):
     assert list(again) == LINES[:1]
     again.append(LINES[1])
     assert list(read(path)) == LINES[:2]
+
+
+@pytest.mark.parametrize("tail", [b"{" * (3 << 20), bytes(3 << 20)], ids=["text", "zeros"])
+def test_a_torn_tail_of_megabytes_is_cut(path, tail):
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    journal = Journal(HEADER, path)
+    journal.append(replace(FIRST, evaluation=6))
+    assert list(read(path)) == [*LINES, replace(FIRST, evaluation=6)]
+    assert path.read_bytes().startswith(whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"params": 2**70},
+        {"macs": "many"},
+        {"seconds": None},
+        {"latency_ms": True},
+        {"origin": "nowhere"},
+        {"phase": ["a"]},
+        {"genotype": None},
+        {"scores": {"entropic_score": True}},
+        {"evaluation": "2"},
+    ],
+)
+def test_a_line_of_wrong_types_is_named(path, change):
+    lines = path.read_bytes().splitlines()
+    lines[2] = json.dumps(asdict(LINES[1]) | change).encode()
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    assert "line 3 is not an evaluation" in refusal(path)
+
+
+@pytest.mark.parametrize("bad", [b"[" * 50_000, b"x" * (2 << 20), bytes(100)], ids=["deep", "long", "zeros"])
+def test_a_damaged_middle_is_named(path, bad):
+    lines = path.read_bytes().splitlines()
+    lines[3] = bad
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    assert "line 4 is " in refusal(path)
+
+
+def test_a_phase_that_the_search_has_not_is_named(path):
+    assert len(Journal(HEADER, path, {"multi-start 1"})) == 5
+    with pytest.raises(JournalError, match="line 2 is of phase 'multi-start 1', which this search has not"):
+        Journal(HEADER, path, {"topology 1"})
+
+
+@pytest.mark.parametrize("what", ["renamed", "replaced", "removed"])
+def test_a_folder_that_is_moved_meanwhile_is_found_again(path, what):
+    journal = Journal(HEADER, path)
+    journal.append(replace(FIRST, evaluation=6))
+    moved = path.parent.with_name("moved")
+    if what == "removed":
+        path.unlink()
+    else:
+        path.parent.rename(moved)
+    if what == "replaced":
+        path.parent.mkdir()
+        path.write_text("somebody's")
+    says = "removed while the search ran" if what == "removed" else f"it is {moved / path.name} now"
+    with pytest.raises(JournalError, match=says):
+        journal.append(replace(FIRST, evaluation=7))
+    if what != "removed":
+        assert len(list(read(moved / path.name))) == 6
+    assert path.exists() == (what == "replaced") and (what != "replaced" or path.read_text() == "somebody's")
