@@ -49,7 +49,10 @@ subprocess_script._launch_process_observer = watchdog.adopt  # type: ignore[assi
 # PyTorch 2.13 renamed the setting; norm statistics of other ranks than the first count nowhere, and are sent before
 # each validation
 _RENAMED = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-DDP = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False, "gradient_as_bucket_view": True}
+DDP: dict[str, Any] = {
+    "forward_sync_buffers" if _RENAMED else "broadcast_buffers": False,
+    "gradient_as_bucket_view": True,
+}
 """No copies between processes, nor out of the buckets of gradients, that nobody needs."""
 
 

@@ -175,7 +175,7 @@ def own_steps(trainer: Trainer, module: Any) -> Iterator[Tensor]:
         scheduler.step()
         if ema is not None:
             ema.update(step)
-        if step % trainer.log_every_n_steps == 0:
+        if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             module.look()  # as where the training logs
         yield loss
 

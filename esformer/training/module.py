@@ -133,8 +133,9 @@ class ESFormerModule(LightningModule):
     ) -> None:
         """Makes the step; at Lightning's log points it logs its loss and gradient norm, and looks at those before."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if (self.trainer.global_step + 1) % (self.trainer.log_every_n_steps or LOOK) == 0:
-            last = self.look()
+        trainer: Any = self.trainer
+        due = (trainer.global_step + 1) % (trainer.log_every_n_steps or LOOK) == 0
+        if due and (last := self.look()) is not None:
             self.log_dict({"train/loss": last.losses[-1], "train/grad_norm": last.norm}, on_step=True, on_epoch=False)
 
     def on_validation_epoch_start(self) -> None:

@@ -59,7 +59,7 @@ class Steps:
         """The steps since the last time, their numbers on the CPU: one copy, one wait."""
         steps, self._steps = self._steps, []
         values = [value for step in steps for value in (*step.losses, step.norm)]
-        known = iter(torch.stack([value.float() for value in values]).cpu() if values else [])
+        known = iter(torch.stack([value.float() for value in values]).cpu().unbind() if values else ())
         for step in steps:
             step.losses = [next(known) for _ in step.losses]
             step.norm = next(known)
