@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from esformer.choices import SIZES
@@ -23,7 +22,7 @@ from esformer.files import ContentError, parse_yaml, read_yaml
 from esformer.search.schedule import Schedule
 from esformer.training.datasets import LARGEST_IMAGE, DataConfig
 from esformer.training.recipe import Recipe
-from pipelines.values import ValueTypeError, convert, show
+from pipelines.values import ValueTypeError, convert, dump, show
 
 SECTIONS_WITH_FILES = ("data", "search", "recipe")
 PATHS = ("run.dir", "data.root", "genotype", "init")
@@ -309,22 +308,7 @@ def _size_of(init: str | None) -> str:
 
 def to_yaml(config: Config) -> str:
     """The configuration as YAML; what is read from it again is the same, to the letter."""
-    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Text in quotes, but for words and paths that no version of YAML takes for something else."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    plain = re.fullmatch(r"[A-Za-z/][\w./+-]*", text, re.ASCII) and parse_yaml(text) == text
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
-
-
-_Dumper.add_representer(str, _represent_text)
+    return dump(asdict(config))
 
 
 def differences(old: str, new: str) -> list[str]:

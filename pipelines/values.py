@@ -1,9 +1,12 @@
 """What a person types for a setting, as a value of the type that its field declares."""
 
+import math
 import os
 import re
 from types import NoneType
 from typing import Any, get_args, get_origin
+
+import yaml
 
 from esformer.errors import ESFormerError
 from esformer.files import parse_yaml
@@ -146,3 +149,23 @@ def show(value: Any) -> str:
     """What somebody typed, short enough for a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def dump(tree: dict[str, Any]) -> str:
+    """Values as YAML, from which `parse_yaml` reads the same ones, to the letter."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text in quotes, but for words and paths that no version of YAML takes for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    plain = re.fullmatch(r"[A-Za-z/][\w./+-]*", text, re.ASCII) and parse_yaml(text) == text
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
