@@ -177,7 +177,7 @@ def _check_moments(state: Mapping[Any, Any], like: TrainingState, step: int) -> 
         if bool((own["exp_avg_sq"] < 0).any()):
             raise StateError(f"{where}: exp_avg_sq is a mean of squares and below 0")
         _check_tensor(f"{where}: step", "step", own["step"], torch.empty((), device="meta"))
-        if not 0 < float(own["step"]) <= step:
+        if not 0 <= float(own["step"]) <= step:  # 0 if all were skipped
             raise StateError(f"{where}: step is {float(own['step']):g}, and the training made {step}")
 
 
