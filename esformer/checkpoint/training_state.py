@@ -187,17 +187,19 @@ def _check_schedule(content: Mapping[str, Any], like: TrainingState, step: int) 
         raise StateError("lr_schedulers is not the state of one schedule")
     state = _mapping("lr_schedulers", found[0])
     rates = [group["lr"] for group in like.optimizer.param_groups]
-    fresh = LambdaLR(like.optimizer, lambda step: 1.0).state_dict()
+    schedule = LambdaLR(like.optimizer, lambda step: 1.0)
+    fresh = schedule.state_dict()
     for group, rate in zip(like.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    if strange := next((name for name in state if name not in {*fresh, "verbose"}), None):
+    # what other versions of PyTorch keep does no harm, unless it takes the place of something else
+    if strange := next((name for name in state if name not in fresh and hasattr(schedule, str(name))), None):
         raise StateError(f"lr_schedulers has {_show(strange)}, which a schedule has not")
     base = state.get("base_lrs")
     if not isinstance(base, list) or len(base) != len(rates) or not all(map(_close, base, rates)):
         raise StateError(f"lr_schedulers: base_lrs is {_show(base)}; it must be {_show(rates)}")
     if _count("lr_schedulers: last_epoch", state.get("last_epoch")) != step:
         raise StateError(f"lr_schedulers stands at step {state['last_epoch']}, and the training at {step}")
-    for name in state.keys() - {"verbose"}:
+    for name in state.keys() & fresh.keys():
         _check_like(f"lr_schedulers: {name}", state[name], fresh[name])
     if len(state.get("lr_lambdas", rates)) != len(rates) or any(state.get("lr_lambdas", ())):
         raise StateError("lr_schedulers: lr_lambdas is not empty")
