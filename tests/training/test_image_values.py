@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from esformer.training.datasets import CorruptImage
-from esformer.training.images import PIXELS, decode
+from esformer.training.decoding import PIXELS
+from esformer.training.images import decode
 
 WORDS = np.array([[0, 30_000, 65_535], [256, 128, 129]], dtype=np.uint16)
 BYTES = np.array([[0, 117, 255], [1, 0, 1]], dtype=np.uint8)
