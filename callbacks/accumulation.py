@@ -19,10 +19,11 @@ class Accumulation(Callback):
     Args:
         least: the fewest batches with which a step fits into the memory of this rank.
         batch_size: images of a step.
+        synced: whether norm statistics are those of the batches of all devices together.
     """
 
-    def __init__(self, least: int, batch_size: int) -> None:
-        self.least, self.batch_size = least, batch_size
+    def __init__(self, least: int, batch_size: int, synced: bool = False) -> None:
+        self.least, self.batch_size, self.synced = least, batch_size, synced
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -38,9 +39,9 @@ class Accumulation(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if "accumulate" not in checkpoint:  # of an older version
             return
-        batches = checkpoint["accumulate"] * checkpoint.get("processes", trainer.world_size)  # of a step
-        number, rest = divmod(batches, trainer.world_size)
-        if rest == 0 and number > self.least and self.batch_size % (2 * batches) == 0:
+        before, now = (1, 1) if self.synced else (checkpoint.get("processes", trainer.world_size), trainer.world_size)
+        number, rest = divmod(checkpoint["accumulate"] * before, now)
+        if rest == 0 and number > self.least and self.batch_size % (2 * number * trainer.world_size) == 0:
             log.info("trainer.accumulate=auto: %d, as in the checkpoint", number)
             _take(trainer, number)
 

@@ -202,7 +202,7 @@ def trainer(config: Config, run: RunFolder, made: list[WandbLogger], accumulate:
         History(run.path, speed),
         EpochLines(speed, every=None if bar else 60),
         *([TrainingBar(speed)] if bar else []),
-        *([Accumulation(accumulate, r.batch_size)] if t.accumulate == "auto" else []),
+        *([Accumulation(accumulate, r.batch_size, t.sync_batchnorm)] if t.accumulate == "auto" else []),
         Checkpoints(run.checkpoints, "val/ema_top1" if r.ema else "val/top1", t.save_minutes, stop.look, stop.agreed),
     ]
     made_trainer = Trainer(
@@ -244,7 +244,11 @@ def _machine(config: Config) -> dict[str, Any]:
     settings = found.settings()
     several = found.world_size > 1 or t.strategy != "auto"
     return settings | {
-        "plugins": [*settings["plugins"], WholeFiles(), *([SyncNorms()] if t.sync_batchnorm else [])],
+        "plugins": [
+            *settings["plugins"],
+            WholeFiles(),
+            *([SyncNorms(preflight.on_gpus(t))] if t.sync_batchnorm else []),
+        ],
         "accelerator": t.accelerator,
         "strategy": DDPStrategy(process_group_backend=_backend(config), **DDP) if several else "auto",
         "precision": preflight.precision(t),

@@ -6,19 +6,25 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins import LayerSync
 from timm.layers import convert_sync_batchnorm
-from timm.layers.norm_act import SyncBatchNormAct
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 
 class SyncNorms(LayerSync):
-    """timm's switch to PyTorch's SyncBatchNorm, which on CPUs computes in a way of our own.
+    """timm's switch to PyTorch's SyncBatchNorm; on CPUs, which that refuses, to one of our own.
 
-    PyTorch's own switch, which Lightning uses, loses the activations that timm keeps in its norms. Lightning switches
-    while the network is still on the CPU, wherever it will train: so each norm looks at its input.
+    PyTorch's own switch, which Lightning uses, loses the activations that timm keeps in its norms.
+
+    Args:
+        on_gpus: where the network will train. Lightning switches while it is still on the CPU.
     """
 
+    def __init__(self, on_gpus: bool) -> None:
+        self.on_gpus = on_gpus
+
     def apply(self, model: nn.Module) -> nn.Module:
-        model = convert_sync_batchnorm(model)
+        if self.on_gpus:
+            return convert_sync_batchnorm(model)
         for module in model.modules():
             module.__class__ = SYNCED.get(type(module), type(module))
         return model
@@ -43,11 +49,11 @@ class RowsOfRanks(torch.autograd.Function):
         return total[dist.get_rank()]
 
 
-class SyncedBatchNorm(nn.SyncBatchNorm):
-    """PyTorch's SyncBatchNorm, on CPUs too: B, C, H, W -> B, C, H, W."""
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm with the statistics of all processes: B, C, H, W -> B, C, H, W."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.device.type != "cpu" or not self.training or not dist.is_initialized():
+        if not self.training or not dist.is_initialized():
             return super().forward(images)
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -68,8 +74,13 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
         return (images * scale[:, None, None] + shift[:, None, None]).to(kind)
 
 
-class SyncedBatchNormAct(SyncBatchNormAct, SyncedBatchNorm):
+class SyncedBatchNormAct2d(BatchNormAct2d):
     """The same for timm's batch norm with an activation."""
 
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training or not dist.is_initialized():
+            return super().forward(images)
+        return self.act(self.drop(SyncedBatchNorm2d.forward(self, images)))
 
-SYNCED = {nn.SyncBatchNorm: SyncedBatchNorm, SyncBatchNormAct: SyncedBatchNormAct}
+
+SYNCED = {nn.BatchNorm2d: SyncedBatchNorm2d, BatchNormAct2d: SyncedBatchNormAct2d}

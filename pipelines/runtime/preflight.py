@@ -54,12 +54,16 @@ class NoMemoryError(ESFormerError):
     """A step that the memory of the device does not hold; says which would fit."""
 
 
+def on_gpus(trainer: TrainerConfig) -> bool:
+    """Whether a training runs on GPUs."""
+    return trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
 def precision(trainer: TrainerConfig) -> str:
     """Lightning's name of the arithmetic: what the configuration says, or the best of the device."""
     if trainer.precision != "auto":
         return trainer.precision
-    on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if on_gpus(trainer) and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def check_precision(trainer: TrainerConfig, device: torch.device, training: bool = True) -> None:

@@ -17,6 +17,8 @@ from esformer.genotype import Genotype
 from esformer.training.module import ESFormerModule
 from esformer.training.recipe import Recipe
 from esformer.training.sync import SyncNorms
+from pipelines import launch
+from pipelines.config import compose
 
 HERE = Path(__file__).parent
 
@@ -28,7 +30,7 @@ def switched(monkeypatch):
     for later in ("model_to_device", "configure_ddp", "setup_optimizers", "setup_precision_plugin"):
         monkeypatch.setattr(DDPStrategy, later, lambda *_: None)
     monkeypatch.setattr(DDPStrategy, "determine_ddp_device_ids", lambda _: [0])
-    trainer = Trainer(**QUIET, strategy=DDPStrategy(process_group_backend="gloo"), devices=1, plugins=[SyncNorms()])
+    trainer = Trainer(**QUIET, strategy=DDPStrategy(process_group_backend="gloo"), devices=1, plugins=[SyncNorms(True)])
     monkeypatch.setattr(trainer.strategy, "accelerator", SimpleNamespace(setup=lambda _: None))
     trainer.state.fn = TrainerFn.FITTING
     module = ESFormerModule(Genotype.shipped("efficientformerv2_s0"), Recipe(epochs=1, warmup_epochs=0), 10, 32)
@@ -52,6 +54,15 @@ def test_on_gpus_every_norm_is_pytorchs(switched, monkeypatch):
     assert seen == list(norms.values())
 
 
+@pytest.mark.parametrize("gpus", [True, False])
+def test_a_run_says_where_its_norms_will_be(gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    config = compose("S0", quick=True, overrides=["trainer.sync_batchnorm=true"])
+    (norms,) = [plugin for plugin in launch._machine(config)["plugins"] if isinstance(plugin, SyncNorms)]
+    assert norms.on_gpus == gpus
+
+
 def test_what_is_saved_and_what_is_evaluated_is_as_before(switched):
     network, _ = switched
     plain = ESFormerModule(Genotype.shipped("efficientformerv2_s0"), Recipe(), 10, 32).model
@@ -68,7 +79,7 @@ def norms_of(images):
     for part in network:
         nn.init.uniform_(part.weight, 0.5, 1.5)
         nn.init.uniform_(part.bias)
-    network = SyncNorms().apply(network)
+    network = SyncNorms(on_gpus=False).apply(network)
     images = images.clone().requires_grad_()
     out = network(images)
     weights = torch.linspace(-1, 1, out[0].numel()).view_as(out[0])
