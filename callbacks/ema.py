@@ -9,7 +9,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from esformer.training.data import Batch
-from esformer.training.module import accuracies, broadcast_buffers
+from esformer.training.metrics import accuracies
+from esformer.training.module import broadcast_buffers
 
 
 class EMA(Callback):

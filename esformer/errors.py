@@ -20,3 +20,12 @@ class ESFormerError(ValueError):
 
 class ProcessLostError(ESFormerError):
     """Another process that this one needs died, or hangs: one that loads images, or another rank."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU, had no memory left; whichever library noticed it."""
+    known = ("out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in known))
+    )

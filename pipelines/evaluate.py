@@ -196,7 +196,7 @@ def evaluate(trainer: "Trainer", evaluator: "Evaluator", data: "EvaluationDataMo
     import torch
     import torch.distributed as dist
 
-    from pipelines.runtime.preflight import out_of_memory
+    from esformer.errors import out_of_memory
 
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)

@@ -17,7 +17,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from esformer.errors import ESFormerError
+from esformer.errors import ESFormerError, out_of_memory
 from esformer.genotype import Genotype
 from esformer.training.data import ImageDataModule, device_batch_size
 from esformer.training.datasets import DataError
@@ -25,7 +25,7 @@ from pipelines.config import Config, ConfigError
 from pipelines.launch import accumulation, network, trainer
 from pipelines.processes import settle_workers
 from pipelines.run import RunFolder, start_logging
-from pipelines.runtime.preflight import precision
+from pipelines.runtime.preflight import precision, ran_out
 from pipelines.timm_train import TimmTraining
 from pipelines.turns import OURS, TIMM, WARM, Clock, Enough, InMemory, Meter, Steps, as_timm
 
@@ -49,6 +49,7 @@ def speed(config: Config, genotype: Genotype, steps: int = 20) -> dict[str, Any]
 
     Raises:
         ConfigError: the precision is none that train.py has.
+        NoMemoryError: the device does not hold both trainings.
     """
     start_logging()
     if steps < 1:
@@ -70,8 +71,11 @@ def speed(config: Config, genotype: Genotype, steps: int = 20) -> dict[str, Any]
     config = replace(config, trainer=replace(config.trainer, accumulate=accumulate))
     if data is not None:
         data.accumulate = accumulate
-    with tempfile.TemporaryDirectory() as folder:
-        found = Comparison(config, genotype, Path(folder)).measure(steps, data)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = Comparison(config, genotype, Path(folder)).measure(steps, data)
+    except Exception as error:  # timm's training is there at the same time, and was not tried
+        raise (ran_out(config.recipe.batch_size, 1, accumulate) if out_of_memory(error) else error) from None
     show(found)
     return found
 

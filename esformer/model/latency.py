@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from esformer.errors import ESFormerError
+from esformer.errors import ESFormerError, out_of_memory
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
 
@@ -66,7 +66,7 @@ def measure_latency(
         limit_ms: stop as soon as the latency is clearly above or below this, after 10 to 30 runs; None: after 30.
 
     Raises:
-        ESFormerError: there is no such device, or fewer than one thread.
+        ESFormerError: there is no such device, it has no memory left, or fewer than one thread.
     """
     device = torch.device(device)
     if device.type != "cpu":
@@ -76,10 +76,17 @@ def measure_latency(
     if threads < 1:
         raise ESFormerError(f"latency cannot be measured on {threads} threads; it needs at least 1")
 
-    with torch.random.fork_rng(devices=[]):
-        network = ESFormer(genotype, num_classes, img_size=img_size).eval().to(device, torch.float32)
-        image = torch.rand(1, 3, *network.img_size).to(device, torch.float32)
-    return time_network(network, image, threads, limit_ms)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = ESFormer(genotype, num_classes, img_size=img_size).eval().to(device, torch.float32)
+            image = torch.rand(1, 3, *network.img_size).to(device, torch.float32)
+        return time_network(network, image, threads, limit_ms)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise ESFormerError(
+            f"{device} has no memory left for one image of {img_size} pixels: who else uses it?"
+        ) from None
 
 
 def time_network(

@@ -9,8 +9,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from esformer.errors import out_of_memory
 from esformer.genotype import Genotype
 from esformer.model.esformer import MIN_IMAGE, Attention2d, Attention2dDownsample, ESFormer
 from esformer.proxies.activations import Activations
@@ -135,6 +137,12 @@ def score(
     except ProxyError:
         raise
     except Exception as error:  # somebody's network can raise anything
+        if out_of_memory(error):
+            raise ProxyError(
+                f"{device} has no memory left for {proxy.name} of this network on images of 3 x {height} x {width};"
+                " a search needs less with fewer search.workers or a smaller search.img_size, and none of a GPU's with"
+                " search.accelerator=cpu"
+            ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ProxyError(
             f"{proxy.name} cannot run this network on images of 3 x {height} x {width}: {reason}"
@@ -185,6 +193,7 @@ def _check_batch(proxy: Proxy, images: Tensor | None, labels: Tensor | None) -> 
 def _quiet() -> Iterator[None]:
     """What is global stays as it was: threads, random state, the fused attention that bypasses modules.
 
+    A GPU rounds the inputs of convolutions to 10 bits (TF32) if it may, and the scores would not be those of the CPU.
     On one thread sums come out the same to the last bit whatever the number of cores, and parallel searches do not
     collide. Kept weights must not come from an inference mode, which would make them useless after it.
     """
@@ -193,7 +202,12 @@ def _quiet() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # of the ways to compute attention, only the plain one can be differentiated twice, as GraSP does
-        with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), torch.inference_mode(False):
+        with (
+            torch.random.fork_rng(devices=[]),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.inference_mode(False),
+            cudnn.flags(enabled=cudnn.enabled, allow_tf32=False),
+        ):
             yield
     finally:
         torch.set_num_threads(threads)

@@ -17,13 +17,12 @@ from esformer.data.loader import Loader
 from esformer.training.datasets import CorruptImage, DataConfig, DataError, check_memory, resolve
 from esformer.training.decoding import evaluation_transform, training_transform
 from esformer.training.images import ImageDataset, build
+from esformer.training.metrics import IGNORE
 from esformer.training.mixing import GroupMixup, ImageErasing
 from esformer.training.recipe import Recipe
 
 log = logging.getLogger("esformer")
 
-IGNORE = -1
-"""The class of images that are not counted: they only fill up a rank's share of the validation set, or are corrupt."""
 TRIES = 10
 """Images in a row that may be corrupt."""
 
@@ -127,11 +126,16 @@ class EvaluationDataModule(LightningDataModule):
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._on_gpu,
             patience=self.config.timeout,
             source=str(self.config.root or self.config.name),
             **settings,
         )
+
+    @property
+    def _on_gpu(self) -> bool:
+        """Whether batches go to a GPU. A training on the CPU beside one has nothing to do with its memory."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     @property
     def _world_size(self) -> int:

@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from timm.loss import BinaryCrossEntropy
@@ -16,15 +15,14 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from esformer.checkpoint.versions import FORMAT
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
 from esformer.training.clipping import clip_grad_adaptive_
-from esformer.training.data import IGNORE, Batch, ImageDataModule
+from esformer.training.data import Batch, ImageDataModule
+from esformer.training.metrics import MeanLoss, accuracies
 from esformer.training.paths import PathDrops
 from esformer.training.recipe import Recipe
 from esformer.training.steps import RunningLoss, Step, Steps
@@ -90,7 +88,7 @@ class ESFormerModule(LightningModule):
         self.paths = PathDrops(self.model, seed)
         self.loss = BinaryCrossEntropy(smoothing=recipe.smoothing)
         self.train_loss = RunningLoss()
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanLoss()
         self.val_accuracy = accuracies(num_classes)
         self.max_skipped = max_skipped
         self.steps = Steps()
@@ -150,12 +148,9 @@ class ESFormerModule(LightningModule):
         self.train_loss.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        targets = batch.targets
         logits = self(batch.images).float()
-        counted = int((targets != IGNORE).sum())
-        if counted:
-            self.val_loss.update(F.cross_entropy(logits, targets, ignore_index=IGNORE), weight=counted)
-        self.val_accuracy.update(logits, targets)
+        self.val_loss.update(logits, batch.targets)
+        self.val_accuracy.update(logits, batch.targets)
         self.log("val/loss", self.val_loss, on_epoch=True)
         self.log_dict({f"val/{name}": metric for name, metric in self.val_accuracy.items()}, on_epoch=True)
 
@@ -280,15 +275,6 @@ def broadcast_buffers(network: nn.Module) -> None:
         dist.broadcast(flat, 0)
         parts = flat.split([buffer.numel() for buffer in buffers])
         torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
-
-
-def accuracies(num_classes: int) -> MetricCollection:
-    """Top-1 and top-5 over all images of all ranks; the class IGNORE is left out."""
-    metrics = {
-        f"top{k}": MulticlassAccuracy(num_classes, min(k, num_classes), average="micro", ignore_index=IGNORE)
-        for k in (1, 5)
-    }
-    return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]
 
 
 def lr_factor(step: int, steps: int, recipe: Recipe) -> float:

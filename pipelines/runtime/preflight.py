@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from callbacks.ema import EMA
-from esformer.errors import ESFormerError
+from esformer.errors import ESFormerError, out_of_memory
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
 from esformer.training.data import device_batch_size
@@ -146,7 +146,9 @@ class Trial:
         kept = sum(p.numel() for p in self._module().parameters()) * 4 if self.world > 1 else 0  # the buckets of DDP
         try:
             take_steps(self.config, self._module(), self.device, images, parts, int(SPARE * self.total) + kept)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:  # cuBLAS and cuDNN have words of their own
+            if not out_of_memory(error):
+                raise
             return False
         finally:
             free(self.device)
@@ -166,7 +168,8 @@ class Trial:
                 f"{what} take about {gib(self.needed(images))} of memory, and there are {gib(self.there)}"
                 " for this process"
             )
-        return f"{what} do not fit into the {gib(self.total)} of {self.device}"
+        room = torch.cuda.mem_get_info(self.device)[0]
+        return f"{what} do not fit into the {gib(self.total)} of {self.device}, of which {gib(room)} are free"
 
     def remedy(self, images: int, number: int | None) -> str:
         """What fits: a number of batches, and settings with which so many images do."""
@@ -212,14 +215,6 @@ class Trial:
         if c.trainer.grad_checkpointing:
             module.model.set_grad_checkpointing()
         return module
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the CPU, had no memory left."""
-    text = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
-    )
 
 
 def ran_out(batch_size: int, world: int, accumulate: int) -> NoMemoryError:

@@ -16,8 +16,9 @@ TINY += ["recipe.batch_size=128", "trainer.log_every=1", "trainer.precision=32-t
 
 def test_two_devices_train_as_one(warm, tmp_path):
     command = ["pipelines.train", *TINY, "trainer.sync_batchnorm=true"]
-    warm.start([*command, f"run.dir={tmp_path / 'one'}"]).finish()
-    for process in warm.start_ranks(2, [*command, f"run.dir={tmp_path / 'two'}"]):
+    exact = {"NVIDIA_TF32_OVERRIDE": "0"}
+    warm.start([*command, f"run.dir={tmp_path / 'one'}"], env=exact).finish()
+    for process in warm.start_ranks(2, [*command, f"run.dir={tmp_path / 'two'}"], env=exact):
         process.finish()
     one, two = (read(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("one", "two"))
     for name, value in one.items():

@@ -136,5 +136,14 @@ def test_on_a_gpu(draw):
     assert 0.1 < measured.ms < 1000
 
 
+def test_a_device_without_memory_is_refused(draw, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("esformer.model.latency.time_network", fails)
+    with pytest.raises(ValueError, match="cpu has no memory left for one image of 32 pixels"):
+        measure_latency(draw(), img_size=32)
+
+
 def test_it_says_what_it_is():
     assert str(Latency(12.34, 0.26, 30)) == "12.3 ± 0.3 ms"

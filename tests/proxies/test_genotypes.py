@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from networks import SIZE, batch
 from torch import nn
 
@@ -62,3 +63,15 @@ def test_the_largest_genotypes_have_a_finite_score(size, ffn, name):
     space = SearchSpace.for_size(size, extended=True)
     largest = space.build({p: ffn if p[1] == "ffn" else max(allowed) for p, allowed in space.options.items()})
     assert 0 < score(name, largest, img_size=SIZE, draws=1) < 1e12
+
+
+def test_a_gpu_scores_in_full_precision(monkeypatch, draw):
+    """TF32, which cuDNN's convolutions take by default, would move scores by 1e-3."""
+    allowed = []
+    monkeypatch.setattr(
+        proxies.LogSynflow, "measure_genotype", lambda *_: allowed.append(torch.backends.cudnn.allow_tf32) or 1.0
+    )
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    score("log_synflow", draw(), img_size=33)
+    assert set(allowed) == {False}
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before

@@ -215,3 +215,16 @@ def test_a_network_that_ignores_its_input_is_refused_by_what_compares_outputs():
     constant = classifier(nn.Conv2d(3, 4, 3), Times(0.0), nn.ReLU())
     for name in ("zen_score", "naswot"):
         assert name in refusal(name, constant)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError("CUDA error: out of memory")],
+)
+def test_a_device_without_memory_is_not_taken_for_a_network_that_cannot_run(monkeypatch, draw, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(proxies.LogSynflow, "measure_genotype", fails)
+    with pytest.raises(ProxyError, match="cpu has no memory left .* search.workers .* search.img_size"):
+        score("log_synflow", draw(), img_size=SIZE)

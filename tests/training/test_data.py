@@ -220,6 +220,17 @@ def test_nothing_between_the_loader_and_the_network_waits_for_the_gpu(mixup, mon
     assert set(drops.paths[0].scale.flatten().tolist()) == {0.0, np.float32(1 / 0.9).item()}
 
 
+@pytest.mark.parametrize(("device", "pinned"), [("cuda:1", True), ("cpu", False)])
+def test_only_batches_on_their_way_to_a_gpu_are_pinned(device, pinned, monkeypatch):
+    """Pinning asks for a context on a GPU, which a training on the CPU beside one need not have."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = digits()
+    data.setup("fit")
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=strategy)
+    assert data.val_dataloader().pin_memory == pinned
+
+
 def test_erasing_leaves_and_erases_the_share_it_should():
     images = torch.full((400, 3, 16, 16), 7.0)
     ImageErasing(0.25, seed=0)(images, epoch=0, numbers=list(range(400)))
@@ -241,7 +252,8 @@ def test_a_resumed_epoch_goes_on_where_it_was():
             ),
         )
 
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, fit_loop=progress(3, 5))
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, fit_loop=progress(3, 5), strategy=strategy)
     data.setup("fit")
     sampler = data.train_dataloader().batch_sampler
     whole = data.sampler(0, 1, 1)

@@ -11,9 +11,9 @@ import esformer
 import esformer.model.registry
 from callbacks.ema import EMA
 from esformer.genotype import Genotype
-from esformer.training.data import IGNORE, ImageDataModule, Place, collate
+from esformer.training.data import ImageDataModule, Place, collate
 from esformer.training.datasets import DataConfig
-from esformer.training.module import ESFormerModule, RunningLoss, TrainingError, accuracies
+from esformer.training.module import ESFormerModule, RunningLoss, TrainingError
 from esformer.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=1, warmup_epochs=0, batch_size=64, lr=1e-3)
@@ -123,18 +123,6 @@ def test_every_rank_evaluates_with_the_norms_of_rank_0(tmp_path, warm):
     )
     for rank in warm.start_ranks(2, [script]):
         rank.finish()
-
-
-def test_images_that_fill_up_are_not_counted():
-    metrics = accuracies(10)
-    logits = torch.eye(10)
-    labels = torch.arange(10)
-    metrics.update(logits[:4], torch.tensor([0, 1, 9, IGNORE]))
-    assert metrics.compute()["top1"].item() == pytest.approx(2 / 3)
-    metrics.reset()
-    metrics.update(logits, torch.full_like(labels, IGNORE))
-    metrics.update(logits, labels)
-    assert metrics.compute()["top1"].item() == 1.0
 
 
 class Poison(Callback):

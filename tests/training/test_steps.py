@@ -71,12 +71,12 @@ def trained(folder, steps, precision="32-true"):
     """A training by the pipelines' Trainer with all its callbacks, counted."""
     torch.manual_seed(0)
     config = compose("S0")
-    config.recipe = RECIPE
+    config.recipe, config.trainer.accumulate = RECIPE, 1
     config.trainer.accelerator, config.trainer.log_every, config.trainer.precision = "cpu", EVERY, precision
     folder.mkdir()
     operators = Operators()
     watch = Watch(operators, steps)
-    trainer = pipelines_trainer(config, RunFolder(folder, ""), [])
+    trainer = pipelines_trainer(config, RunFolder(folder, ""), [], 1)
     trainer.callbacks.append(watch)
     trainer.limit_val_batches = 0
     module = ESFormerModule(Genotype.shipped("efficientformerv2_s0"), RECIPE, 10, SIZE)

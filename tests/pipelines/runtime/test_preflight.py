@@ -1,5 +1,6 @@
 """A step is tried before a run: which arithmetic, how many batches, and what is said where nothing fits."""
 
+import itertools
 import random
 from dataclasses import replace
 
@@ -38,6 +39,7 @@ def s0():
 def gpu(monkeypatch):
     """A GPU of so many GiB, on which an image takes 0.1 GiB, in bf16 half of it, with checkpointing a third."""
     tried = []
+    words = itertools.cycle([torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")])
 
     def make(room):
         def take_steps(config, module, device, images, parts, spare):
@@ -46,10 +48,11 @@ def gpu(monkeypatch):
             tried.append((images, parts))
             torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
             if spare + images * each > room * GIB:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise next(words)
 
         monkeypatch.setattr(preflight, "take_steps", take_steps)
         monkeypatch.setattr(Trial, "total", room * GIB)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (room * GIB // 2, room * GIB))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
         monkeypatch.setattr(preflight, "free", lambda device: None)
@@ -103,13 +106,14 @@ def test_what_fits(gpu, s0, settings, world, margin, number):
     ("room", "settings", "sentence"),
     [
         (60, ["trainer.precision=32-true", "trainer.accumulate=1"], "trainer.accumulate=1: 1024 images at a time in"
-        " 32-true do not fit into the 60.0 GiB of cuda:0; trainer.accumulate=2 (the same training) or"
-        " trainer.precision=bf16-mixed or trainer.grad_checkpointing=true would fit"),
+        " 32-true do not fit into the 60.0 GiB of cuda:0, of which 30.0 GiB are free; trainer.accumulate=2 (the same"
+        " training) or trainer.precision=bf16-mixed or trainer.grad_checkpointing=true would fit"),
         (30, ["trainer.accumulate=1"], "trainer.accumulate=1: 1024 images at a time in bf16-mixed do not fit into the"
-        " 30.0 GiB of cuda:0; trainer.accumulate=2 (the same training) or trainer.grad_checkpointing=true would fit"),
+        " 30.0 GiB of cuda:0, of which 15.0 GiB are free; trainer.accumulate=2 (the same training) or"
+        " trainer.grad_checkpointing=true would fit"),
         (0.05, ["trainer.grad_checkpointing=true", "trainer.precision=32-true"], "2 images at a time in 32-true do not"
-        " fit into the 0.1 GiB of cuda:0; trainer.precision=bf16-mixed would fit"),
-        (0.01, [], "cuda:0; this network needs a device with more memory"),
+        " fit into the 0.1 GiB of cuda:0, of which 0.0 GiB are free; trainer.precision=bf16-mixed would fit"),
+        (0.01, [], "are free; this network needs a device with more memory"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_what_would(gpu, s0, room, settings, sentence):
