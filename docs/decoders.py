@@ -23,7 +23,7 @@ from esformer.training.decoding import decode_jpeg, decodes_fast, evaluation_tra
 from esformer.training.images import decode
 
 RANDAUGMENT = "rand-m7-n1"
-ROUNDS = 7
+ROUNDS = 21
 
 
 class Prepared:

@@ -7,8 +7,10 @@ resize is vectorised and rounds otherwise: few values differ, nearly all by 1 (d
 import io
 import random
 import warnings
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from PIL import Image
@@ -18,7 +20,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.transforms import Compose, InterpolationMode, Resize, v2
 
-from esformer.training.datasets import DataConfig
+from esformer.training.datasets import DataConfig, DataError
 
 FAST_INTERPOLATIONS = ("bilinear", "bicubic", "random")
 """What torchvision resizes as PIL does: its nearest takes other pixels, and its Lanczos is not in all versions."""
@@ -44,7 +46,7 @@ def decode_jpeg(data: bytes) -> Tensor | None:
     """The pixels of a colour JPEG, C, H, W, equal to PIL's; None leaves the image to PIL.
 
     PIL reads the header, and has what it refuses, or reads in a way of its own (such as CMYK). It also has what
-    torchvision refuses, and everything if torchvision comes without a decoder.
+    torchvision refuses.
     """
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
@@ -57,13 +59,27 @@ def decode_jpeg(data: bytes) -> Tensor | None:
 
 
 def decodes_fast(config: DataConfig) -> bool:
-    """Whether JPEGs are decoded and resized by torchvision."""
-    return config.decoder == "torchvision" and config.interpolation in FAST_INTERPOLATIONS
+    """Whether JPEGs are decoded and resized by torchvision.
+
+    Raises:
+        DataError: they are to be, but this torchvision has no decoder; PIL's pixels would not be what the run says.
+    """
+    fast = config.decoder == "torchvision" and config.interpolation in FAST_INTERPOLATIONS
+    if fast and not _has_decoder():
+        raise DataError(f"torchvision {torchvision.__version__} decodes no JPEGs here; data.decoder=pil does")
+    return fast
+
+
+@cache
+def _has_decoder() -> bool:
+    """Not in builds without libjpeg, and perhaps not for ever: deprecated since torchvision 0.29."""
+    Image.new("RGB", (8, 8)).save(file := io.BytesIO(), "JPEG")
+    return decode_jpeg(file.getvalue()) is not None
 
 
 def evaluation_transform(config: DataConfig) -> Compose:
     """The resize and central crop of timm. PIL image, or uint8 tensor C, H, W -> uint8 H, W, C."""
-    steps = create_transform(
+    *steps, _ = create_transform(
         config.img_size,
         interpolation=config.evaluation_interpolation,
         crop_pct=config.crop_pct,
@@ -75,7 +91,7 @@ def evaluation_transform(config: DataConfig) -> Compose:
 def training_transform(config: DataConfig, auto_augment: str | None) -> Compose:
     """The random crop, flip and RandAugment of timm. PIL image, or uint8 tensor C, H, W -> uint8 H, W, C."""
     lanczos = config.interpolation == "lanczos"  # which PIL has for resizing only, not for RandAugment's rotations
-    crop, augment, last = create_transform(
+    crop, augment, _ = create_transform(
         config.img_size,
         is_training=True,
         interpolation="bicubic" if lanczos else config.interpolation,
@@ -91,7 +107,7 @@ def training_transform(config: DataConfig, auto_augment: str | None) -> Compose:
     if lanczos:
         crop.transforms[0].interpolation = InterpolationMode.LANCZOS
     to_pil = [_to_pil] if auto_augment else []
-    steps = [*map(_takes_tensors, crop.transforms), *to_pil, *augment.transforms, *last.transforms]
+    steps = [*map(_takes_tensors, crop.transforms), *to_pil, *augment.transforms]
     return Compose([*steps, _channels_last])
 
 
@@ -101,10 +117,12 @@ class ResizedCrop(RandomResizedCropAndInterpolation):
     def __call__(self, image: Any) -> Any:
         if not isinstance(image, Tensor):
             return super().__call__(image)
-        box = self.get_params(image, self.scale, self.ratio)
+        top, left, height, width = self.get_params(image, self.scale, self.ratio)
         several = isinstance(self.interpolation, tuple)
         interpolation = random.choice(self.interpolation) if several else self.interpolation
-        return v2.functional.resized_crop(image, *box, self.size, interpolation)
+        crop = image[None, :, top : top + height, left : left + width]
+        crop = crop.contiguous(memory_format=torch.channels_last)  # or it leaves the resize as C, H, W, slow to turn
+        return v2.functional.resize(crop, self.size, interpolation)[0]
 
 
 def _takes_tensors(step: Any) -> Any:
@@ -120,5 +138,8 @@ def _to_pil(image: Any) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).numpy()) if isinstance(image, Tensor) else image
 
 
-def _channels_last(image: Tensor) -> Tensor:
-    return image.permute(1, 2, 0).contiguous()  # C, H, W -> H, W, C
+def _channels_last(image: Any) -> Tensor:
+    """PIL image, or C, H, W -> H, W, C. timm's last step would make C, H, W of a PIL image."""
+    if isinstance(image, Tensor):
+        return image.permute(1, 2, 0).contiguous()
+    return torch.from_numpy(np.array(image))

@@ -2,6 +2,7 @@
 
 import io
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import sklearn.datasets
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from esformer.training.data import EvaluationDataModule, ImageDataModule, Place, seed_all
-from esformer.training.datasets import CorruptImage, DataConfig
-from esformer.training.decoding import decode_jpeg, training_transform
+from esformer.training.datasets import CorruptImage, DataConfig, DataError
+from esformer.training.decoding import _has_decoder, decode_jpeg, training_transform
 from esformer.training.images import Encoded, build, decode
 from esformer.training.recipe import Recipe
 
@@ -61,9 +63,9 @@ def test_what_is_not_a_plain_colour_jpeg_is_left_to_pil(photo, monkeypatch):
     others += [encoded(photo, kind) for kind in ("PNG", "WEBP", "GIF")] + [b"", b"text", encoded(photo)[:5000]]
     assert [decode_jpeg(data) for data in others] == [None] * len(others)
     good = encoded(photo)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", photo.width * photo.height)
+    monkeypatch.setattr("esformer.training.decoding.PIXELS", photo.width * photo.height)
     assert decode_jpeg(good) is not None
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", photo.width * photo.height - 1)
+    monkeypatch.setattr("esformer.training.decoding.PIXELS", photo.width * photo.height - 1)
     assert decode_jpeg(good) is None
     monkeypatch.undo()
     monkeypatch.delattr("torchvision.io.decode_jpeg")  # it is to go some day
@@ -134,7 +136,41 @@ def test_randaugment_is_timms(photos):
     assert max(difference) < 2  # posterising or equalising makes more of a 1
     assert sum(difference) / len(difference) < 0.1
     steps = [type(step).__name__ for step in training_transform(DataConfig(), "rand-m7-n1").transforms]
-    assert steps == ["ResizedCrop", "RandomHorizontalFlip", "function", "RandAugment", "MaybePILToTensor", "function"]
+    assert steps == ["ResizedCrop", "RandomHorizontalFlip", "function", "RandAugment", "function"]
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_crops_are_not_turned_to_channels_first(photo, interpolation):
+    crop, *_ = training_transform(DataConfig(interpolation=interpolation), None).transforms
+    image = decode_jpeg(encoded(photo))
+    for number in range(10):
+        seed_all(number)
+        box = crop.get_params(image, crop.scale, crop.ratio)
+        seed_all(number)
+        cropped = crop(image)
+        assert cropped.permute(1, 2, 0).is_contiguous()
+        expected = v2.functional.resized_crop(image.contiguous(), *box, [224, 224], crop.interpolation)
+        assert torch.equal(cropped, expected)
+
+
+def test_a_torchvision_without_a_decoder_is_refused(photos, monkeypatch):
+    settings = dict(root=str(photos), num_classes=2, img_size=32)
+    _has_decoder.cache_clear()
+    monkeypatch.delattr("torchvision.io.decode_jpeg")
+    try:
+        with pytest.raises(DataError, match=r"^torchvision \S+ decodes no JPEGs here; data\.decoder=pil does$"):
+            EvaluationDataModule(DataConfig("folder", **settings), batch_size=4).setup("validate")
+        for other in (dict(decoder="pil"), dict(interpolation="lanczos")):
+            EvaluationDataModule(DataConfig("folder", **settings, **other), batch_size=4).setup("validate")
+        EvaluationDataModule(DataConfig("digits", img_size=32, num_classes=10), batch_size=4).setup("validate")
+    finally:
+        _has_decoder.cache_clear()
+
+
+def test_nothing_warns_that_the_decoder_is_deprecated(photo):
+    with warnings.catch_warnings(action="error"):
+        assert _has_decoder.__wrapped__()
+        assert decode_jpeg(encoded(photo)) is not None
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "lanczos"])
