@@ -86,7 +86,10 @@ def path_text(raw: str) -> str:
     """The same of a path: `~` in front is the home, and the rest stays."""
     if any(len(os.fsencode(name)) > LONGEST_NAME for name in raw.split("/")):
         raise ValueTypeError(f"is {show(raw)}; the name of a file or folder has at most {LONGEST_NAME} bytes")
-    return os.path.expanduser(text(raw))  # noqa: PTH111 (a Path changes more than ~)
+    path = os.path.expanduser(text(raw))  # noqa: PTH111 (a Path changes more than ~)
+    if path.split("/")[0] == "~":  # a user id without an account has none, in a container
+        raise ValueTypeError(f"is {show(raw)}, and there is no home here; set HOME, or write the path without ~")
+    return path
 
 
 def _whole(raw: str) -> int | None:

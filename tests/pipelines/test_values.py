@@ -214,3 +214,14 @@ def test_a_line_of_scores_that_is_none_is_named_and_a_torn_one_of_megabytes_is_c
     with closing(ScoreFile(file)) as scores:
         assert scores.known == {("a", "sed"): Score("a", "sed", 1.5, 0.1, "")}
     assert file.read_bytes() == good
+
+
+def test_where_nobody_has_a_home_it_is_asked_for(tmp_path, monkeypatch):
+    """A container may run as a user id without an account."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    opened().close()
+    for path in ("~", "~/runs"):
+        with pytest.raises(ConfigError, match="run.dir is '~.*there is no home here; set HOME, or write the path"):
+            compose(overrides=[f"run.dir={path}"])
