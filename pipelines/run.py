@@ -179,8 +179,8 @@ class Folder:
         if now is None:
             raise RunError(f"{self.path} was removed while this run was at work in it, and all that it held with it")
         raise RunError(
-            f"{self.path} was moved away while this run was at work in it; it is {now.parent} now: move it back, or name it"
-            f" where it is with {self.option}, and the same command goes on"
+            f"{self.path} was moved away while this run was at work in it; it is {now.parent} now: move it back, or"
+            f" name it where it is with {self.option}, and the same command goes on"
         )
 
     def log_to_file(self) -> None:
