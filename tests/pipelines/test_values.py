@@ -225,3 +225,11 @@ def test_where_nobody_has_a_home_it_is_asked_for(tmp_path, monkeypatch):
     for path in ("~", "~/runs"):
         with pytest.raises(ConfigError, match="run.dir is '~.*there is no home here; set HOME, or write the path"):
             compose(overrides=[f"run.dir={path}"])
+
+
+def test_a_message_does_not_repeat_a_text_without_end():
+    for key in ("trainer.strategy", "data.decoder", "wandb.project"):
+        with pytest.raises(ConfigError) as error:
+            compose(overrides=[f"{key}={'x' * 4000}"])
+        assert len(str(error.value)) < 300 and "it has 4,000 characters, and may have at most 500" in str(error.value)
+    assert compose(overrides=[f"data.root={'x/' * 2000}"]).data.root == "x/" * 2000
