@@ -28,7 +28,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # in the run's folder, which is not made anew if somebody moved it away
         temporary = path.with_name(f".{path.name}.part")
         content = io.BytesIO()  # a write that fails within torch.save does not say why
         torch.save(checkpoint, content)

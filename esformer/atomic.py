@@ -57,10 +57,11 @@ def staged(path: Path) -> Iterator[Path]:
         new.mkdir()
         try:
             yield new
-        except OSError as error:
-            if error.errno not in FULL:
+        except (OSError, FileError) as error:  # which name a file that nobody will find
+            cause = error.__cause__ if isinstance(error, FileError) else error
+            if not isinstance(cause, OSError) or cause.errno not in FULL:
                 raise
-            raise ESFormerError(f"{path} cannot be written: {error.strerror}") from None
+            raise FileError(unwritable(path, cause)) from cause
         for made in sorted(new.iterdir(), key=lambda made: made.name == path.name):  # what it is all about comes last
             goal = path.with_name(made.name)
             if goal.is_dir():

@@ -131,6 +131,22 @@ def whole_lines(path: StrPath, longest: int) -> Iterator[tuple[int, bytes, int]]
             yield number, line, end
 
 
+def place_of(file: IO[Any], path: Path) -> Path | None:
+    """Where an open file lies now that was opened at `path`: there, elsewhere, or nowhere any more."""
+    ours = os.fstat(file.fileno())
+    try:
+        if os.path.samestat(ours, path.stat()):
+            return path
+    except OSError:
+        pass
+    if ours.st_nlink == 0:
+        return None
+    try:
+        return Path(f"/proc/self/fd/{file.fileno()}").readlink()
+    except OSError:  # not on Linux
+        return Path("another folder", path.name)
+
+
 def unwritable(path: Path, error: OSError) -> str:
     """That a file or folder cannot be written, and why; names it, as far as a line holds the name."""
     text = str(path)

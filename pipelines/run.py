@@ -23,12 +23,13 @@ from rich.table import Table
 from callbacks.checkpoints import BEST, LAST, PREVIOUS
 from esformer.atomic import write_text
 from esformer.errors import ESFormerError
-from esformer.files import ContentError, parse_yaml, read_json, read_text, unwritable
+from esformer.files import ContentError, parse_yaml, place_of, read_json, read_text, unwritable
 from pipelines.config import Config, ConfigError, differences, to_yaml
 
 log = logging.getLogger("esformer")
 
 
+LOCK = ".lock"
 PATIENCE = 10.0
 """Seconds to wait for a folder: after a signal, the process before may still be saving what it has."""
 
@@ -143,7 +144,7 @@ class Folder:
 
     def _open_lock(self) -> IO[str]:
         """The file that is locked; never one elsewhere that a link points to, and never a pipe."""
-        file = self.path / ".lock"
+        file = self.path / LOCK
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(file, flags, mode=0o666)
@@ -166,6 +167,21 @@ class Folder:
                 time.sleep(0.2)
             except OSError:
                 return log.warning("%s is on a file system without locks; start only one process there", self.path)
+
+    def check_place(self) -> None:
+        """See that the folder still lies where it was claimed; somebody may have renamed or removed it.
+
+        Raises:
+            RunError: it does not; says where it lies now.
+        """
+        if self._lock is None or (now := place_of(self._lock, self.path / LOCK)) == self.path / LOCK:
+            return
+        if now is None:
+            raise RunError(f"{self.path} was removed while this run was at work in it, and all that it held with it")
+        raise RunError(
+            f"{self.path} was moved away while this run was at work in it; it is {now.parent} now: move it back, or"
+            f" name it where it is with {self.option}, and the same command goes on"
+        )
 
     def log_to_file(self) -> None:
         """Write what is said to people into `log.txt` too."""
@@ -318,7 +334,7 @@ def _default(pipeline: str, config: Config) -> Path:
 
 def _read_earlier(path: str) -> list[Path]:
     """The folders for which earlier versions took `run.dir`: as YAML reads it, and with a `~` that was not expanded."""
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # noqa: PTH111 (which Path refuses where nobody has a home)
     typed = f"~{path.removeprefix(home)}" if path.startswith(f"{home}/") else path
     try:
         value = parse_yaml(typed)

@@ -109,9 +109,12 @@ def _waited(fit: "Trainer") -> dict[str, float]:
 def _explained(error: Exception, config: Config, run: "RunFolder", fit: "Trainer") -> BaseException:
     """Where a training that cannot go on can be taken up; what is said of lost processes, in words for people."""
     from esformer.errors import out_of_memory
+    from esformer.files import FileError
     from esformer.training.module import TrainingError
     from pipelines.runtime.preflight import ran_out
 
+    if isinstance(error, OSError | FileError):
+        run.check_place()
     if out_of_memory(error):
         return ran_out(config.recipe.batch_size, fit.world_size, fit.accumulate_grad_batches)
     if isinstance(error, TrainingError):

@@ -12,7 +12,9 @@ from esformer.errors import ESFormerError
 from esformer.files import parse_yaml
 
 LONGEST = 4096
-"""Characters of a text; Linux takes no longer paths."""
+"""Characters of a path; Linux takes no longer ones."""
+LONGEST_TEXT = 500
+"""Characters of other text, which messages repeat as it is."""
 LONGEST_NAME = 255
 """Bytes of the name of a file."""
 BEYOND = 2**63
@@ -73,15 +75,15 @@ def _convert_to(kind: Any, raw: Any, is_path: bool) -> Any:
     return raw if kind in (str, int, float, bool) and type(raw) is kind else None  # a default
 
 
-def text(raw: str) -> str:
+def text(raw: str, longest: int = LONGEST_TEXT) -> str:
     """What was typed, if it is text that a file and a terminal can show."""
     if not raw:
         raise ValueTypeError("is empty; it must be text")
     if found := UNPRINTABLE.search(raw):
         what = "a byte that is not UTF-8" if "\ud800" <= found[0] <= "\udfff" else "a control character"
         raise ValueTypeError(f"is {show(raw)}; it holds {what}; leave it out")
-    if len(raw) > LONGEST:
-        raise ValueTypeError(f"is {show(raw)}; it has {len(raw):,} characters, and may have at most {LONGEST:,}")
+    if len(raw) > longest:
+        raise ValueTypeError(f"is {show(raw)}; it has {len(raw):,} characters, and may have at most {longest:,}")
     return raw
 
 
@@ -89,7 +91,10 @@ def path_text(raw: str) -> str:
     """The same of a path: `~` in front is the home, and the rest stays."""
     if any(len(os.fsencode(name)) > LONGEST_NAME for name in raw.split("/")):
         raise ValueTypeError(f"is {show(raw)}; the name of a file or folder has at most {LONGEST_NAME} bytes")
-    return os.path.expanduser(text(raw))  # noqa: PTH111 (a Path changes more than ~)
+    path = os.path.expanduser(text(raw, LONGEST))  # noqa: PTH111 (a Path changes more than ~)
+    if path.split("/")[0] == "~":  # a user id without an account has none, in a container
+        raise ValueTypeError(f"is {show(raw)}, and there is no home here; set HOME, or write the path without ~")
+    return path
 
 
 def _whole(raw: str) -> int | None:

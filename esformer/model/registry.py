@@ -12,6 +12,7 @@ from torch import nn
 from esformer.genotype import Genotype, GenotypeError
 from esformer.model.esformer import ESFormer
 from esformer.model.weights import WeightsError, checkpoint_filter_fn, clean, fit
+from esformer.training.datasets import check_preparation
 
 log = logging.getLogger("esformer")
 
@@ -79,7 +80,11 @@ def _describe(cfg: dict[str, Any], dynamic_img_size: bool = False, **kwargs: Any
 
     From it timm's `resolve_model_data_config` takes how images are prepared. For other channels their mean and standard
     deviation are averaged, as timm's scripts do.
+
+    Raises:
+        DataError: no image can be prepared as it says; it may come from somebody's config.json.
     """
+    check_preparation(cfg["mean"], cfg["std"], cfg["interpolation"], cfg["crop_pct"], None)
     chans, *size = cfg["input_size"]
     chans, size = kwargs.get("in_chans", chans), to_2tuple(kwargs.get("img_size", size))
     if tuple(size) != tuple(cfg["input_size"][1:]):

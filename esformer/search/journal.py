@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, get_args
 
 from esformer.errors import ESFormerError
-from esformer.files import ContentError, FileError, open_file, parse_json, unwritable, whole_lines
+from esformer.files import ContentError, FileError, open_file, parse_json, place_of, unwritable, whole_lines
 from esformer.model.latency import Latency
 from esformer.search.evolution import Origin
 
@@ -129,21 +129,10 @@ class Journal:
         Raises:
             JournalError: it does not; says where it lies now.
         """
-        if self._file is None:
+        if self._file is None or (now := place_of(self._file, self.path)) == self.path:
             return
-        ours = os.fstat(self._file.fileno())
-        try:
-            there = self.path.stat()
-        except OSError:
-            there = None
-        if there is not None and os.path.samestat(ours, there):
-            return
-        if ours.st_nlink == 0:
+        if now is None:
             raise JournalError(f"{self.path} was removed while the search ran, and what was found with it")
-        try:
-            now = str(Path(f"/proc/self/fd/{self._file.fileno()}").readlink())
-        except OSError:  # not on Linux
-            now = "another folder"
         raise JournalError(
             f"{self.path} was moved away while the search ran; it is {now} now and holds all that was found: move the"
             " folder back, or name it where it is, and the same command goes on"

@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 
 import esformer.model.registry  # noqa: F401 (registers the names)
+from esformer.errors import ESFormerError
 from esformer.genotype import Genotype, GenotypeError, shipped_names
 from esformer.model.cost import Budget, cost
 from esformer.model.esformer import ESFormer
@@ -111,3 +112,11 @@ def test_a_callers_genotype_may_be_a_path(tmp_path):
     for path in (tmp_path / "mine.yaml", str(tmp_path / "mine.yaml")):
         network = timm.create_model("esformer_s0", genotype=path, img_size=32, device="meta")
         assert network.genotype == Genotype.shipped("esformer_s0")
+
+
+@pytest.mark.parametrize(
+    "odd", [{"std": (0, 0, 0)}, {"mean": (float("nan"),) * 3}, {"mean": {}}, {"crop_pct": -1}, {"interpolation": "odd"}]
+)
+def test_a_preparation_that_cannot_be_is_refused_by_timms_function_too(odd):
+    with pytest.raises(ESFormerError, match=f"{next(iter(odd))} is .*; it must be"):
+        timm.create_model("esformer_s0", pretrained_cfg_overlay=odd)

@@ -1,11 +1,14 @@
 """One folder a run: found again, refused to others; and what a user can mend, said in one sentence."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from PIL import Image
 
+from callbacks.checkpoints import WholeFiles
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from pipelines import cli, full, search, train
@@ -162,3 +165,21 @@ def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(pipeline, argument
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("what", ["renamed", "removed"])
+def test_a_folder_that_is_gone_in_the_middle_of_a_training_is_named(tmp_path, what):
+    config = compose("S0", True, ["run.dir=r"])
+    with RunFolder.open("train", config, []) as run:
+        lost = FileNotFoundError(2, "No such file or directory", str(run.path / "steps.csv"))
+        fit = SimpleNamespace()
+        assert train._explained(lost, config, run, fit) is lost  # of something else
+        (tmp_path / "r").rename(tmp_path / "moved")
+        with pytest.raises(FileNotFoundError):
+            WholeFiles().save_checkpoint({}, run.last)
+        assert not run.path.exists()  # a checkpoint alone, which the same command would refuse
+        if what == "removed":
+            shutil.rmtree(tmp_path / "moved")
+        says = "removed while this run" if what == "removed" else f"it is {tmp_path / 'moved'} now"
+        with pytest.raises(RunError, match=says):
+            train._explained(lost, config, run, fit)

@@ -214,3 +214,22 @@ def test_a_line_of_scores_that_is_none_is_named_and_a_torn_one_of_megabytes_is_c
     with closing(ScoreFile(file)) as scores:
         assert scores.known == {("a", "sed"): Score("a", "sed", 1.5, 0.1, "")}
     assert file.read_bytes() == good
+
+
+def test_where_nobody_has_a_home_it_is_asked_for(tmp_path, monkeypatch):
+    """A container may run as a user id without an account."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    opened().close()
+    for path in ("~", "~/runs"):
+        with pytest.raises(ConfigError, match="run.dir is '~.*there is no home here; set HOME, or write the path"):
+            compose(overrides=[f"run.dir={path}"])
+
+
+def test_a_message_does_not_repeat_a_text_without_end():
+    for key in ("trainer.strategy", "data.decoder", "wandb.project"):
+        with pytest.raises(ConfigError) as error:
+            compose(overrides=[f"{key}={'x' * 4000}"])
+        assert len(str(error.value)) < 300 and "it has 4,000 characters, and may have at most 500" in str(error.value)
+    assert compose(overrides=[f"data.root={'x/' * 2000}"]).data.root == "x/" * 2000
