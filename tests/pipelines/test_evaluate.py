@@ -207,7 +207,7 @@ WRONG = {
     "out is a file": (["W", "--out", "text.ckpt"], "text.ckpt cannot be written (File exists); choose another --out"),
     "no such setting": (["W", "data.rot=x"], "did you mean 'data.root'?"),
     "no such device": (["W", "trainer.accelerator=tpu"], "the trainer cannot run as the settings trainer.* ask"),
-    "images too large": (["W", "data.img_size=8192"], "image size is 8192 x 8192; it must be at most 2048 pixels each"),
+    "images too large": (["W", "data.img_size=8192"], "data.img_size is 8192; it must be at most 2,048"),
     "no images at a time": (["W", "--batch-size=0"], "--batch-size is 0; it must be at least 1"),
 }
 
