@@ -50,4 +50,4 @@ def _unit_lengths(shapes: tuple[torch.Size, ...], device: torch.device) -> Tenso
     """How many weights each unit has. Kept, for a copy to the device at each step would wait for it."""
     units = [(1, shape.numel()) if len(shape) <= 1 else (shape[0], shape[1:].numel()) for shape in shapes]
     counts, lengths = torch.tensor(units).unbind(1)
-    return lengths.repeat_interleave(counts).to(device)
+    return lengths.repeat_interleave(counts, output_size=sum(count for count, _ in units)).to(device)
