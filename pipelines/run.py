@@ -75,9 +75,13 @@ class Folder:
             raise RunError(f"{unwritable(self.path, error)}; choose another {self.option}") from None
         self._lock = self._open_lock()
         os.register_at_fork(after_in_child=self._lock.close)  # a child that outlives this process would hold it
-        self._wait_for_lock(self._lock)
-        known = self.check(title, settings)
-        self.agree(self.config, title, settings)
+        try:
+            self._wait_for_lock(self._lock)
+            known = self.check(title, settings)
+            self.agree(self.config, title, settings)
+        except BaseException:
+            self._lock.close()
+            raise
         if known:
             log.info("going on in %s", self.path)
 

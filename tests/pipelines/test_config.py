@@ -109,7 +109,7 @@ def test_numbers_may_be_left_to_the_machine():
     config = compose(overrides=["trainer.accumulate=auto", "data.workers=auto", "trainer.precision=bf16"])
     assert config.trainer.accumulate == "auto" and config.trainer.precision == "bf16-mixed"
     assert config.data.workers is None and 1 <= config.data.loaders <= 16
-    config = compose(overrides=["trainer.accumulate='4'", "data.workers='3'"])  # as text
+    config = compose(overrides=["trainer.accumulate=4", "data.workers=3"])
     assert (config.trainer.accumulate, config.data.workers, config.data.loaders) == (4, 3, 3)
     assert compose(overrides=["data.workers=null"]).data.workers is None
 

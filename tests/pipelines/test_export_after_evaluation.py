@@ -71,9 +71,6 @@ def test_a_checkpoint_for_images_that_are_too_large(checkpoint, tmp_path):
     large = tmp_path / "large.safetensors"
     about = open_checkpoint(checkpoint).describe() | {"img_size": [32, 4096]}
     save_weights(large, esformer.load(checkpoint, img_size=(32, 4096)).state_dict(), about)
-    command = [str(large), "--to", "safetensors", "--out", str(tmp_path / "x.safetensors")]
-    with pytest.raises(ESFormerError, match="image size is 32 x 4096; it must be at most 2048 pixels each way"):
-        export.main(command)
+    with pytest.raises(ESFormerError, match="images have 4,096 pixels; they must be whole numbers of 32 to 2,048"):
+        export.main([str(large), "--to", "safetensors", "--out", str(tmp_path / "x.safetensors")])
     assert not (tmp_path / "x.safetensors").exists()
-    export.main([*command, "--img-size", "32x64"])
-    assert open_checkpoint(tmp_path / "x.safetensors").img_size == (32, 64)
