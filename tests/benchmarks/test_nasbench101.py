@@ -17,7 +17,7 @@ BENCHMARK = get("nasbench101")
 TABLE = "nasbench101_full.csv.gz"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_row(table, counted_as_built):
     entries = BENCHMARK.read(table(TABLE))
     assert len(entries) == 423_624

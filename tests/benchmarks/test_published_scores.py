@@ -11,7 +11,7 @@ from esformer import benchmarks
 from esformer.proxies import score
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_scores_on_nats_bench(table):
     with gzip.open(table("natsbench_tss_proxies.csv.gz"), "rt") as file:
         published = list(csv.DictReader(file))

@@ -112,7 +112,7 @@ def test_a_checkpoint_from_within_a_validation_has_both_weights_in_their_places(
     assert not torch.equal(within["state_dict"]["model.head.weight"], within["state_dict_ema"]["head.weight"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_after_a_checkpoint_within_an_epoch(tmp_path, calm, orders, monkeypatch):
     orders[1, "train", 2] = SAVE
     save = Checkpoints._save
@@ -131,7 +131,7 @@ def test_killed_after_a_checkpoint_within_an_epoch(tmp_path, calm, orders, monke
     assert_same(tmp_path / "r", calm)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_best_one_is_there_when_the_last_one_says_so(tmp_path, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
@@ -157,7 +157,7 @@ def test_processes_that_went_on_from_different_checkpoints_are_refused(tmp_path,
         Checkpoints(tmp_path, "val/top1", 1).on_train_start(SimpleNamespace(global_step=10), None)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_steps_stay_the_same_with_another_number_of_accumulated_batches(tmp_path, orders):
     orders[1, "train", 2] = STOP
     folder = tmp_path / "r"

@@ -119,7 +119,7 @@ def test_everything_is_left_and_more_is_added(tmp_path):
         correlate.main([*asked, "--proxies", "naswot", *shown[:2], "--batch-size", "5"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_stopped_on_the_way(warm, tmp_path):
     rows = [f"1111{''.join(digits)},9{i % 7},1\n" for i, digits in enumerate(product("123", "12", "12"))]
     Path("table.csv").write_text("arch,test_acc_mean,params\n" + "".join(rows))

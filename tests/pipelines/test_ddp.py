@@ -47,7 +47,7 @@ def runs(warm, folder, tmp_path):
     return tmp_path, [one, "".join(two)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes(runs, folder):
     root, said = runs
     for name in ("two", "both"):

@@ -84,7 +84,7 @@ def test_what_it_becomes(command, parent, tmp_path):
         train.main([*command, f"run.dir={folder}", "recipe.freeze=2", "recipe.lr=0.0005"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_and_on_two_processes(command, warm, tmp_path):
     """Frozen stages, layer decay and all: a killed run goes on without its start; two processes do as one does."""
     command = ["pipelines.train", *command, "recipe.freeze=1", "recipe.drop_path=0.1", "trainer.sync_batchnorm=true"]

@@ -15,7 +15,7 @@ from esformer.search.journal import read
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_quick_command_of_the_readme(tmp_path):
     line = next(
         line for line in (ROOT / "README.md").read_text().splitlines() if "pipelines.full --size S0 --quick" in line

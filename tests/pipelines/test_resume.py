@@ -30,7 +30,7 @@ def kill_when(process, reached):
     process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_in_each_stage(warm, tmp_path):
     def start(name):
         return warm.start(["pipelines.full", *TINY, f"run.dir={tmp_path / name}"])

@@ -67,7 +67,7 @@ def test_images_that_vanish_end_it(tmp_path, smallest, warm, digits_in_folders):
     assert error.endswith("(No such file or directory): are the images gone?")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("way", ["trainer.compile=true", "trainer.grad_checkpointing=true"])
 def test_ways_to_save_time_and_memory_leave_ordinary_checkpoints(tmp_path, smallest, monkeypatch, way):
     networks, compile_ = [], torch.nn.Module.compile

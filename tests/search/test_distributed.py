@@ -145,7 +145,7 @@ print(kills)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_at_25_random_moments_it_ends_as_if_it_had_not_been(tmp_path, warm):
     # without LogSynflow: autograd's threads would not survive the forks
     schedule = Schedule(
