@@ -72,6 +72,12 @@ def test_what_is_saved_and_what_is_evaluated_is_as_before(switched):
         assert torch.equal(plain.eval()(images), network.eval()(images))
 
 
+def test_on_cpus_no_norm_is_pytorchs_which_ddp_refuses_there():
+    network = SyncNorms(on_gpus=False).apply(nn.Sequential(nn.BatchNorm2d(3), BatchNormAct2d(3)))
+    assert not [part for part in network.modules() if isinstance(part, nn.SyncBatchNorm)]
+    assert not {type(part) for part in network} & {nn.BatchNorm2d, BatchNormAct2d}
+
+
 def norms_of(images):
     """What both kinds of norms make of images, and of the gradient of a sum of squares."""
     torch.manual_seed(1)

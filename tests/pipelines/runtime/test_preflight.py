@@ -262,21 +262,23 @@ def room_for(images, genotype):
 
 
 @pytest.mark.parametrize(
-    ("before", "world", "least", "expected"),
+    ("before", "world", "least", "synced", "expected"),
     [
-        ((2, 4), 4, 1, 2),
-        ((1, 8), 1, 1, 8),
-        ((1, 8), 1, 16, 16),
-        ((8, 1), 4, 1, 2),
-        ((1, 3), 2, 1, 1),
-        ((4, 1), 8, 1, 1),
+        ((2, 4), 4, 1, False, 2),
+        ((1, 8), 1, 1, False, 8),
+        ((1, 8), 1, 16, False, 16),
+        ((8, 1), 4, 1, False, 2),
+        ((1, 3), 2, 1, False, 1),
+        ((4, 1), 8, 1, False, 1),
+        ((1, 2), 1, 1, True, 1),
+        ((4, 1), 8, 1, True, 4),
     ],
 )
-def test_the_images_of_a_batch_stay_on_another_number_of_devices(before, world, least, expected):
+def test_the_images_of_a_norm_stay_on_another_number_of_devices(before, world, least, synced, expected):
     class Machine:
         world_size, accumulate_grad_batches, datamodule = world, 0, type("Data", (), {})()
 
-    trainer, callback = Machine(), Accumulation(least, 1024)
+    trainer, callback = Machine(), Accumulation(least, 1024, synced)
     callback.setup(trainer, None, "fit")
     callback.on_load_checkpoint(trainer, None, {"accumulate": before[0], "processes": before[1]})
     assert trainer.accumulate_grad_batches == trainer.datamodule.accumulate == expected
