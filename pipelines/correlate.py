@@ -22,6 +22,8 @@ from esformer.errors import ESFormerError
 from pipelines import cli
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from esformer.benchmarks.base import Entry
     from pipelines.figures import Panel
     from pipelines.scoring import Job, ScoreFile
@@ -36,10 +38,13 @@ tables are CSV files, plain or gzipped, with these columns among others (accurac
   nats-sss              arch (64:64:64:64:64), and for a dataset: cifar10_test; NATS-sss-v1_0-50262-simple
   channel-bench-resnet  arch (1234123), test_acc_mean, params
   darts                 genotype, acc
+  esformer              as pipelines.survey writes them; comes with this package, so --table may be left out
 """
 
 
 MOST_WORKERS = 1024
+BEYOND = ("Spearman given cost", "right at equal cost")
+"""What a table says beyond cost."""
 
 
 class CorrelateError(ESFormerError):
@@ -52,8 +57,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=TABLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--benchmark", required=True, help="nasbench101, nats-tss, nats-sss, channel-bench-resnet or darts")
-    add("--table", required=True, type=cli.path, metavar="FILE", help="the benchmark's architectures and accuracies")
+    add("--benchmark", required=True, help="nasbench101, nats-tss, nats-sss, channel-bench-resnet, darts or esformer")
+    add("--table", type=cli.path, metavar="FILE", help="the benchmark's architectures and accuracies")
     add("--dataset", help="cifar10, cifar100 or imagenet16-120, where the benchmark has them (default its first)")
     add("--proxies", metavar="A,B,...", help="what to score with (default all that need nothing that is not given)")
     add("--sample", type=_count, metavar="N", help="how many architectures, drawn by the seed (default all)")
@@ -127,6 +132,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     images = benchmark.dataset(dataset)
     if options.workers > MOST_WORKERS:
         raise CorrelateError(f"--workers is {options.workers}; it must be at most {MOST_WORKERS}")
+    options.table = options.table or benchmark.shipped
+    if options.table is None:
+        raise CorrelateError(f"{benchmark.name} comes without a table; give its file with --table")
     if options.table.exists() and not (options.table.is_file() or options.table.is_dir()):
         raise CorrelateError(f"--table is {options.table}, which is neither a file nor a folder")
     proxies = choose_proxies(options.proxies, options.images)
@@ -187,17 +195,20 @@ def evaluate(
     """What each proxy's scores say about the accuracies: a panel of the figure, and the statistics."""
     import numpy as np
 
-    from esformer.benchmarks.correlation import correlate
+    from esformer.benchmarks.correlation import AtEqualCost, at_equal_cost, correlate
     from esformer.proxies import get
     from pipelines.figures import Panel
 
-    panels, statistics = [], {}
+    panels, statistics, costs = [], {}, costs_of(entries, scores)
     for name in proxies:
         lines = [scores.known[entry.architecture, name] for entry in entries]
-        pairs = [(e.accuracy, s.score) for e, s in zip(entries, lines, strict=True) if s.score is not None]
-        accuracies, values = np.array(pairs, dtype=float).reshape(-1, 2).T
+        scored = np.array([line.score is not None for line in lines])
+        accuracies = np.array([entry.accuracy for entry in entries])[scored]
+        values = np.array([line.score for line in lines if line.score is not None])
         upwards = get(name).higher_is_better
-        found = asdict(correlate(accuracies, values if upwards else -values, seed))
+        promise = values if upwards else -values
+        beyond = AtEqualCost() if costs is None else at_equal_cost(accuracies, promise, costs[scored], seed)
+        found = asdict(correlate(accuracies, promise, seed)) | asdict(beyond)
         errors = Counter(line.error for line in lines if line.error)
         statistics[name] = {
             **found,
@@ -209,6 +220,23 @@ def evaluate(
         rho = _with_interval(found["spearman"], found["spearman_interval"], "none", digits=2)
         panels.append(Panel(f"{name}{'' if upwards else ' (lower is better)'}  rho = {rho}", values, accuracies))
     return panels, statistics
+
+
+def costs_of(entries: "list[Entry]", scores: "ScoreFile") -> "np.ndarray | None":
+    """Parameters and MACs of the architectures, N, 2: of the table, or as they were counted; None if one is unknown."""
+    import numpy as np
+
+    columns = []
+    for published, name in (("params", "parameters"), ("macs", "macs")):
+        counted = [scores.known.get((entry.architecture, name)) for entry in entries]
+        column = [
+            getattr(entry, published) or (score.score if score else None)
+            for entry, score in zip(entries, counted, strict=True)
+        ]
+        if not all(column):
+            return None
+        columns.append(column)
+    return np.array(columns, dtype=float).T
 
 
 def publish(folder: Path, result: dict[str, Any], panels: "list[Panel]") -> None:
@@ -245,6 +273,8 @@ def report(title: str, result: dict[str, Any], tables: list[str]) -> str:
         "Rank correlation of score and test accuracy, with 95 % bootstrap intervals, and the median seconds that one"
         " architecture takes on one thread:",
         tables[0],
+        "Given cost: the partial correlation, given parameters and MACs. Right at equal cost: of the pairs whose"
+        " parameters and MACs differ by 3 % at most, the share that the score decides rightly (0.5 is guessing).",
         "What the highest score selects: accuracy in percent, and rank by accuracy in the sample (1 is the best):",
         tables[1],
         "![score against accuracy](figure.png)",
@@ -260,12 +290,16 @@ def report(title: str, result: dict[str, Any], tables: list[str]) -> str:
 
 def correlation_table(proxies: dict[str, Any]) -> list[list[str]]:
     """A head and a row for each proxy."""
-    rows = [["proxy", "n", "unscored", "Spearman", "Kendall", "seconds"]]
+    rows = [["proxy", "n", "unscored", "Spearman", "Kendall", *BEYOND, "seconds"]]
     for name, found in proxies.items():
         nothing = "too few" if found["n"] < 3 else "constant"
         rho = _with_interval(found["spearman"], found["spearman_interval"], nothing)
         tau = _with_interval(found["kendall"], found["kendall_interval"], nothing)
-        rows.append([name, f"{found['n']:,}", f"{found['unscored']:,}", rho, tau, f"{found['seconds']:.3g}"])
+        partial = _with_interval(found["partial"], found["partial_interval"], "unknown", digits=2)
+        decided = _with_interval(found["decided"], found["decided_interval"], "none", digits=2)
+        beyond = [partial, f"{decided} of {found['pairs']:,}" if found["pairs"] else decided]
+        counts = [f"{found['n']:,}", f"{found['unscored']:,}"]
+        rows.append([name, *counts, rho, tau, *beyond, f"{found['seconds']:.3g}"])
     return rows
 
 

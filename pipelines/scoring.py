@@ -250,11 +250,12 @@ def _score(architecture: str, proxies: list[str]) -> list[Score]:
     import torch
 
     from esformer import benchmarks
+    from esformer.genotype import Genotype
     from esformer.proxies import Subject, get, score
 
     benchmark = benchmarks.get(_job.benchmark)
     img_size = benchmark.datasets[_job.dataset].img_size
-    network: torch.nn.Module | None = None
+    known: Subject | None = None
     torch.manual_seed(_job.seed)  # of whatever a proxy leaves as it was built: the order of the tasks must not matter
     scores = []
     for proxy in proxies:
@@ -264,10 +265,12 @@ def _score(architecture: str, proxies: list[str]) -> list[Score]:
             if needs == "genotype":
                 subject: Subject = benchmark.topology(architecture)
             else:
-                subject = network = network or benchmark.network(architecture, _job.dataset)
+                subject = known = known or benchmark.subject(architecture, _job.dataset)
             images = _images() if needs == "batch" else {}
             began = time.perf_counter()
-            value = score(proxy, subject, seed=_job.seed, img_size=img_size, identity=architecture, **images)
+            # genotypes share their draws, as in a search
+            identity = None if isinstance(subject, Genotype) else architecture
+            value = score(proxy, subject, seed=_job.seed, img_size=img_size, identity=identity, **images)
         except ESFormerError as failure:
             error = " ".join(str(failure).split())
         scores.append(Score(architecture, proxy, value, round(time.perf_counter() - began, 6), error))

@@ -3,11 +3,12 @@
 from esformer.benchmarks.base import Benchmark, BenchmarkError
 from esformer.benchmarks.channel_bench import ChannelBenchResNet
 from esformer.benchmarks.darts import Darts
+from esformer.benchmarks.esformers import ESFormers
 from esformer.benchmarks.nasbench101 import NASBench101
 from esformer.benchmarks.nats_bench import SizeSpace, TopologySpace
 
 _BENCHMARKS: dict[str, type[Benchmark]] = {
-    kind.name: kind for kind in (NASBench101, TopologySpace, SizeSpace, ChannelBenchResNet, Darts)
+    kind.name: kind for kind in (NASBench101, TopologySpace, SizeSpace, ChannelBenchResNet, Darts, ESFormers)
 }
 
 

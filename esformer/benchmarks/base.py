@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from esformer.errors import ESFormerError
+from esformer.genotype import Genotype
 from esformer.topology import Topology
 
 
@@ -39,6 +40,8 @@ class Entry:
     """Of the trained network on the test images, in percent."""
     params: int | None = None
     """As published, if it is."""
+    macs: int | None = None
+    """As published, if they are."""
 
 
 class Benchmark(ABC):
@@ -48,6 +51,8 @@ class Benchmark(ABC):
     """What it is called on the command line."""
     source: ClassVar[str]
     """Paper, and where the official files are."""
+    shipped: ClassVar[Path | None] = None
+    """The table that comes with this package, if one does."""
     datasets: ClassVar[dict[str, Dataset]] = {"cifar10": CIFAR10}
     """Those with known accuracies, by name; the first is the default."""
 
@@ -76,6 +81,10 @@ class Benchmark(ABC):
         Raises:
             BenchmarkError: there is no such architecture.
         """
+
+    def subject(self, architecture: str, dataset: str = "cifar10") -> nn.Module | Genotype:
+        """What proxies score: the network; or a genotype, which is scored as a search scores it."""
+        return self.network(architecture, dataset)
 
     @abstractmethod
     def params(self, architecture: str, dataset: str = "cifar10") -> int:

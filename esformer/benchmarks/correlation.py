@@ -1,7 +1,7 @@
 """How well scores order architectures by their trained accuracy, and which architecture they would have selected."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -13,6 +13,10 @@ RESAMPLES = 1000
 ENOUGH = 20_000_000
 """Values to resample in all: beyond 20,000 architectures intervals are narrow, and fewer resamples describe them."""
 FEWEST = 100
+EQUAL = 0.03
+"""Costs that differ by no more, as a share, count as equal."""
+MOST_PAIRED = 2000
+"""Architectures of which all pairs are looked at; of more, so many are drawn."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,20 @@ class Correlation:
     """How many bootstrap resamples the intervals (percentile, 95 %) come from."""
 
 
+@dataclass(frozen=True)
+class AtEqualCost:
+    """What scores say beyond cost, such as parameters and MACs. None where nothing can be said."""
+
+    partial: float | None = None
+    """Spearman's rho given the costs: of what the ranks of the costs, linearly, leave unexplained of both ranks."""
+    partial_interval: Interval | None = None
+    pairs: int = 0
+    """Pairs of architectures whose costs differ by `EQUAL` at most, and whose accuracies differ."""
+    decided: float | None = None
+    """The share of these pairs in which the higher score is the more accurate one's; equal scores count half."""
+    decided_interval: Interval | None = None
+
+
 def correlate(accuracies: np.ndarray, scores: np.ndarray, seed: int = 0) -> Correlation:
     """Compare the scores of architectures with their accuracies.
 
@@ -66,6 +84,46 @@ def correlate(accuracies: np.ndarray, scores: np.ndarray, seed: int = 0) -> Corr
     resamples = min(RESAMPLES, max(FEWEST, ENOUGH // n))
     spearman_interval, kendall_interval = _intervals(accuracies, scores, resamples, np.random.default_rng(seed))
     return Correlation(n, spearman, spearman_interval, kendall, kendall_interval, selected, top, resamples)
+
+
+def at_equal_cost(accuracies: np.ndarray, scores: np.ndarray, costs: np.ndarray, seed: int = 0) -> AtEqualCost:
+    """What scores say of accuracies beyond what costs say.
+
+    Args:
+        accuracies: of the trained networks, N.
+        scores: of the same architectures; higher is taken to promise more.
+        costs: of the same architectures, N, K: for each of K costs a column of positive numbers.
+        seed: of the bootstrap over architectures (percentile intervals, 95 %).
+    """
+    n = len(scores)
+    resamples = min(RESAMPLES, max(FEWEST, ENOUGH // max(n, 1)))
+    generator = np.random.default_rng(seed)
+    found = AtEqualCost()
+    partial = _partial(accuracies, scores, costs) if n > costs.shape[1] + 2 else np.nan
+    if not np.isnan(partial):
+        draws = (generator.integers(n, size=n) for _ in range(resamples))
+        interval = _percentiles(np.array([_partial(accuracies[d], scores[d], costs[d]) for d in draws]))
+        found = replace(found, partial=partial, partial_interval=interval)
+    if n > MOST_PAIRED:
+        drawn = generator.permutation(n)[:MOST_PAIRED]
+        accuracies, scores, costs, n = accuracies[drawn], scores[drawn], costs[drawn], MOST_PAIRED
+    logs = np.log(costs)
+    first, second = np.nonzero(np.triu(np.ones((n, n), dtype=bool), 1))
+    apart = accuracies[first] != accuracies[second]
+    same = (np.abs(logs[first] - logs[second]) <= np.log1p(EQUAL)).all(axis=1)
+    first, second = first[apart & same], second[apart & same]
+    if not len(first):
+        return found
+    right = 0.5 + 0.5 * np.sign(scores[first] - scores[second]) * np.sign(accuracies[first] - accuracies[second])
+    shares = []
+    for _ in range(min(RESAMPLES, resamples)):
+        times = np.bincount(generator.integers(n, size=n), minlength=n)  # how often each architecture is drawn
+        weights = times[first] * times[second]
+        if weights.any():
+            shares.append(np.average(right, weights=weights))
+    return replace(
+        found, pairs=len(first), decided=float(right.mean()), decided_interval=_percentiles(np.array(shares))
+    )
 
 
 def select(accuracies: np.ndarray, scores: np.ndarray) -> Selection:
@@ -102,6 +160,26 @@ def _coefficients(accuracies: np.ndarray, scores: np.ndarray) -> tuple[float, fl
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
         rho = stats.spearmanr(accuracies, scores).statistic
     return float(rho), float(stats.kendalltau(accuracies, scores, method="asymptotic").statistic)
+
+
+def _partial(accuracies: np.ndarray, scores: np.ndarray, costs: np.ndarray) -> float:
+    """Spearman's partial rho; NaN where the costs leave nothing of either to explain."""
+    ranks = np.column_stack([stats.rankdata(values) for values in (accuracies, scores)])
+    explaining = np.column_stack([np.ones(len(ranks)), *(stats.rankdata(column) for column in costs.T)])
+    left = ranks - explaining @ np.linalg.lstsq(explaining, ranks, rcond=None)[0]
+    norms = np.linalg.norm(left, axis=0)
+    if (norms <= 1e-9 * np.linalg.norm(ranks, axis=0)).any():
+        return float("nan")
+    return float(left[:, 0] @ left[:, 1] / norms.prod())
+
+
+def _percentiles(values: np.ndarray) -> Interval | None:
+    """Where 95 % of the values lie that are numbers."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def _intervals(

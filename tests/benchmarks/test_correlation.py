@@ -6,9 +6,10 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from esformer.benchmarks import correlation
-from esformer.benchmarks.correlation import Correlation, Selection, correlate, select, top_mean
+from esformer.benchmarks.correlation import Correlation, Selection, at_equal_cost, correlate, select, top_mean
 
 
 def pairs(n, strength, seed=0):
@@ -95,3 +96,39 @@ def test_resamples_of_three_may_hold_one_alone():
     numbers = [found.spearman, found.kendall, *found.spearman_interval, *found.kendall_interval]
     assert np.isfinite(numbers).all()
     assert "nan" not in str(asdict(found))
+
+
+def _given(ranks):
+    """Partial correlation of the first two columns given the others, from the inverse of the correlation matrix."""
+    inverse = np.linalg.inv(np.corrcoef(ranks.T))
+    return -inverse[0, 1] / np.sqrt(inverse[0, 0] * inverse[1, 1])
+
+
+def test_the_partial_correlation_is_that_of_the_inverse_matrix():
+    generator = np.random.default_rng(0)
+    costs = generator.uniform(1, 2, (200, 2))
+    accuracies = costs @ [3, 1] + generator.normal(size=200)
+    scores = costs[:, 0] + 0.5 * accuracies + generator.normal(size=200)
+    found = at_equal_cost(accuracies, scores, costs)
+    ranks = np.column_stack([stats.rankdata(column) for column in (accuracies, scores, *costs.T)])
+    assert found.partial == pytest.approx(_given(ranks))
+    assert found.partial_interval[0] < found.partial < found.partial_interval[1]
+
+
+def test_a_score_that_is_a_cost_says_nothing_beyond_it():
+    costs = np.random.default_rng(0).uniform(1, 2, (50, 2))
+    found = at_equal_cost(costs.sum(axis=1), costs[:, 0], costs)
+    assert found.partial is None
+
+
+def test_pairs_at_equal_cost_are_counted_by_hand():
+    costs = np.array([[100, 10], [102, 10.2], [103, 10], [200, 20], [150, 10]])
+    accuracies = np.array([1.0, 2, 3, 9, 5])
+    found = at_equal_cost(accuracies, np.array([1.0, 3, 3, 0, 0]), costs)
+    assert found.pairs == 3  # of the first three; the others cost something else
+    assert found.decided == pytest.approx((1 + 1 + 0.5) / 3)
+
+
+def test_where_costs_are_all_apart_nothing_is_said_of_pairs():
+    found = at_equal_cost(np.arange(9.0), np.arange(9.0), np.exp(np.arange(9.0))[:, None])
+    assert (found.pairs, found.decided, found.decided_interval) == (0, None, None)

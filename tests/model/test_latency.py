@@ -89,7 +89,7 @@ def test_what_runs_is_the_network_that_would_be_used(draw, monkeypatch):
 def test_wider_is_slower_and_the_time_is_plausible():
     narrow, wide = (measure_latency(extreme(choose), 64, limit_ms=1e6) for choose in (min, max))
     assert narrow.runs == wide.runs == FEWEST
-    assert wide.ms > 2 * narrow.ms
+    assert wide.ms > 1.5 * narrow.ms  # four times the work or more; other load slows both
     network, image = ESFormer(extreme(max), img_size=64).eval(), torch.rand(1, 3, 64, 64)
     times = []
     with torch.inference_mode():

@@ -1,0 +1,125 @@
+"""Survey: every training once, whatever is killed, and a table that correlate reads."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from esformer.benchmarks.draws import Draw, shipped_reference
+from esformer.benchmarks.esformers import notation, read_trainings
+from esformer.errors import ESFormerError
+from pipelines import survey
+from pipelines.config import ConfigError
+
+TINY = ["data=digits", "data.limit=64", "recipe=quick", "recipe.epochs=2", "recipe.batch_size=16", "trainer.threads=1"]
+COMMAND = [sys.executable, "-m", "pipelines.survey", *TINY]
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def reached(table):
+    return {(row.genotype, row.seed): (row.top1, row.ema_top1) for row in table}
+
+
+@pytest.mark.nightly
+def test_killed_in_a_training_it_goes_on_there_and_trains_nothing_twice(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    # the reference is trained with both seeds, the second genotype with the first
+    arguments = ("--networks", "2", "--seeds", "2")
+    first = start(*arguments, "--workers", "2", f"run.dir={whole}")
+    assert first.wait(400) == 0, first.communicate()[0]
+    table = read_trainings(whole / "trainings.csv")
+    assert sorted((row.drawn, row.seed) for row in table) == [("at cost", 0), ("reference", 0), ("reference", 1)]
+    assert all(len(row.top1) == len(row.ema_top1) == 2 for row in table)
+    assert not list(whole.glob("networks/*/checkpoints"))
+
+    second = start(*arguments, f"run.dir={cut}")
+    wait_for(lambda: list(cut.glob("networks/*/checkpoints/last.ckpt")), second)
+    (child,) = Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()
+    os.kill(second.pid, signal.SIGKILL)
+    second.wait()
+    wait_gone = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and time.monotonic() < wait_gone:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists()
+    third = start(*arguments, f"run.dir={cut}")
+    said = third.communicate(timeout=400)[0]
+    assert third.returncode == 0, said
+    assert "going on" in next(cut.glob("networks/0000*-0.log")).read_text()
+    strip = {(row.genotype, row.seed): (row.top1, row.ema_top1) for row in table}
+    assert {
+        (row.genotype, row.seed): (row.top1, row.ema_top1) for row in read_trainings(cut / "trainings.csv")
+    } == strip
+
+    before = (cut / "trainings.csv").read_bytes()
+    fourth = start(*arguments, f"run.dir={cut}")
+    assert "top1 highest" in fourth.communicate(timeout=100)[0]
+    assert fourth.returncode == 0
+    assert (cut / "trainings.csv").read_bytes() == before
+
+
+def test_a_training_that_fails_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(ESFormerError, match=r"the training in .*0000-.*-0 failed \(exit code 1\): it said nothing"):
+        survey.main(["--networks", "1", *TINY, f"run.dir={tmp_path / 'run'}"])
+
+
+def test_named_genotypes_are_trained_with_every_seed(tmp_path):
+    from pipelines import cli
+
+    file = tmp_path / "mine.yaml"
+    shipped_reference("S0").save(file)
+    config, arguments = cli.parse_with("", ["--genotypes", f"{file},esformer_s0", "--seeds", "2"], survey.FLAGS)
+    done = {(notation(shipped_reference("S0")), 1)}
+    jobs = list(survey.jobs(config, arguments, tmp_path, done))
+    assert [(job.draw.drawn, job.seed) for job in jobs] == [("mine", 0), ("esformer_s0", 0), ("esformer_s0", 1)]
+    assert len({job.folder for job in jobs}) == 3
+
+
+def test_draws_are_kept(tmp_path, monkeypatch):
+    from pipelines import cli
+
+    made = []
+
+    class Draws:
+        def __init__(self, *_):
+            pass
+
+        def __getitem__(self, index):
+            made.append(index)
+            return Draw(f"number {index}", shipped_reference("S0"))
+
+    monkeypatch.setattr("esformer.benchmarks.draws.Draws", Draws)
+    config, arguments = cli.parse_with("", ["--networks", "2", *TINY], survey.FLAGS)
+    once = list(survey.drawn(config, arguments, tmp_path))
+    arguments.networks = 3
+    again = list(survey.drawn(config, arguments, tmp_path))
+    assert again[:2] == once
+    assert made == [0, 1, 2]
+
+
+@pytest.mark.parametrize("flag", ["--networks", "--seeds", "--workers"])
+def test_numbers_out_of_range_are_refused(flag):
+    with pytest.raises(ConfigError, match=f"{flag} is 0; it must be from 1 to"):
+        survey.main([flag, "0", *TINY])
+
+
+def test_a_genotype_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ESFormerError, match="nobody"):
+        survey.main(["--genotypes", "nobody.yaml", *TINY, f"run.dir={tmp_path / 'run'}"])
