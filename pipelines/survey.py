@@ -7,6 +7,7 @@ The table is read by `python -m pipelines.correlate --benchmark esformer --table
 """
 
 import csv
+import io
 import logging
 import os
 import shutil
@@ -86,8 +87,7 @@ def named(config: Config, arguments: Any) -> "Iterator[Draw]":
 
 def drawn(config: Config, arguments: Any, folder: Path) -> "Iterator[Draw]":
     """The genotypes of the survey's draws; kept in a file, for some take minutes to find."""
-    from esformer.benchmarks.draws import Draw, Draws, shipped_reference
-    from esformer.benchmarks.esformers import notation, parse
+    from esformer.benchmarks.draws import Draws, shipped_reference
     from esformer.model.cost import Budget
     from esformer.space import SearchSpace
 
@@ -96,13 +96,12 @@ def drawn(config: Config, arguments: Any, folder: Path) -> "Iterator[Draw]":
     assert data.num_classes is not None and budget is not None
     draws = Draws(space, shipped_reference(config.size), budget, data.img_size, data.num_classes, config.seed)
     file = folder / "draws.csv"
-    known = list(csv.reader(file.read_text().splitlines())) if file.exists() else []
+    known = _read_draws(file) if file.exists() else []
     for index in range(arguments.networks):
         if index == len(known):
-            draw = draws[index]
-            known.append([draw.drawn, notation(draw.genotype)])
-            _write_csv(file, known)
-        yield Draw(known[index][0], parse(known[index][1]))
+            known.append(draws[index])
+            _write_draws(file, known)
+        yield known[index]
 
 
 class Trainings:
@@ -261,13 +260,29 @@ def _last_line(file: Path) -> str:
     return next((line for line in reversed(lines) if line.strip()), f"it said nothing in {file}")
 
 
-def _write_csv(file: Path, rows: Sequence[Sequence[str]]) -> None:
-    import io
+def _read_draws(file: Path) -> "list[Draw]":
+    from esformer.benchmarks.draws import Draw
+    from esformer.benchmarks.esformers import parse
+    from esformer.files import read_text
 
+    draws = []
+    for number, row in enumerate(csv.reader(read_text(file).splitlines()), 1):
+        try:
+            drawn, genotype = row
+            draws.append(Draw(drawn, parse(genotype)))
+        except ValueError as error:
+            raise SurveyError(
+                f"{file}: line {number} holds no draw ({error}); remove the file, and all are drawn anew"
+            ) from None
+    return draws
+
+
+def _write_draws(file: Path, draws: "Sequence[Draw]") -> None:
     from esformer.atomic import write_text
+    from esformer.benchmarks.esformers import notation
 
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows((draw.drawn, notation(draw.genotype)) for draw in draws)
     write_text(file, text.getvalue())
 
 
@@ -278,8 +293,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if not 1 <= getattr(arguments, name) <= 100_000:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}; it must be from 1 to 100,000")
     from pipelines.launch import check
+    from pipelines.processes import processes
     from pipelines.run import RunFolder, show
 
+    if (found := processes(config).world_size) > 1:
+        raise ConfigError(
+            f"a survey is one process with --workers that have a device each, but {found} processes were asked for; leave"
+            " trainer.devices out, and start it once"
+        )
     check("survey", config)
     with RunFolder.open("survey", config, argv) as run:
         trainings = survey(config, arguments, run)

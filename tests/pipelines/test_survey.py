@@ -12,7 +12,7 @@ import pytest
 from esformer.benchmarks.draws import Draw, shipped_reference
 from esformer.benchmarks.esformers import notation, read_trainings
 from esformer.errors import ESFormerError
-from pipelines import survey
+from pipelines import cli, survey
 from pipelines.config import ConfigError
 
 TINY = ["data=digits", "data.limit=64", "recipe=quick", "recipe.epochs=2", "recipe.batch_size=16", "trainer.threads=1"]
@@ -81,8 +81,6 @@ def test_a_training_that_fails_is_named(tmp_path, monkeypatch, capsys):
 
 
 def test_named_genotypes_are_trained_with_every_seed(tmp_path):
-    from pipelines import cli
-
     file = tmp_path / "mine.yaml"
     shipped_reference("S0").save(file)
     config, arguments = cli.parse_with("", ["--genotypes", f"{file},esformer_s0", "--seeds", "2"], survey.FLAGS)
@@ -93,8 +91,6 @@ def test_named_genotypes_are_trained_with_every_seed(tmp_path):
 
 
 def test_draws_are_kept(tmp_path, monkeypatch):
-    from pipelines import cli
-
     made = []
 
     class Draws:
@@ -112,6 +108,19 @@ def test_draws_are_kept(tmp_path, monkeypatch):
     again = list(survey.drawn(config, arguments, tmp_path))
     assert again[:2] == once
     assert made == [0, 1, 2]
+
+
+@pytest.mark.parametrize("damage", ["one", "one,two", "one,two,three"])
+def test_damaged_draws_are_refused(tmp_path, damage):
+    (tmp_path / "draws.csv").write_text(f"reference,{notation(shipped_reference('S0'))}\n{damage}\n")
+    config, arguments = cli.parse_with("", TINY, survey.FLAGS)
+    with pytest.raises(ESFormerError, match=r"draws.csv: line 2 holds no draw .* remove the file"):
+        list(survey.drawn(config, arguments, tmp_path))
+
+
+def test_devices_are_dealt_out_by_the_survey_alone():
+    with pytest.raises(ConfigError, match="but 2 processes were asked for; leave trainer.devices out"):
+        survey.main([*TINY, "trainer.accelerator=cpu", "trainer.devices=2"])
 
 
 @pytest.mark.parametrize("flag", ["--networks", "--seeds", "--workers"])
