@@ -24,20 +24,99 @@ ROUNDING = 1e-10
 
 # Operations f with f(c x) = c f(x) for c > 0, where x is the first argument: the others say where, or how.
 _HOMOGENEOUS = set(
-    "view _unsafe_view reshape permute transpose t expand slice select split split_with_sizes unbind unsqueeze squeeze "
-    "clone detach alias contiguous sum mean amax amin max min relu leaky_relu abs neg constant_pad_nd reflection_pad2d "
-    "replication_pad2d avg_pool2d _adaptive_avg_pool2d max_pool2d_with_indices upsample_nearest2d upsample_bilinear2d "
-    "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa roll flip index index_select gather im2col "
-    "col2im pixel_shuffle pixel_unshuffle channel_shuffle unfold cumsum _to_copy repeat diagonal linalg_vector_norm "
-    "threshold_backward leaky_relu_backward slice_backward select_backward avg_pool2d_backward unfold_backward "
-    "_adaptive_avg_pool2d_backward max_pool2d_with_indices_backward upsample_nearest2d_backward "
-    "upsample_bilinear2d_backward upsample_bicubic2d_backward value_selecting_reduction_backward as_strided "
-    "constant_pad_nd_backward reflection_pad2d_backward replication_pad2d_backward index_backward "
-    "_reshape_alias lift_fresh".split()
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "permute",
+        "transpose",
+        "t",
+        "expand",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "unsqueeze",
+        "squeeze",
+        "clone",
+        "detach",
+        "alias",
+        "contiguous",
+        "sum",
+        "mean",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "relu",
+        "leaky_relu",
+        "abs",
+        "neg",
+        "constant_pad_nd",
+        "reflection_pad2d",
+        "replication_pad2d",
+        "avg_pool2d",
+        "_adaptive_avg_pool2d",
+        "max_pool2d_with_indices",
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+        "upsample_bicubic2d",
+        "_upsample_bilinear2d_aa",
+        "_upsample_bicubic2d_aa",
+        "roll",
+        "flip",
+        "index",
+        "index_select",
+        "gather",
+        "im2col",
+        "col2im",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "unfold",
+        "cumsum",
+        "_to_copy",
+        "repeat",
+        "diagonal",
+        "linalg_vector_norm",
+        "threshold_backward",
+        "leaky_relu_backward",
+        "slice_backward",
+        "select_backward",
+        "avg_pool2d_backward",
+        "unfold_backward",
+        "_adaptive_avg_pool2d_backward",
+        "max_pool2d_with_indices_backward",
+        "upsample_nearest2d_backward",
+        "upsample_bilinear2d_backward",
+        "upsample_bicubic2d_backward",
+        "value_selecting_reduction_backward",
+        "as_strided",
+        "constant_pad_nd_backward",
+        "reflection_pad2d_backward",
+        "replication_pad2d_backward",
+        "index_backward",
+        "_reshape_alias",
+        "lift_fresh",
+    ]
 )
 _MULTILINEAR = {"mul", "mm", "bmm", "mv", "dot"}
 # Operations with f(c x, c y, ...) = c f(x, y, ...): on tensors that lack the same factor.
-_ALIGNED = set("stack where maximum minimum index_put slice_scatter select_scatter index_add scatter_add copy".split())
+_ALIGNED = set(
+    [
+        "stack",
+        "where",
+        "maximum",
+        "minimum",
+        "index_put",
+        "slice_scatter",
+        "select_scatter",
+        "index_add",
+        "scatter_add",
+        "copy",
+    ]
+)
 _NEW = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 
 
@@ -56,7 +135,7 @@ class ScaledTensor(Tensor):
 
     @staticmethod
     def __new__(cls, values: Tensor, exponent: int = 0) -> "ScaledTensor":
-        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+        return Tensor._make_wrapper_subclass(
             cls, values.shape, strides=values.stride(), dtype=values.dtype, device=values.device
         )
 
@@ -71,7 +150,7 @@ class ScaledTensor(Tensor):
         return _shift(self.values, self.exponent)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name, kwargs = func._schema.name.removeprefix("aten::"), kwargs or {}
@@ -124,7 +203,7 @@ def _wrapped(result: Any, exponent: int) -> Any:
 
 
 def _shift(values: Tensor, exponent: int) -> Tensor:
-    """values * 2**exponent"""
+    """Values * 2**exponent"""
     if exponent == 0:
         return values
     exponent = max(-2000, min(exponent, 2000))  # beyond, all is 0 or infinite, and 2.0**1024 is no number
@@ -214,7 +293,7 @@ def _convolution_backward(func: Any, gradient: Any, x: Any, weight: Any, *how: A
 
 
 def _add_product(func: Any, x: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> Any:
-    """addmm and baddbmm"""
+    """Addmm and baddbmm"""
     product = _moderate(_values(a) @ _values(b) * alpha, _exponent(a) + _exponent(b))
     if beta == 0 or _is_zero(x):
         return product
@@ -230,7 +309,7 @@ def _softmax(func: Any, x: Any, dim: int, *how: Any) -> Any:
 
 
 def _softmax_backward(func: Any, gradient: Any, output: Any, dim: int, dtype: torch.dtype) -> Any:
-    """p (g - sum of p g), which is exactly 0 where all of a softmax's inputs are equal, or one is far above the others.
+    """The gradient p (g - sum of p g): exactly 0 where all inputs are equal, or one is far above the others.
 
     The rounding errors of that difference would be multiplied by queries and keys as large as the logits, layer after
     layer.

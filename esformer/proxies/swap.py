@@ -18,7 +18,8 @@ class SWAP(Proxy):
 
     A unit's pattern says for which images of the batch it is on; the score is the cardinality of the set of patterns
     of all units. As for `naswot`, a unit is on where the input of its activation is positive. The paper's
-    regularisation by size is not applied.
+    regularisation by size is not applied. There are at most 2^B patterns for B images, and most networks show them all
+    if B is 8: give 32 images, as the paper does, or more.
     """
 
     name = "swap"
