@@ -36,9 +36,10 @@ class AZTrainability(Proxy):
             if not after.requires_grad or not before.requires_grad:
                 continue
             (gradient,) = torch.autograd.grad(after, before, signs, retain_graph=True, allow_unused=True)
-            if gradient is None or (gradient := self._stacked(gradient, after)) is None:
+            stacked = None if gradient is None else self._stacked(gradient, after)
+            if stacked is None:
                 continue
-            g_in, g_out = gradient.flatten(0, -2).double(), signs.flatten(0, -2).double()
+            g_in, g_out = stacked.flatten(0, -2).double(), signs.flatten(0, -2).double()
             norm = float(torch.linalg.matrix_norm(g_in.t() @ g_out / len(g_out), 2))
             scores.append(2 - norm - 1 / (norm + 1e-6))
         if not scores:

@@ -15,15 +15,20 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList)
 _STAGE = ("blocks", "layers", "stages")
 
 
-def primary_blocks(network: nn.Module) -> Iterator[nn.Module]:
+def primary_blocks(network: nn.Module) -> list[nn.Module]:
     """What stands in the containers of a network, as timm's are built: blocks, or those of a stage instead of it.
 
-    In a plain nn.Sequential these are its layers.
+    Single layers count where there is nothing else, as in a plain nn.Sequential.
     """
+    found = list(_contained(network))
+    return [block for block in found if block._modules] or found
+
+
+def _contained(network: nn.Module) -> Iterator[nn.Module]:
     for child in network.children():
         stage = any(isinstance(getattr(child, name, None), _CONTAINERS) for name in _STAGE)
         if stage or isinstance(child, _CONTAINERS):
-            yield from primary_blocks(child)
+            yield from _contained(child)
         elif isinstance(network, _CONTAINERS) and any(p.ndim > 1 for p in child.parameters()):
             yield child
 
@@ -43,9 +48,12 @@ def block_features(name: str, network: nn.Module, draw: Draw) -> list[Tensor]:
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor) or output.ndim not in (3, 4):
             return None
-        features.append(output if last or output.ndim == 3 else output.permute(0, 2, 3, 1))
-        features[-1] = features[-1].clone()  # what follows may work in place
-        return features[-1] if last or output.ndim == 3 else features[-1].permute(0, 3, 1, 2)
+        # what follows may work in place, so it is given a copy
+        if last or output.ndim == 3:
+            features.append(output)
+            return output.clone()
+        features.append(output.permute(0, 2, 3, 1))
+        return features[-1].permute(0, 3, 1, 2).clone()
 
     hooks = [block.register_forward_hook(keep) for block in set(primary_blocks(network))]
     images = torch.randn(BATCH, *draw.image_shape, generator=draw.generator)

@@ -33,8 +33,8 @@ class DSS(Proxy):
             if isinstance(module, _BatchNorm):
                 module.eval()  # of a mean of 0 and a variance of 1
         with torch.no_grad():
-            for weight in weights(network).values():
-                weight.abs_()
+            for parameter in weights(network).values():
+                parameter.abs_()
         attention = _of_attentions(network)
         total, found = 0.0, False
         output = forward(network, torch.ones(1, *draw.image_shape, dtype=self.dtype))

@@ -2,9 +2,10 @@
 
 Without norms, activations and gradients of a deep network leave float64's range: a gate, or an attention without a
 softmax, multiplies two activations, so that their logarithm doubles from block to block. PyTorch's own operations and
-differentiation run on a `ScaledTensor` as on any other tensor; it keeps its values moderate and counts the factor that
-they lack. Factors are powers of two, so what fits into float64 comes out as it does there, but for two things: what is
-below float64's range beside the largest value of its tensor is 0, and so is what a softmax's gradient has of rounding.
+differentiation run on a `ScaledTensor` as on any other tensor; it keeps its mantissa moderate and counts the factor
+that this lacks. Factors are powers of two, so what fits into float64 comes out as it does there, but for two things:
+what is below float64's range beside the largest value of its tensor is 0, and so is what a softmax's gradient has of
+rounding.
 """
 
 import math
@@ -22,132 +23,64 @@ networks convert."""
 ROUNDING = 1e-10
 """A sum of terms that cancel to this share of them is 0."""
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Operations f with f(c x) = c f(x) for c > 0, where x is the first argument: the others say where, or how.
-_HOMOGENEOUS = set(
-    [
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "permute",
-        "transpose",
-        "t",
-        "expand",
-        "slice",
-        "select",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "unsqueeze",
-        "squeeze",
-        "clone",
-        "detach",
-        "alias",
-        "contiguous",
-        "sum",
-        "mean",
-        "amax",
-        "amin",
-        "max",
-        "min",
-        "relu",
-        "leaky_relu",
-        "abs",
-        "neg",
-        "constant_pad_nd",
-        "reflection_pad2d",
-        "replication_pad2d",
-        "avg_pool2d",
-        "_adaptive_avg_pool2d",
-        "max_pool2d_with_indices",
-        "upsample_nearest2d",
-        "upsample_bilinear2d",
-        "upsample_bicubic2d",
-        "_upsample_bilinear2d_aa",
-        "_upsample_bicubic2d_aa",
-        "roll",
-        "flip",
-        "index",
-        "index_select",
-        "gather",
-        "im2col",
-        "col2im",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-        "unfold",
-        "cumsum",
-        "_to_copy",
-        "repeat",
-        "diagonal",
-        "linalg_vector_norm",
-        "threshold_backward",
-        "leaky_relu_backward",
-        "slice_backward",
-        "select_backward",
-        "avg_pool2d_backward",
-        "unfold_backward",
-        "_adaptive_avg_pool2d_backward",
-        "max_pool2d_with_indices_backward",
-        "upsample_nearest2d_backward",
-        "upsample_bilinear2d_backward",
-        "upsample_bicubic2d_backward",
-        "value_selecting_reduction_backward",
-        "as_strided",
-        "constant_pad_nd_backward",
-        "reflection_pad2d_backward",
-        "replication_pad2d_backward",
-        "index_backward",
-        "_reshape_alias",
-        "lift_fresh",
-    ]
+_HOMOGENEOUS = _names(
+    """
+    view _unsafe_view reshape permute transpose t expand slice select split split_with_sizes unbind unsqueeze
+    squeeze clone detach alias contiguous sum mean amax amin max min relu leaky_relu abs neg constant_pad_nd
+    reflection_pad2d replication_pad2d avg_pool2d _adaptive_avg_pool2d max_pool2d_with_indices upsample_nearest2d
+    upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa roll flip index
+    index_select gather im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle unfold cumsum _to_copy repeat
+    diagonal linalg_vector_norm threshold_backward leaky_relu_backward slice_backward select_backward
+    avg_pool2d_backward unfold_backward _adaptive_avg_pool2d_backward max_pool2d_with_indices_backward
+    upsample_nearest2d_backward upsample_bilinear2d_backward upsample_bicubic2d_backward
+    value_selecting_reduction_backward as_strided constant_pad_nd_backward reflection_pad2d_backward
+    replication_pad2d_backward index_backward _reshape_alias lift_fresh
+    """
 )
 _MULTILINEAR = {"mul", "mm", "bmm", "mv", "dot"}
 # Operations with f(c x, c y, ...) = c f(x, y, ...): on tensors that lack the same factor.
-_ALIGNED = set(
-    [
-        "stack",
-        "where",
-        "maximum",
-        "minimum",
-        "index_put",
-        "slice_scatter",
-        "select_scatter",
-        "index_add",
-        "scatter_add",
-        "copy",
-    ]
+_ALIGNED = _names(
+    """
+    stack where maximum minimum index_put slice_scatter select_scatter index_add scatter_add copy
+    """
 )
 _NEW = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 
 
 class ScaledTensor(Tensor):
-    """`values * 2**exponent`, and a tensor like any other.
+    """`mantissa * 2**exponent`, and a tensor like any other.
 
     Operations that are not known here are done on the product, which may be infinite.
 
     Args:
-        values: a floating-point tensor.
+        mantissa: a floating-point tensor.
         exponent: of 2, any whole number.
     """
 
-    values: Tensor
+    mantissa: Tensor
     exponent: int
 
     @staticmethod
-    def __new__(cls, values: Tensor, exponent: int = 0) -> "ScaledTensor":
+    def __new__(cls, mantissa: Tensor, exponent: int = 0) -> "ScaledTensor":
         return Tensor._make_wrapper_subclass(
-            cls, values.shape, strides=values.stride(), dtype=values.dtype, device=values.device
+            cls, mantissa.shape, strides=mantissa.stride(), dtype=mantissa.dtype, device=mantissa.device
         )
 
-    def __init__(self, values: Tensor, exponent: int = 0) -> None:
-        self.values, self.exponent = values, exponent
+    def __init__(self, mantissa: Tensor, exponent: int = 0) -> None:
+        self.mantissa, self.exponent = mantissa, exponent
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"ScaledTensor({self.values!r} * 2**{self.exponent})"
+        return f"ScaledTensor({self.mantissa!r} * 2**{self.exponent})"
 
     def product(self) -> Tensor:
         """An ordinary tensor; infinite where the range of its dtype ends."""
-        return _shift(self.values, self.exponent)
+        return _shift(self.mantissa, self.exponent)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -162,7 +95,7 @@ class ScaledTensor(Tensor):
         result = args[1] if name == "copy" else _compute(name, packet, args, kwargs)
         target = args[0]
         if isinstance(target, ScaledTensor):
-            target.values.copy_(_shift(_values(result), _exponent(result) - target.exponent))
+            target.mantissa.copy_(_shift(_values(result), _exponent(result) - target.exponent))
         else:
             target.copy_(_product(result))
         return target
@@ -182,7 +115,7 @@ def _compute(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _values(x: Any) -> Any:
-    return x.values if isinstance(x, ScaledTensor) else x
+    return x.mantissa if isinstance(x, ScaledTensor) else x
 
 
 def _exponent(x: Any) -> int:
@@ -268,7 +201,7 @@ def _power(func: Any, x: Any, power: Any = None) -> ScaledTensor:
     """x**p, a square root or its reciprocal: the exponent must be even for these."""
     p = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1}.get(func._schema.name.removeprefix("aten::"), power)
     odd = x.exponent % 2
-    values, exponent = _shift(x.values, odd), x.exponent - odd
+    values, exponent = _shift(x.mantissa, odd), x.exponent - odd
     if not isinstance(p, int | float) or not float(2 * p).is_integer():
         return ScaledTensor(func(x.product(), power), 0)
     result = func(values) if power is None else func(values, power)
@@ -303,8 +236,8 @@ def _add_product(func: Any, x: Any, a: Any, b: Any, beta: float = 1, alpha: floa
 
 def _softmax(func: Any, x: Any, dim: int, *how: Any) -> Any:
     """Of logits of any size: 2^1000 times the smallest gap between two float64 values is one-hot but for exact ties."""
-    largest = x.values.amax(dim, keepdim=True)
-    gaps = x.values - torch.where(largest.isinf(), 0, largest)  # where all is masked
+    largest = x.mantissa.amax(dim, keepdim=True)
+    gaps = x.mantissa - torch.where(largest.isinf(), 0, largest)  # where all is masked
     return ScaledTensor(func(_shift(gaps, min(x.exponent, 1000)), dim, *how), 0)
 
 
@@ -321,12 +254,12 @@ def _softmax_backward(func: Any, gradient: Any, output: Any, dim: int, dtype: to
 
 
 def _log(func: Any, x: Any) -> Any:
-    return ScaledTensor(func(x.values) + x.exponent * math.log(2), 0)
+    return ScaledTensor(func(x.mantissa) + x.exponent * math.log(2), 0)
 
 
 def _log1p(func: Any, x: Any) -> Any:
     """Of non-negative values: log x where 1 is nothing beside it."""
-    log = x.values.log() + x.exponent * math.log(2)
+    log = x.mantissa.log() + x.exponent * math.log(2)
     return ScaledTensor(torch.where(log > 40, log, x.product().log1p()), 0)
 
 

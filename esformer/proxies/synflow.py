@@ -38,7 +38,7 @@ class Synflow(Proxy):
             return score
         total = self._total(network, ScaledTensor(images))
         score = total.item()
-        if isinstance(total, ScaledTensor) and math.isinf(score) and total.values.isfinite():
+        if isinstance(total, ScaledTensor) and math.isinf(score) and total.mantissa.isfinite():
             raise ProxyError(
                 f"{self.name} of this network is about 10^{total.exponent * math.log10(2):.0f}, beyond float64's range;"
                 " take log_synflow, which adds logarithms"

@@ -264,7 +264,9 @@ def test_counts_of_a_genotype_are_those_of_its_network():
 
 
 def test_naswot_without_norms():
-    network = classifier(nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Conv2d(4, 4, 1), nn.GroupNorm(1, 4), nn.GELU())
+    def network():
+        return classifier(nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Conv2d(4, 4, 1), nn.GroupNorm(1, 4), nn.GELU())
+
     images = 3 + torch.randn(4, *SHAPE, generator=generator(1))  # which a batch norm would centre
     first, second = kaiming(generator(), (4, 3, 3, 3), (4, 4, 1, 1))
     one = conv(images.numpy(), first)
@@ -273,8 +275,8 @@ def test_naswot_without_norms():
     kernel = (codes[:, None] == codes[None]).sum(-1)
     expected = math.log(np.linalg.det(kernel))
     given = {"images": images, "labels": torch.zeros(4)}
-    assert measured("naswot_without_norms", network, **given) == pytest.approx(expected, rel=1e-6)
-    assert measured("naswot", network, **given) != pytest.approx(expected, rel=1e-3)
+    assert measured("naswot_without_norms", network(), **given) == pytest.approx(expected, rel=1e-6)
+    assert measured("naswot", network(), **given) != pytest.approx(expected, rel=1e-3)
 
 
 def test_zen_score_without_norms():

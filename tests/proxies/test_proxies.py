@@ -30,7 +30,8 @@ from esformer.proxies import Draw, Proxy, ProxyError, score
 NAMES = proxies.names()
 COUNTS = ("activations", "macs", "parameters", "sed")
 STOCHASTIC = [name for name in NAMES if name not in COUNTS]
-BATCHED = ("grad_norm", "grasp", "naswot", "zico")
+BATCHED = ("grad_norm", "grasp", "naswot", "naswot_without_norms", "swap", "zico")
+AZ_NAS = ("az_expressivity", "az_progressivity", "az_trainability")
 ENTROPIC = ("entropic_score", "entropic_score_position", "entropic_score_channel", "entropic_score_batch")
 every_proxy = pytest.mark.parametrize("name", NAMES)
 
@@ -42,11 +43,26 @@ def scored(name, subject, **kwargs):
 def defined(name, network):
     if name == "meco":
         return network not in ("resnet", "esformer")  # of which a feature map is one position: see below
+    if name == "dss":
+        return network in ("attention", "encoder", "esformer", "vit")
+    if name in AZ_NAS:
+        return network not in ("plain", "attention")  # which have a single block
     return name != "sed" or network in ("pooled", "resnet")
 
 
 def test_proxies_are_reached_by_name_and_state_their_contract():
-    assert set(NAMES) == {*ENTROPIC, *BATCHED, *COUNTS, "log_synflow", "synflow", "zen_score", "meco"}
+    assert set(NAMES) == {
+        *ENTROPIC,
+        *BATCHED,
+        *COUNTS,
+        *AZ_NAS,
+        "log_synflow",
+        "synflow",
+        "zen_score",
+        "zen_score_without_norms",
+        "meco",
+        "dss",
+    }
     for name in NAMES:
         proxy = proxies.get(name)
         assert proxy.name == name and proxy.source and proxy.higher_is_better

@@ -16,9 +16,10 @@ from esformer.topology import Block, Topology
 NAMES = proxies.names()
 COUNTS = ("activations", "macs", "parameters", "sed")
 LOSSES = ("grad_norm", "grasp", "zico")
-BATCHED = (*LOSSES, "naswot")
+NASWOTS = ("naswot", "naswot_without_norms")
+BATCHED = (*LOSSES, *NASWOTS, "swap")
 SYNFLOWS = ("log_synflow", "synflow")
-USES_ACTIVATIONS = ("activations", "naswot", *(n for n in NAMES if n.startswith("entropic_score")))
+USES_ACTIVATIONS = ("activations", *NASWOTS, "swap", *(n for n in NAMES if n.startswith("entropic_score")))
 
 
 def scored(name, subject, **kwargs):
