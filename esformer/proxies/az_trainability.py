@@ -40,6 +40,8 @@ class AZTrainability(Proxy):
             if stacked is None:
                 continue
             g_in, g_out = stacked.flatten(0, -2).double(), signs.flatten(0, -2).double()
+            if not g_in.isfinite().all():
+                raise ProxyError(f"{self.name} is not defined here: the gradient of a block is not finite")
             norm = float(torch.linalg.matrix_norm(g_in.t() @ g_out / len(g_out), 2))
             scores.append(2 - norm - 1 / (norm + 1e-6))
         if not scores:

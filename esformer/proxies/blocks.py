@@ -56,8 +56,7 @@ def block_features(name: str, network: nn.Module, draw: Draw) -> list[Tensor]:
         return features[-1].permute(0, 3, 1, 2).clone()
 
     hooks = [block.register_forward_hook(keep) for block in set(primary_blocks(network))]
-    images = torch.randn(BATCH, *draw.image_shape, generator=draw.generator)
-    network(images.to(next(network.parameters(), images).dtype))
+    network(torch.randn(BATCH, *draw.image_shape, dtype=torch.float32, generator=draw.generator))
     for hook in hooks:
         hook.remove()
     if len(features) < 2:
