@@ -16,7 +16,11 @@ from esformer.errors import out_of_memory
 from esformer.genotype import Genotype
 from esformer.model.esformer import MIN_IMAGE, Attention2d, Attention2dDownsample, ESFormer
 from esformer.proxies.activations import Activations
+from esformer.proxies.az_expressivity import AZExpressivity
+from esformer.proxies.az_progressivity import AZProgressivity
+from esformer.proxies.az_trainability import AZTrainability
 from esformer.proxies.base import Draw, Proxy, ProxyError, Subject
+from esformer.proxies.dss import DSS
 from esformer.proxies.entropic_score import EntropicScore
 from esformer.proxies.grad_norm import GradNorm
 from esformer.proxies.grasp import GraSP
@@ -27,6 +31,7 @@ from esformer.proxies.naswot import NASWOT
 from esformer.proxies.parameters import Parameters
 from esformer.proxies.sed import SED
 from esformer.proxies.streams import kept_streams
+from esformer.proxies.swap import SWAP
 from esformer.proxies.synflow import Synflow
 from esformer.proxies.zen_score import ZenScore
 from esformer.proxies.zico import ZiCo
@@ -44,10 +49,17 @@ _PROXIES: dict[str, Proxy] = {
         LogSynflow(),
         Synflow(),
         NASWOT(),
+        NASWOT(norms=False),
+        SWAP(),
         SED(),
         GradNorm(),
         GraSP(),
         ZenScore(),
+        ZenScore(norms=False),
+        AZExpressivity(),
+        AZProgressivity(),
+        AZTrainability(),
+        DSS(),
         ZiCo(),
         MeCo(),
         Parameters(),

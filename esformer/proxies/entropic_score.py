@@ -1,5 +1,6 @@
 """Entropic Score: the summed mean entropy of the normalised activations (section 3.2, equation 1)."""
 
+import math
 from functools import lru_cache
 from typing import ClassVar, Literal
 
@@ -10,6 +11,7 @@ from esformer.genotype import Genotype
 from esformer.proxies.base import Draw, Needs, Proxy, ProxyError
 from esformer.proxies.prepare import draw_weights, prepare
 from esformer.proxies.scaled import NOTHING, NotSaturatedError, ScaledNetwork
+from esformer.proxies.scaled_tensor import ScaledTensor
 
 EPSILON = 1e-12
 """The paper's small constant, too small to matter: a log a tends to 0 with a."""
@@ -47,15 +49,20 @@ class EntropicScore(Proxy):
 
     @torch.no_grad()
     def measure(self, subject: nn.Module, draw: Draw) -> float:
-        entropies: list[Tensor] = []
         network = prepare(subject)
         draw_weights(network, draw)
+        images = self.images(draw)
+        score = self._forward(network, images.clone())  # a network may work on its input in place
+        return score if math.isfinite(score) else self._forward(network, ScaledTensor(images))
+
+    def _forward(self, network: nn.Module, images: Tensor) -> float:
+        entropies: list[Tensor] = []
         hooks = [
             module.register_forward_hook(lambda _module, _inputs, output: entropies.append(self.entropy(output)))
             for module in network.modules()
             if isinstance(module, nn.ReLU)
         ]
-        network(self.images(draw))
+        network(images)
         for hook in hooks:
             hook.remove()
         if not entropies:

@@ -7,24 +7,27 @@ from torch import nn
 
 from esformer.proxies.base import Draw, Needs, Proxy, ProxyError
 from esformer.proxies.gradients import forward
-from esformer.proxies.prepare import initialise, is_activation
+from esformer.proxies.prepare import initialise, is_activation, remove_norms
 
 
 class NASWOT(Proxy):
     """log |det K|, where K_ij counts the activation units that are both on or both off for images i and j.
 
     A unit is on where the input of its activation is positive, which for a ReLU says the same as its output. The
-    network has initial weights; its batch norms use the batch's statistics.
+    network has initial weights; its batch norms use the batch's statistics, or with `norms=False` all norms are off.
     """
 
-    name = "naswot"
     needs: ClassVar[Needs] = "batch"
     source: ClassVar[str] = "Neural Architecture Search without Training (ICML 2021), section 3, eq. 2 (K_H, log |K_H|)"
+
+    def __init__(self, norms: bool = True) -> None:
+        self.norms = norms
+        self.name = "naswot" if norms else "naswot_without_norms"
 
     @torch.no_grad()
     def measure(self, subject: nn.Module, draw: Draw) -> float:
         assert draw.images is not None
-        network = initialise(subject, draw)
+        network = initialise(subject if self.norms else remove_norms(subject), draw)
         count = len(draw.images)
         kernel = torch.zeros(count, count, dtype=torch.float64)
 

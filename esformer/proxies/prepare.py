@@ -70,6 +70,17 @@ def draw_weights(network: nn.Module, draw: Draw, nonnegative: bool = True) -> No
             weight.copy_(drawn.abs_() if nonnegative else drawn)
 
 
+def remove_norms(network: nn.Module) -> nn.Module:
+    """Take every norm out of a network, in place; an activation that timm fused into it stays."""
+    for name, child in list(network._modules.items()):
+        if isinstance(child, NORMS):
+            activation = getattr(child, "act", None)
+            setattr(network, name, activation if is_activation(activation) else nn.Identity())
+        elif child is not None:
+            remove_norms(child)
+    return network
+
+
 def initialise(network: nn.Module, draw: Draw) -> nn.Module:
     """Bring a network to the start of a training, in place: Kaiming-normal weights, biases zero, norms that only norm.
 

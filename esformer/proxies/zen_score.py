@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from esformer.proxies.base import Draw, Needs, Proxy, ProxyError
-from esformer.proxies.prepare import initialise, weights
+from esformer.proxies.prepare import initialise, remove_norms, weights
 
 BATCH, STEP = 16, 1e-2
 """The authors' batch size, and alpha, how far the second input lies from the first."""
@@ -17,16 +17,21 @@ class ZenScore(Proxy):
     """log mean |f(x) - f(x + a e)| summed over f's outputs, plus the log of each batch norm's mean deviation.
 
     f is the network up to its last feature map; x, e and all weights are standard normal. Batch norms use the batch's
-    statistics, and what they divide by is put back: log sqrt of the variance's mean over channels.
+    statistics, and what they divide by is put back: log sqrt of the variance's mean over channels. With `norms=False`
+    all norms are off, in float64, which is the paper's Phi-score with finite differences (section 3.1, definition 1).
     """
 
-    name = "zen_score"
     needs: ClassVar[Needs] = "forward"
     source: ClassVar[str] = "Zen-NAS: A Zero-Shot NAS for High-Performance Image Recognition (ICCV 2021), algorithm 1"
 
+    def __init__(self, norms: bool = True) -> None:
+        self.norms = norms
+        self.name = "zen_score" if norms else "zen_score_without_norms"
+        self.dtype = torch.float32 if norms else torch.float64  # type: ignore[misc]
+
     @torch.no_grad()
     def measure(self, subject: nn.Module, draw: Draw) -> float:
-        network = initialise(subject, draw)
+        network = initialise(subject if self.norms else remove_norms(subject), draw)
         for weight in weights(network).values():
             weight.normal_(generator=draw.generator)
         scales: list[Tensor] = []

@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import OneConv, TwoLayers, classifier, scrambled
+from networks import NETWORKS, OneConv, TwoLayers, classifier, scrambled
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from esformer import proxies
 from esformer.genotype import Genotype
 from esformer.model.cost import cost
-from esformer.proxies import Draw, score
+from esformer.proxies import Draw, ProxyError, score
 from esformer.proxies.entropic_score import EntropicScore
 
 SHAPE = (3, 8, 8)
@@ -260,3 +261,81 @@ def test_counts_of_a_genotype_are_those_of_its_network():
     exact = cost(genotype, img_size=64)
     assert score("parameters", genotype, img_size=64) == exact.params
     assert score("macs", genotype, img_size=64) == exact.macs
+
+
+def test_naswot_without_norms():
+    def network():
+        return classifier(nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Conv2d(4, 4, 1), nn.GroupNorm(1, 4), nn.GELU())
+
+    images = 3 + torch.randn(4, *SHAPE, generator=generator(1))  # which a batch norm would centre
+    first, second = kaiming(generator(), (4, 3, 3, 3), (4, 4, 1, 1))
+    one = conv(images.numpy(), first)
+    two = conv(relu(one), second)
+    codes = np.concatenate([layer.reshape(4, -1) > 0 for layer in (one, two)], axis=1)
+    kernel = (codes[:, None] == codes[None]).sum(-1)
+    expected = math.log(np.linalg.det(kernel))
+    given = {"images": images, "labels": torch.zeros(4)}
+    assert measured("naswot_without_norms", network(), **given) == pytest.approx(expected, rel=1e-6)
+    assert measured("naswot", network(), **given) != pytest.approx(expected, rel=1e-3)
+
+
+def test_zen_score_without_norms():
+    network = classifier(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    shapes = (4, 3, 3, 3), (4, 4, 3, 3)
+    draws = generator()
+    kaiming(draws, *shapes, (3, 4))  # which standard normal weights replace
+    first, second, _ = (torch.empty(s, dtype=torch.float64).normal_(generator=draws) for s in (*shapes, (3, 4)))
+    x, e = (torch.randn(16, *SHAPE, dtype=torch.float64, generator=draws).numpy() for _ in range(2))
+    before, after = (conv(relu(conv(images, first.numpy())), second.numpy()) for images in (x, x + 0.01 * e))
+    expected = math.log(np.abs(before - after).sum() / 16)
+    assert measured("zen_score_without_norms", network) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [3, 70])
+def test_swap(count):
+    """Also of more images than one number has bits."""
+    network = classifier(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1), nn.GELU())
+    images = torch.randn(count, *SHAPE, generator=generator(1))
+    first, second = kaiming(generator(), (4, 3, 3, 3), (4, 4, 1, 1))
+    one = batch_norm(conv(images.numpy(), first))
+    two = conv(relu(one), second)
+    patterns = {tuple(unit) for layer in (one, two) for unit in (layer > 0).reshape(count, -1).T}
+    assert len(patterns) <= min(2**count, 288)
+    assert measured("swap", network, images=images, labels=torch.zeros(count)) == len(patterns)
+
+
+class SelfAttention(nn.Module):
+    """One head on the positions of an image, without bias: its queries, keys and values are one matrix."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).chunk(3, -1)
+        return self.proj(((q @ k.transpose(1, 2)).softmax(-1) @ v).transpose(1, 2).reshape(x.shape))
+
+
+def test_dss():
+    """On an image of ones all tokens are equal, so that attention passes the values on, and no gradient to the rest."""
+    network = classifier(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), SelfAttention(4))
+    patch, qkv, proj, head = map(abs, kaiming(generator(), (4, 3, 3, 3), (12, 4), (4, 4, 1, 1), (3, 4)))
+    scale = 1 / math.sqrt(1 + 1e-5)  # of a batch norm with initial statistics
+    token = scale * patch.sum(axis=(1, 2, 3))
+    value, proj = qkv[8:] @ token, proj[:, :, 0, 0]
+    by_out = head.sum(axis=0)
+    by_value = proj.T @ by_out
+    by_qkv = np.concatenate([np.zeros((8, 4)), np.outer(by_value, token)])
+    by_token = qkv[8:].T @ by_value
+    expected = np.linalg.norm(by_qkv, "nuc") * np.linalg.norm(qkv, "nuc")
+    expected += np.linalg.norm(np.outer(by_out, value), "nuc") * np.linalg.norm(proj, "nuc")
+    expected += (head * (proj @ value)).sum() + scale * (patch * by_token[:, None, None, None]).sum()
+    assert measured("dss", network) == pytest.approx(expected, rel=1e-9)
+
+
+def test_dss_knows_attentions_of_every_make():
+    for build in NETWORKS["attention"], NETWORKS["encoder"], NETWORKS["vit"], NETWORKS["esformer"]:
+        assert score("dss", build(), img_size=32) > 0
+    with pytest.raises(ProxyError, match="dss needs a network with attentions"):
+        score("dss", NETWORKS["pooled"](), img_size=32)

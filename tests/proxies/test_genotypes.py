@@ -50,7 +50,7 @@ def test_random_genotypes_have_finite_scores_that_tell_them_apart(draw, size):
         count = 2 if size == "S0" else 1
         scores = {scored(name, draw(size, seed, extended=size != "S0"), draws=1) for seed in range(count)}
         assert all(map(math.isfinite, scores)), name
-        assert len(scores) == count, name
+        assert len(scores) == count or name == "swap", name  # all 2^4 patterns of 4 images
 
 
 def test_meco_of_a_genotype_on_small_images(draw):

@@ -16,9 +16,10 @@ from esformer.topology import Block, Topology
 NAMES = proxies.names()
 COUNTS = ("activations", "macs", "parameters", "sed")
 LOSSES = ("grad_norm", "grasp", "zico")
-BATCHED = (*LOSSES, "naswot")
+NASWOTS = ("naswot", "naswot_without_norms")
+BATCHED = (*LOSSES, *NASWOTS, "swap")
 SYNFLOWS = ("log_synflow", "synflow")
-USES_ACTIVATIONS = ("activations", "naswot", *(n for n in NAMES if n.startswith("entropic_score")))
+USES_ACTIVATIONS = ("activations", *NASWOTS, "swap", *(n for n in NAMES if n.startswith("entropic_score")))
 
 
 def scored(name, subject, **kwargs):
@@ -55,7 +56,7 @@ def test_a_batch_of_wrong_shapes_is_refused(name):
     assert "channels" in refusal(name, plain(), images=images[:, :1])
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {*BATCHED}))
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*BATCHED, "dss"}))
 def test_a_proxy_that_needs_no_batch_takes_none(name):
     assert score(name, pooled(), img_size=SIZE) == scored(name, pooled())
 
@@ -139,14 +140,14 @@ def broken(factor):
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
-@pytest.mark.parametrize("name", sorted({*NAMES} - {*COUNTS, "naswot", "meco"}))
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*COUNTS, *NASWOTS, "meco", "swap", "dss"}))
 def test_a_network_whose_values_are_not_finite_is_refused(name, factor):
     sentence = refusal(name, broken(factor))
     assert name in sentence and ("range" in sentence or "not defined" in sentence)
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
-@pytest.mark.parametrize("name", ["naswot", "meco"])
+@pytest.mark.parametrize("name", [*NASWOTS, "meco", "swap"])
 def test_what_is_not_finite_within_a_network_is_noticed(name, factor):
     with pytest.raises(ProxyError):
         scored(name, broken(factor))
