@@ -298,8 +298,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     if (found := processes(config).world_size) > 1:
         raise ConfigError(
-            f"a survey is one process with --workers that have a device each, but {found} processes were asked for; leave"
-            " trainer.devices out, and start it once"
+            f"a survey is one process with --workers that have a device each, but {found} processes were asked for;"
+            " leave trainer.devices out, and start it once"
         )
     check("survey", config)
     with RunFolder.open("survey", config, argv) as run:
