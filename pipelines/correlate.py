@@ -295,7 +295,7 @@ def correlation_table(proxies: dict[str, Any]) -> list[list[str]]:
         nothing = "too few" if found["n"] < 3 else "constant"
         rho = _with_interval(found["spearman"], found["spearman_interval"], nothing)
         tau = _with_interval(found["kendall"], found["kendall_interval"], nothing)
-        partial = _with_interval(found["partial"], found["partial_interval"], "unknown", digits=2)
+        partial = _with_interval(found["partial"], found["partial_interval"], "none", digits=2)
         decided = _with_interval(found["decided"], found["decided_interval"], "none", digits=2)
         beyond = [partial, f"{decided} of {found['pairs']:,}" if found["pairs"] else decided]
         counts = [f"{found['n']:,}", f"{found['unscored']:,}"]
