@@ -150,7 +150,8 @@ def _explain() -> str:
     width = min(120, shutil.get_terminal_size().columns)
     lines = [
         "settings (key=value). A whole section takes a named choice: data=imagenet|folder|cifar10|digits,",
-        "search=paper|paper-s2|evaluations|quick, recipe=s0-s1|s2|quick|finetune. The size and --quick choose for you.",
+        "search=paper|paper-s2|evaluations|naswot|quick, recipe=s0-s1|s2|quick|finetune.",
+        "The size and --quick choose for you.",
     ]
     for setting in settings():
         lines.append(f"\n  {setting.key}: {setting.type} = {'null' if setting.default is None else setting.default}")

@@ -35,6 +35,7 @@ NOT_THE_RUN = (
 ablation compares, for a second start adds what is missing."""
 
 ADDED = {"recipe.layer_decay": 1.0, "recipe.freeze": 0, "data.decoder": "pil"}
+ADDED |= {"search.batch": "noise", "search.batch_size": 32}
 """Settings that there once were not, and the values that change nothing: with them a run is the one that it was."""
 
 
@@ -74,6 +75,11 @@ class SearchConfig(Schedule):
     """Processes that score, in each process that torchrun or SLURM started. They change the speed, not the result."""
     accelerator: str = "cpu"
     """On what to score: `cpu`, `gpu` or `auto`. Another device rounds otherwise, so it may find another genotype."""
+    batch: str = "noise"
+    """What proxies look at that need a batch (naswot, zico, grad_norm, grasp): `noise`, or `data`, training images of
+    the run's data prepared as in validation. They have search.img_size pixels, or data.img_size if that is null."""
+    batch_size: int = 32
+    """Images of this batch; they are drawn by `seed`, and the same for every genotype, worker and rank."""
     extended: bool = False
     """Search the space of Table 5, in which the residual bottleneck is an FFN too."""
 
@@ -86,6 +92,10 @@ class SearchConfig(Schedule):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.batch not in ("noise", "data"):
+            raise ConfigError(f"batch is {self.batch!r}; it must be noise or data")
+        if not 2 <= self.batch_size <= 1024:
+            raise ConfigError(f"batch_size is {self.batch_size}; it must be from 2 to 1024")
         if self.accelerator not in ("cpu", "gpu", "auto"):
             raise ConfigError(f"accelerator is {self.accelerator!r}; it must be cpu, gpu or auto")
 

@@ -81,6 +81,7 @@ def stage(config: Config, **where: Any) -> "SearchStage":
     from esformer.space import SearchSpace
 
     limits = vars(config.budget)
+    where |= batch(config)
     return SearchStage(
         SearchSpace.for_size(config.size, config.search.extended),
         Budget(
@@ -93,8 +94,22 @@ def stage(config: Config, **where: Any) -> "SearchStage":
         cost_img_size=config.data.img_size,
         num_classes=config.data.num_classes or 1000,
         workers=config.search.workers,
+        batch_size=config.search.batch_size,
         **where,
     )
+
+
+def batch(config: Config) -> dict[str, Any]:
+    """The images and labels of `search.batch=data`, where a proxy of the schedule looks at any; otherwise nothing."""
+    from esformer.search.batch import looks_at_a_batch
+
+    s = config.search
+    if s.batch != "data" or not looks_at_a_batch(s):
+        return {}
+    from esformer.training.sample import sample_images
+
+    images, labels = sample_images(config.data, s.batch_size, s.img_size, config.seed)
+    return {"images": images, "labels": labels}
 
 
 def search_summary(config: Config, run: "RunFolder", genotype: "Genotype") -> dict[str, Any]:

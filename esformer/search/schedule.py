@@ -129,6 +129,10 @@ class Schedule:
         """Every phase in order."""
         return [phase for step in self.steps() for phase in step]
 
+    def proxies(self) -> list[str]:
+        """The names of all proxies that rank in some phase, sorted."""
+        return sorted({name for phase in self.phases() for name in phase.proxies})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as the journal keeps them."""
         return {field.name: getattr(self, field.name) for field in fields(Schedule)}

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning.fabric import Fabric
+from torch import Tensor
 
 from esformer.choices import choices_of
 from esformer.errors import ESFormerError
@@ -17,6 +18,7 @@ from esformer.model.cost import Budget, Cost, cost
 from esformer.model.latency import Latency, measure_latency
 from esformer.proxies import get
 from esformer.proxies.streams import forget_streams
+from esformer.search.batch import Batch
 from esformer.search.callback import SearchCallback, SearchResult
 from esformer.search.evolution import Evolution, Offspring, Ranking, Scored, cheapest
 from esformer.search.journal import Evaluation, Journal, JournalError, read_header
@@ -56,10 +58,13 @@ class SearchStage:
         schedule: the phases.
         seed: of the evolution and of the proxies' random draws.
         img_size: pixels of the proxies' inputs; None for the smallest input that ranks as 224 does, proxy by proxy.
+            Given images keep their own size; noise in their place has that of `cost_img_size` if this is None.
         draws: how many measurements a score is the mean of; None for as many as suffice there.
         cost_img_size: pixels of the images for which MACs are counted and latencies measured.
         num_classes: classes of the classifier whose parameters are counted.
         workers: processes that score on each rank; they do not change what is found, only how fast.
+        images, labels: (B, 3, H, W), normalised, and (B), for proxies that look at a batch; None shows them noise.
+        batch_size: how many images of noise there are.
         callbacks: SearchCallbacks; they are called on rank 0.
         loggers: Lightning loggers, for the callbacks to log to (as `callbacks.search.SearchLog` does).
         checkpoint: the journal's file; if it exists, the search goes on from it.
@@ -82,6 +87,9 @@ class SearchStage:
         cost_img_size: int = 224,
         num_classes: int = 1000,
         workers: int = 1,
+        images: Tensor | None = None,
+        labels: Tensor | None = None,
+        batch_size: int = 32,
         callbacks: Sequence[Any] = (),
         loggers: Iterable[Any] = (),
         checkpoint: str | os.PathLike[str] | None = None,
@@ -93,6 +101,8 @@ class SearchStage:
         self.workers, self.checkpoint = workers, checkpoint
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1, callbacks=list(callbacks), loggers=list(loggers))
         self._check()
+        self.batch = Batch.needed(schedule, images, labels, batch_size, img_size or cost_img_size, seed)
+        self.batch_facts = None if self.batch is None else self.batch.describe()
         self._began = 0.0
         self._latencies: dict[str, Latency] = {}
         self.cheapest = self._cheapest()
@@ -115,7 +125,7 @@ class SearchStage:
             forget_streams()  # whatever comes next needs the memory
 
     def _run(self) -> SearchResult:
-        scorer = Scorer(self.seed, self.img_size, self.draws, str(self.fabric.device))
+        scorer = Scorer(self.seed, self.img_size, self.draws, str(self.fabric.device), self.batch)
         team = gather(self.fabric, scorer, self.workers)
         if team is None:  # rank 0 has the result
             return self.fabric.broadcast(None)  # type: ignore[return-value]
@@ -140,7 +150,7 @@ class SearchStage:
 
     def header(self) -> dict[str, Any]:
         """What this search is, as plain containers: all that its result depends on."""
-        return {
+        header = {
             "space": self.space.name,
             "seed": self.seed,
             "img_size": self.img_size,
@@ -150,6 +160,7 @@ class SearchStage:
             "budget": asdict(self.budget),
             "schedule": self.schedule.to_dict(),
         }
+        return header if self.batch_facts is None else header | {"batch": self.batch_facts}
 
     def state_dict(self) -> dict[str, Any]:
         """The search so far, as plain containers."""
@@ -314,12 +325,10 @@ class SearchStage:
         return self._latencies[genotype.digest]
 
     def _check(self) -> None:
-        for name in {name for phase in self.schedule.phases() for name in phase.proxies}:
+        for name in self.schedule.proxies():
             proxy = get(name)
             if not proxy.higher_is_better:
                 raise ESFormerError(f"{proxy.name} is better when lower, and a search maximises")
-            if proxy.needs == "batch":
-                raise ESFormerError(f"{proxy.name} looks at real images, and a search has none; choose another proxy")
         if self.workers < 1:
             raise ESFormerError(f"workers is {self.workers}; it must be at least 1")
         processes = self.workers * self.fabric.world_size
@@ -385,7 +394,8 @@ def replay(path: str | os.PathLike[str], callbacks: Sequence[Any] = ()) -> Searc
         space = SearchSpace(choices_of(settings["space"]))
         budget, schedule = Budget(**settings["budget"]), Schedule(**settings["schedule"])
         known = {name: settings[name] for name in ("seed", "img_size", "draws", "cost_img_size", "num_classes")}
-        stage = SearchStage(space, budget, schedule, callbacks=callbacks, checkpoint=path, **known)
+        stage = SearchStage(space, budget, schedule, callbacks=callbacks, checkpoint=path, batch_size=1, **known)
+        stage.batch_facts = settings.get("batch")  # the images themselves are not needed
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise JournalError(f"{path}: line 1 does not say what search this is ({error})") from None
     return stage.replay()

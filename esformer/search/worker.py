@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from esformer.children import end_with_parent
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.proxies import get, score
+from esformer.search.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Scorer:
     img_size: int | None
     draws: int | None
     device: str
+    batch: Batch | None = None
+    """For the proxies that need images."""
 
     def __call__(self, task: Task) -> Measured:
         began = time.perf_counter()
@@ -47,7 +51,10 @@ class Scorer:
             proxy = get(name)
             img_size = self.img_size or proxy.search_img_size
             draws = self.draws or proxy.search_draws
-            scores.append(score(proxy, task.genotype, self.seed, img_size, draws=draws, device=self.device))
+            shown: dict[str, Any] = {}
+            if proxy.needs == "batch" and self.batch is not None:
+                shown = {"images": torch.from_numpy(self.batch.images), "labels": torch.from_numpy(self.batch.labels)}
+            scores.append(score(proxy, task.genotype, self.seed, img_size, draws=draws, device=self.device, **shown))
         return Measured(tuple(scores), time.perf_counter() - began)
 
 

@@ -138,3 +138,27 @@ def test_everything_that_is_needed_travels_in_a_wheel():
         travel = {path for pattern in project["package-data"][package] for path in (ROOT / package).glob(pattern)}
         assert there
         assert there <= travel
+
+
+def test_a_search_guided_by_naswot_is_one_population():
+    search = compose("S0", overrides=["search=naswot"]).search
+    (phase,) = search.phases()
+    assert (phase.genes, phase.proxies, phase.population, phase.tournament) == ("all", ("naswot",), 40, 8)
+    assert (search.unit, phase.length, search.batch, search.batch_size) == ("evaluations", 1900, "data", 32)
+
+
+def test_a_run_of_before_there_was_a_batch_goes_on():
+    new = to_yaml(compose("S0", overrides=["search.batch_size=32"]))
+    old = "".join(
+        line for line in new.splitlines(True) if "  batch: noise" not in line and line != "  batch_size: 32\n"
+    )
+    assert old != new and differences(old, new) == []
+    assert differences(old, to_yaml(compose("S0", overrides=["search.batch=data"]))) == [
+        "search.batch was noise, is data"
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["search.batch=photos", "search.batch_size=1"])
+def test_a_batch_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ConfigError, match=r"search\.batch(_size)? is .*; it must be"):
+        compose("S0", overrides=[wrong])

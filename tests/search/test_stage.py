@@ -172,9 +172,8 @@ def test_a_budget_that_one_or_few_fit_comes_to_an_end(fake, monkeypatch):
 
 def test_proxies_that_cannot_rank_are_refused_before_anything_is_scored(fake):
     for name in ("start_proxy", "topology_proxy", "size_proxy"):
-        for proxy, words in (("magic", "no proxy 'magic'"), ("naswot", "naswot looks at real images")):
-            with pytest.raises(ESFormerError, match=words):
-                run(schedule=Schedule(unit="evaluations", **{name: proxy}))
+        with pytest.raises(ESFormerError, match="no proxy 'magic'"):
+            run(schedule=Schedule(unit="evaluations", **{name: "magic"}))
     assert not fake.calls
 
 

@@ -1,0 +1,69 @@
+"""The images that a search shows to every genotype, for proxies that look at a batch (NASWOT, ZiCo, ...)."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from torch import Tensor
+
+from esformer.errors import ESFormerError
+from esformer.proxies import get
+from esformer.search.schedule import Schedule
+
+NOISE_CLASSES = 1000
+"""Classes of the labels of noise, as many as a genotype has when it is scored."""
+
+
+def looks_at_a_batch(schedule: Schedule) -> bool:
+    """Whether any proxy of a schedule needs a batch."""
+    return any(get(name).needs == "batch" for name in schedule.proxies())
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images and labels as numpy arrays: they are pickled to workers and to ranks on other machines, once for each.
+
+    Args:
+        source: `noise`, or `images` if they were given.
+        images: B, 3, H, W, float32, normalised.
+        labels: the classes of the images, B.
+    """
+
+    source: str
+    images: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def noise(cls, size: int, img_size: int, seed: int) -> Self:
+        """Standard normal images with random labels, the same on every machine."""
+        rng = np.random.default_rng(seed)
+        images = rng.standard_normal((size, 3, img_size, img_size), dtype=np.float32)
+        return cls("noise", images, rng.integers(NOISE_CLASSES, size=size))
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor | None) -> Self:
+        """Given images, with their labels.
+
+        Raises:
+            ESFormerError: their shapes do not belong together.
+        """
+        if labels is None or images.ndim != 4 or not len(images) or labels.shape != images.shape[:1]:
+            shapes = f"{tuple(images.shape)} and {None if labels is None else tuple(labels.shape)}"
+            raise ESFormerError(f"images and labels are {shapes}; a search takes (B, 3, H, W) and (B)")
+        pixels = images.detach().cpu().float().contiguous().numpy().copy()
+        return cls("images", pixels, labels.detach().cpu().long().numpy().copy())
+
+    @classmethod
+    def needed(
+        cls, schedule: Schedule, images: Tensor | None, labels: Tensor | None, size: int, img_size: int, seed: int
+    ) -> Self | None:
+        """The batch of a search: the given images, or else noise; None where no proxy of the schedule looks at any."""
+        if not looks_at_a_batch(schedule):
+            return None
+        return cls.noise(size, img_size, seed) if images is None else cls.of(images, labels)
+
+    def describe(self) -> dict[str, Any]:
+        """What a journal's header keeps of it: a search with other images is another search."""
+        digest = hashlib.sha256(self.images.tobytes() + self.labels.astype(np.int64).tobytes()).hexdigest()
+        return {"source": self.source, "shape": list(self.images.shape), "sha256": digest}
