@@ -237,7 +237,7 @@ def test_the_same_figures_in_any_order_and_ties_as_ties(tmp_path, monkeypatch, c
     correlate.publish(tmp_path, result, panels)
     report = (tmp_path / "report.md").read_text()
     assert "3 tied: best 93.20 (rank 1), mean 92.57 (rank 2), worst 92.10 (rank 4)" in report
-    assert "| parameters | 6 | 0 | constant | constant | none | none | 0.5 |" in report
+    assert "| parameters | 6 | 0 | constant | constant | none | 0.50 [0.50, 0.50] of 1 | 0.5 |" in report
     assert "Of macs a lower score promises more" in report
     assert "naswot could not score 1 of the sample: images all alike." in report
     assert "NaN" not in (tmp_path / "result.json").read_text()
