@@ -84,7 +84,7 @@ def parse(text: str) -> Genotype:
             ),
         )
     except (ESFormerError, TypeError, ValueError) as error:
-        raise BenchmarkError(f"{text[:80]!r} is no genotype: {error}") from None
+        raise BenchmarkError(f"{text[:80]!r} must be a genotype, such as 'S0: ibn.3.32.4 ...': {error}") from None
 
 
 def _block(text: str, transformer: bool) -> Block:
@@ -96,7 +96,7 @@ def read_trainings(table: Path) -> list[Training]:
     """The lines of a table of trainings, in its order.
 
     Raises:
-        BenchmarkError: it is not there, or not such a table, or holds a training twice.
+        BenchmarkError: it is not there, or not such a table, or is empty, or holds a training twice.
     """
     trainings: dict[tuple[str, int], Training] = {}
     for number, row in enumerate(read_csv(table, *COLUMNS), 1):
@@ -115,6 +115,8 @@ def read_trainings(table: Path) -> list[Training]:
             raise BenchmarkError(f"{where}: top1 is {top1!r}; it must hold a percentage for each epoch")
         if trainings.setdefault((known, line.seed), line) is not line:
             raise BenchmarkError(f"{where}: seed {seed} of this genotype is there twice")
+    if not trainings:
+        raise BenchmarkError(f"{table}: holds no training")
     return list(trainings.values())
 
 

@@ -36,7 +36,7 @@ def test_the_notation_is_the_genotype(size, extended):
     ["", "S0", "S9: ibn.3.32.4", "S0: ibn.3.32.4", notation(REFERENCE)[:-1], notation(REFERENCE).replace("3", "x", 1)],
 )
 def test_what_is_no_genotype_is_refused(text):
-    with pytest.raises(BenchmarkError, match="is no genotype"):
+    with pytest.raises(BenchmarkError, match="must be a genotype"):
         parse(text)
 
 
@@ -54,12 +54,18 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
         (dict(top1=(float("nan"),)), "top1 is 'nan'"),
         (dict(seed="a"), "training 2.*'a'"),
         (dict(seed=0), "seed 0 of this genotype is there twice"),
-        (dict(genotype="S0: ibn"), "is no genotype"),
+        (dict(genotype="S0: ibn"), "must be a genotype"),
     ],
 )
 def test_a_damaged_table_is_refused(tmp_path, changes, message):
     write_trainings(tmp_path / "table.csv", [training(), training(seed=1), training(**{"seed": 2} | changes)])
     with pytest.raises(BenchmarkError, match=message.replace("training 2", "training 3")):
+        read_trainings(tmp_path / "table.csv")
+
+
+def test_an_empty_table_is_refused(tmp_path):
+    write_trainings(tmp_path / "table.csv", [])
+    with pytest.raises(BenchmarkError, match="holds no training"):
         read_trainings(tmp_path / "table.csv")
 
 

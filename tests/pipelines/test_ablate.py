@@ -188,7 +188,6 @@ def test_what_was_found_is_trained_once(copied, monkeypatch):
         (["ablate.methods=[magic]"], "ablate.methods: there is no method 'magic'; there are decoupled, sum, random"),
         (["ablate.methods=[log_synflow+sum]"], "there is no method 'log_synflow+sum'"),
         (["ablate.methods=[]"], "ablate.methods is empty"),
-        (["ablate.methods=[zico]"], "zico looks at real images"),
         (["ablate.seeds=0"], "ablate.seeds is 0; it must be at least 1"),
         (["seed=2147483648"], "seeds must stay below 2147483648"),
         (["budget.params=1e5"], "no genotype of space S0-extended fits a budget of 100,000 params"),
