@@ -84,7 +84,9 @@ def parse(text: str) -> Genotype:
             ),
         )
     except (ESFormerError, TypeError, ValueError) as error:
-        raise BenchmarkError(f"{text[:80]!r} must be a genotype, such as 'S0: ibn.3.32.4 ...': {error}") from None
+        raise BenchmarkError(
+            f"{text[:80]!r} must be a genotype, such as 'S0: ibn.3.32.4 ...': {str(error)[:300]}"
+        ) from None
 
 
 def _block(text: str, transformer: bool) -> Block:
