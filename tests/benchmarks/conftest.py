@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from esformer.benchmarks.base import BenchmarkError
+from esformer.proxies.prepare import is_activation
 
 NAS = Path(__file__).parents[2].parent / "shared" / "data" / "nas"
 
@@ -68,7 +69,7 @@ def behaves():
 
     def behaves(benchmark, architecture, dataset="cifar10"):
         network = benchmark.network(architecture, dataset).train()
-        uses = dict.fromkeys((m for m in network.modules() if isinstance(m, nn.ReLU | nn.GELU)), 0)
+        uses = dict.fromkeys((m for m in network.modules() if is_activation(m)), 0)
         for activation in uses:
             assert not getattr(activation, "inplace", False)
             activation.register_forward_pre_hook(lambda module, _: uses.update({module: uses[module] + 1}))
