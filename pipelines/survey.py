@@ -46,6 +46,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         help="train these instead, each with every seed: genotype files, or names of shipped ones",
     ),
     "--seeds": dict(metavar="N", type=int, default=3, help="trainings of a genotype that is repeated (default 3)"),
+    "--known": dict(
+        metavar="TABLE",
+        type=cli.path,
+        help="begin with the lines of this table of the same protocol, such as the shipped one; adds to them",
+    ),
     "--workers": dict(metavar="N", type=int, default=1, help="trainings at a time; GPUs are dealt out (default 1)"),
 }
 
@@ -201,6 +206,8 @@ def survey(config: Config, arguments: Any, run: "RunFolder") -> "list[Training]"
     from esformer.benchmarks.esformers import read_trainings, write_trainings
 
     table = run.path / "trainings.csv"
+    if arguments.known and not table.exists():
+        write_trainings(table, read_trainings(arguments.known))
     trainings = read_trainings(table) if table.exists() else []
     done = {(training.genotype, training.seed) for training in trainings}
     coming = jobs(config, arguments, run.path, done)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from esformer.benchmarks.draws import Draw, shipped_reference
-from esformer.benchmarks.esformers import notation, read_trainings
+from esformer.benchmarks.esformers import ESFormers, notation, read_trainings
 from esformer.errors import ESFormerError
 from pipelines import cli, survey
 from pipelines.config import ConfigError
@@ -88,6 +88,16 @@ def test_named_genotypes_are_trained_with_every_seed(tmp_path):
     jobs = list(survey.jobs(config, arguments, tmp_path, done))
     assert [(job.draw.drawn, job.seed) for job in jobs] == [("mine", 0), ("esformer_s0", 0), ("esformer_s0", 1)]
     assert len({job.folder for job in jobs}) == 3
+
+
+def test_what_is_known_is_not_trained_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(survey, "REPEATED", 10**9)
+    monkeypatch.setattr(survey.Trainings, "start", lambda *_: pytest.fail("it trains"))
+    command = ["--networks", "1", "--seeds", "3", *TINY, f"run.dir={tmp_path / 'run'}"]
+    summary = survey.main([*command, "--known", str(ESFormers.shipped)])
+    assert read_trainings(Path(summary["table"])) == read_trainings(ESFormers.shipped)
+    with pytest.raises(ESFormerError, match=r"nowhere.csv: cannot be read"):
+        survey.main([*command[:-1], f"run.dir={tmp_path / 'other'}", "--known", "nowhere.csv"])
 
 
 def test_draws_are_kept(tmp_path, monkeypatch):
