@@ -19,6 +19,7 @@ from esformer.choices import Gene
 from esformer.genotype import ConvBlock, Genotype, TransformerLayer
 from esformer.model.cost import cost
 from esformer.proxies import get, score
+from esformer.proxies.noise import noise_batch
 from esformer.space import Place, SearchSpace
 
 TOLERANCE = 0.015
@@ -30,7 +31,7 @@ PROXIES = ("entropic_score", "naswot", "log_synflow", "zico", "sed")
 SCORES, STEPS = 150, 3000
 """Candidates of a climb that a proxy judges, and that a count judges."""
 BATCH = 32
-"""Images of noise, of unit variance, for proxies that look at a batch."""
+"""Images of noise for proxies that look at a batch."""
 
 Value = Callable[[Genotype], float]
 
@@ -181,9 +182,8 @@ class Draws:
 
     @cached_property
     def _batch(self) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(self.seed)
-        images = torch.randn(BATCH, 3, self.img_size, self.img_size, generator=generator)
-        return {"images": images, "labels": torch.arange(BATCH) % self.num_classes}
+        images, labels = map(torch.from_numpy, noise_batch(BATCH, self.img_size, self.seed))
+        return {"images": images, "labels": labels}
 
     def _score(self, name: str, genotype: Genotype) -> float:
         batch: dict[str, Any] = self._batch if get(name).needs == "batch" else {}

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from esformer.errors import ESFormerError
 from esformer.proxies import get
+from esformer.proxies.noise import noise_batch
 from esformer.search.schedule import Schedule
-
-NOISE_CLASSES = 1000
-"""Classes of the labels of noise, as many as a genotype has when it is scored."""
 
 
 def looks_at_a_batch(schedule: Schedule) -> bool:
@@ -36,10 +34,8 @@ class Batch:
 
     @classmethod
     def noise(cls, size: int, img_size: int, seed: int) -> Self:
-        """Standard normal images with random labels, the same on every machine."""
-        rng = np.random.default_rng(seed)
-        images = rng.standard_normal((size, 3, img_size, img_size), dtype=np.float32)
-        return cls("noise", images, rng.integers(NOISE_CLASSES, size=size))
+        """Noise instead of images, the same on every machine."""
+        return cls("noise", *noise_batch(size, img_size, seed))
 
     @classmethod
     def of(cls, images: Tensor, labels: Tensor | None) -> Self:
