@@ -1,10 +1,12 @@
 """Processes that die, hang or are stopped: whoever needs them ends soon, with the reason and the right exit code."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,8 +48,11 @@ def wait_for(reached, process, seconds=60):
 
 def children(process):
     """The processes that load its images, as long as they are there."""
-    tasks = Path(f"/proc/{process.pid}/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    found = []
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        with suppress(OSError):  # a thread that has ended meanwhile
+            found += [int(pid) for pid in (task / "children").read_text().split()]
+    return found
 
 
 def last_line(process):
@@ -128,9 +133,9 @@ def test_a_process_that_loads_images_and_dies_of_something_else_is_no_want_of_me
     trains(process)
     os.kill(children(process)[0], signal.SIGABRT)
     assert process.wait(30) == USER_ERROR, process.output
-    assert last_line(process) == (
-        "error: a process that loads images was killed by signal: Aborted; see what it said. The same command goes on"
-    )
+    how = "(was killed by signal: Aborted|ended)"  # as DataLoader tells it, which does not always know the signal
+    said = f"error: a process that loads images {how}; see what it said. The same command goes on"
+    assert re.fullmatch(said, last_line(process)), process.output
     assert "memory" not in process.output
 
 

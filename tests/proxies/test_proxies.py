@@ -180,8 +180,8 @@ print(json.dumps([score(name, what, seed=4, img_size=(SIZE, 40), **batch(size=SI
 
 @pytest.mark.nightly
 def test_scores_are_the_same_in_any_order_under_any_global_seed_and_in_any_process(draw, fresh_process, request):
-    asked = [(name, False) for name in NAMES] + [(name, True) for name in ("entropic_score", "log_synflow", "synflow")]
-    asked += [("naswot", True), ("zen_score", True), ("grad_norm", True)]
+    on_genotypes = ("entropic_score", "log_synflow", "synflow", "naswot", "zen_score", "grad_norm", "dss")
+    asked = [(name, False) for name in WITHOUT_ATTENTION] + [(name, True) for name in on_genotypes]
 
     def ask(pairs):
         subjects = [draw(seed=1) if kind else pooled() for _, kind in pairs]
