@@ -24,6 +24,7 @@ from esformer.proxies.dss import DSS
 from esformer.proxies.entropic_score import EntropicScore
 from esformer.proxies.grad_norm import GradNorm
 from esformer.proxies.grasp import GraSP
+from esformer.proxies.layer_macs import STRIDES, LayerMACs
 from esformer.proxies.log_synflow import LogSynflow
 from esformer.proxies.macs import MACs
 from esformer.proxies.meco import MeCo
@@ -64,6 +65,8 @@ _PROXIES: dict[str, Proxy] = {
         MeCo(),
         Parameters(),
         MACs(),
+        LayerMACs("depthwise"),
+        *(LayerMACs(f"stride {stride}") for stride in STRIDES),
         Activations(),
     )
 }

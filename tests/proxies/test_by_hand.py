@@ -256,6 +256,17 @@ def test_counts():
     assert score("activations", network, img_size=8) == 2
 
 
+def test_where_a_network_spends_its_macs():
+    stem, local, late = nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8), 16
+    network = nn.Sequential(stem, local, nn.Conv2d(8, late, 1, stride=4), nn.Flatten(), nn.Linear(late, 5))
+    spent = {"stride4": 64 * 8 * 27, "stride8": 16 * 8 * 9, "stride32": 1 * 8 * late + late * 5, "stride16": 0}
+    for name, macs in (spent | {"depthwise": spent["stride8"]}).items():
+        assert score(f"{name}_macs", network, img_size=32) == pytest.approx(macs / sum(spent.values()))
+    genotype = Genotype.shipped("efficientformerv2_s0")
+    shares = [score(f"stride{stride}_macs", genotype, img_size=64) for stride in (4, 8, 16, 32)]
+    assert sum(shares) == pytest.approx(1) and min(shares) > 0.05
+
+
 def test_counts_of_a_genotype_are_those_of_its_network():
     genotype = Genotype.shipped("esformer_s0")
     exact = cost(genotype, img_size=64)

@@ -13,7 +13,7 @@ from esformer.proxies import score
 from esformer.space import SearchSpace
 
 NAMES = proxies.names()
-COUNTS = ("activations", "macs", "parameters")
+COUNTS = ("activations", "macs", "parameters", "depthwise_macs", "stride16_macs")
 ENTROPIC = ("entropic_score", "entropic_score_position", "entropic_score_channel", "entropic_score_batch")
 
 

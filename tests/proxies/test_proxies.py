@@ -28,7 +28,8 @@ from esformer import proxies
 from esformer.proxies import Draw, Proxy, ProxyError, score
 
 NAMES = proxies.names()
-COUNTS = ("activations", "macs", "parameters", "sed")
+LAYERS = ("depthwise_macs", "stride4_macs", "stride8_macs", "stride16_macs", "stride32_macs")
+COUNTS = ("activations", "macs", "parameters", "sed", *LAYERS)
 STOCHASTIC = [name for name in NAMES if name not in (*COUNTS, "dss", "swap")]  # swap is a small whole number
 BATCHED = ("grad_norm", "grasp", "naswot", "naswot_without_norms", "swap", "zico")
 AZ_NAS = ("az_expressivity", "az_progressivity", "az_trainability")

@@ -14,7 +14,7 @@ from esformer.proxies import ProxyError, score
 from esformer.topology import Block, Topology
 
 NAMES = proxies.names()
-COUNTS = ("activations", "macs", "parameters", "sed")
+COUNTS = ("activations", "macs", "parameters", "sed", *(name for name in NAMES if name.endswith("_macs")))
 LOSSES = ("grad_norm", "grasp", "zico")
 NASWOTS = ("naswot", "naswot_without_norms")
 BATCHED = (*LOSSES, *NASWOTS, "swap")

@@ -1,0 +1,122 @@
+"""Guides: weighted sums of ranked proxies, and how to fit one of a few terms to trained networks."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from esformer.errors import ESFormerError
+
+TERM = re.compile(r"\s*([+-]?)\s*(?:(\d+(?:\.\d*)?|\.\d+)\s*\*\s*)?([a-z][a-z0-9_]*)\s*")
+"""A sign, a weight and the name of a proxy."""
+SIGNIFICANT = 2
+"""Decimals of a fitted weight, of which the largest is 1; it is judged as it is printed."""
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A sum of proxies' ranks among the same architectures, each with its weight.
+
+    Ranks have no units, so no proxy outweighs another by its range alone. Only the order that a guide gives has a
+    meaning, not its values.
+
+    Args:
+        terms: the names of proxies, and their weights; a negative one where less is better.
+
+    Example:
+        >>> guide = Guide.parse("naswot - 0.5*meco")
+        >>> guide.worth({"naswot": [3, 1, 2], "meco": [0.2, 0.1, 0.4]})
+        array([ 0.66666667,  0.16666667,  0.16666667])
+    """
+
+    terms: tuple[tuple[str, float], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Guide":
+        """The guide that `str` wrote, such as `naswot + 0.5*zico - meco`.
+
+        Raises:
+            ESFormerError: it is no sum of proxies, or one of them is there twice.
+        """
+        terms: dict[str, float] = {}
+        place = 0
+        while place < len(text) or not terms:
+            found = TERM.match(text, place)
+            if found is None or (terms and not found[1]) or found[3] in terms:
+                raise ESFormerError(f"{text!r} must be a sum of different proxies, such as 'naswot + 0.5*zico - meco'")
+            terms[found[3]] = float(f"{found[1]}{found[2] or 1}")
+            place = found.end()
+        return cls(tuple(terms.items()))
+
+    def __str__(self) -> str:
+        parts = (
+            f"{'-' if weight < 0 else '+'} {'' if abs(weight) == 1 else f'{abs(weight):g}*'}{name}"
+            for name, weight in self.terms
+        )
+        return " ".join(parts).removeprefix("+ ")
+
+    def worth(self, scores: Mapping[str, Sequence[float] | np.ndarray]) -> np.ndarray:
+        """What each of N architectures is worth among them.
+
+        Args:
+            scores: for each proxy N values, of the same architectures in the same order.
+        """
+        return sum(  # type: ignore[return-value]
+            weight * stats.rankdata(scores[name]) / len(scores[name]) for name, weight in self.terms
+        )
+
+
+def fit(accuracies: np.ndarray, scores: Mapping[str, np.ndarray], costs: np.ndarray, most: int = 4) -> list[Guide]:
+    """Guides of one term, of two, and so on, that say what costs leave unsaid of accuracies.
+
+    Forward selection by least squares on ranks, after what the ranks of the costs explain was taken from all of
+    them: each guide has the terms of the one before and the one that then explains most, with all weights fitted
+    anew. It ends where leave-one-out prediction no longer improves; the first is always there.
+
+    Args:
+        accuracies: of N trained networks.
+        scores: for each proxy N values of the same networks.
+        costs: N, K: for each of K costs a column.
+        most: the largest number of terms.
+
+    Raises:
+        ESFormerError: there are too few networks, or no proxy says anything beyond cost.
+    """
+    n, names = len(accuracies), sorted(scores)
+    if n < costs.shape[1] + most + 3:
+        raise ESFormerError(f"{n} networks are too few to fit a guide of {most} terms")
+    ranked = np.column_stack([stats.rankdata(values) for values in (accuracies, *(scores[name] for name in names))]) / n
+    known = np.column_stack([np.ones(n), *(stats.rankdata(column) for column in costs.T)])
+    left = ranked - known @ np.linalg.lstsq(known, ranked, rcond=None)[0]
+    target, terms = left[:, 0], left[:, 1:]
+    usable = [i for i in range(len(names)) if np.linalg.norm(terms[:, i]) > 1e-9 * np.linalg.norm(ranked[:, i + 1])]
+    chosen: list[int] = []
+    guides: list[Guide] = []
+    error = np.inf
+    while len(chosen) < most and (open_ := [i for i in usable if i not in chosen]):
+        best = min(open_, key=lambda i: _residual(terms[:, [*chosen, i]], target))
+        if guides and (found := _left_out(terms[:, [*chosen, best]], target, known)) >= error:
+            break
+        error = found if guides else _left_out(terms[:, [best]], target, known)
+        chosen.append(best)
+        weights = np.linalg.lstsq(terms[:, chosen], target, rcond=None)[0]
+        rounded = np.round(weights / np.abs(weights).max(), SIGNIFICANT)
+        guides.append(Guide(tuple((names[i], float(w)) for i, w in zip(chosen, rounded, strict=True) if w)))
+    if not guides:
+        raise ESFormerError("none of the proxies differs between networks of the same cost")
+    return guides
+
+
+def _residual(terms: np.ndarray, target: np.ndarray) -> float:
+    """The sum of squares that terms leave unexplained."""
+    left = target - terms @ np.linalg.lstsq(terms, target, rcond=None)[0]
+    return float(left @ left)
+
+
+def _left_out(terms: np.ndarray, target: np.ndarray, known: np.ndarray) -> float:
+    """The sum of squared errors, each of a network that the fit has not seen (PRESS, Allen 1974)."""
+    design = np.column_stack([known, terms])
+    hat = design @ np.linalg.pinv(design)
+    return float((((target - hat @ target) / (1 - np.diag(hat))) ** 2).sum())
