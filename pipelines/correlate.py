@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from esformer.benchmarks.base import Entry
+    from esformer.benchmarks.guides import Guide
     from pipelines.figures import Panel
     from pipelines.scoring import Job, ScoreFile
 
@@ -60,7 +61,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--benchmark", required=True, help="nasbench101, nats-tss, nats-sss, channel-bench-resnet, darts or esformer")
     add("--table", type=cli.path, metavar="FILE", help="the benchmark's architectures and accuracies")
     add("--dataset", help="cifar10, cifar100 or imagenet16-120, where the benchmark has them (default its first)")
-    add("--proxies", metavar="A,B,...", help="what to score with (default all that need nothing that is not given)")
+    add(
+        "--proxies",
+        metavar="A,B,...",
+        help="what to score with (default all that need nothing that is not given); sums of ranks too, such as"
+        " naswot+log_synflow or 'naswot - 0.5*meco'",
+    )
+    add(
+        "--fit",
+        type=_count,
+        metavar="TERMS",
+        help="fit a sum of up to so many of these proxies to one half of the sample, and judge it on the other",
+    )
     add("--sample", type=_count, metavar="N", help="how many architectures, drawn by the seed (default all)")
     add("--seed", type=int, default=0, help="of the sample, the scores' random draws and the bootstrap (default 0)")
     add("--workers", type=_count, default=1, help="processes that score, each on one thread (default 1)")
@@ -68,7 +80,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--images",
         type=cli.path,
         metavar="DIR",
-        help="one folder of images a class, for proxies that look at real images",
+        help="one folder of images a class, for proxies that look at images; or noise",
     )
     add("--batch-size", type=_count, default=64, help="how many of these images (default 64)")
     add("--out", type=cli.path, metavar="DIR", help="where it all goes (default runs/correlate-BENCHMARK-DATASET)")
@@ -81,19 +93,25 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def choose_proxies(asked: str | None, images: Path | None) -> list[str]:
-    """The proxies that were asked for, or all that can run."""
+def choose_guides(asked: str | None, images: Path | None) -> "list[Guide]":
+    """The proxies and sums of proxies that were asked for, or all proxies that can run."""
+    from esformer.benchmarks.guides import Guide
     from esformer.proxies import get, names
 
     if asked is None:
-        return [name for name in names() if images is not None or get(name).needs != "batch"]
-    chosen = list(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip()))
+        return [Guide(((name, 1.0),)) for name in names() if images is not None or get(name).needs != "batch"]
+    chosen = list(dict.fromkeys(Guide.parse(text) for text in asked.split(",") if text.strip()))
     if not chosen:
         raise CorrelateError("--proxies names none; give at least one, such as entropic_score")
-    for name in chosen:
+    for name in terms(chosen):
         if get(name).needs == "batch" and images is None:
-            raise CorrelateError(f"{name} looks at real images; give a folder of them with --images")
+            raise CorrelateError(f"{name} looks at images; give a folder of them with --images, or --images noise")
     return chosen
+
+
+def terms(guides: "Sequence[Guide]") -> list[str]:
+    """The proxies of guides, each once."""
+    return list(dict.fromkeys(name for guide in guides for name, _ in guide.terms))
 
 
 def draw_sample(entries: "list[Entry]", size: int | None, seed: int) -> "list[Entry]":
@@ -137,7 +155,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise CorrelateError(f"{benchmark.name} comes without a table; give its file with --table")
     if options.table.exists() and not (options.table.is_file() or options.table.is_dir()):
         raise CorrelateError(f"--table is {options.table}, which is neither a file nor a folder")
-    proxies = choose_proxies(options.proxies, options.images)
+    guides = choose_guides(options.proxies, options.images)
+    proxies = terms(guides)
     table = benchmark.read(options.table, dataset)
     sample = draw_sample(table, options.sample, options.seed)
     batch = None
@@ -158,7 +177,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             job = Job(benchmark.name, dataset, options.seed, batch)
             score_missing(job, [entry.architecture for entry in sample], proxies, scores, options.workers)
         drawn = set(sample)
-        panels, statistics = evaluate([entry for entry in table if entry in drawn], proxies, scores, options.seed)
+        entries = [entry for entry in table if entry in drawn]
+        panels, statistics = evaluate(entries, guides, scores, options.seed)
+        fitted = fit_guides(entries, proxies, scores, options.fit, options.seed) if options.fit else []
         result = {
             **meaning,
             "source": benchmark.source,
@@ -168,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "images": None if batch is None else len(batch.images),
             "command": command,
             "proxies": statistics,
+            "fitted": fitted,
         }
         publish(folder.path, result, panels)
     return result
@@ -190,9 +212,9 @@ def score_missing(job: "Job", architectures: list[str], proxies: list[str], scor
 
 
 def evaluate(
-    entries: "list[Entry]", proxies: list[str], scores: "ScoreFile", seed: int
+    entries: "list[Entry]", guides: "Sequence[Guide]", scores: "ScoreFile", seed: int
 ) -> "tuple[list[Panel], dict[str, Any]]":
-    """What each proxy's scores say about the accuracies: a panel of the figure, and the statistics."""
+    """What each proxy's or sum's scores say about the accuracies: a panel of the figure, and the statistics."""
     import numpy as np
 
     from esformer.benchmarks.correlation import AtEqualCost, at_equal_cost, correlate
@@ -200,26 +222,53 @@ def evaluate(
     from pipelines.figures import Panel
 
     panels, statistics, costs = [], {}, costs_of(entries, scores)
-    for name in proxies:
-        lines = [scores.known[entry.architecture, name] for entry in entries]
-        scored = np.array([line.score is not None for line in lines])
+    for guide in guides:
+        names, name = terms([guide]), str(guide)
+        lines = [[scores.known[entry.architecture, proxy] for proxy in names] for entry in entries]
+        scored = np.array([all(line.score is not None for line in of_one) for of_one in lines])
         accuracies = np.array([entry.accuracy for entry in entries])[scored]
-        values = np.array([line.score for line in lines if line.score is not None])
-        upwards = get(name).higher_is_better
+        columns = np.array([[line.score for line in of_one] for of_one in lines], dtype=float)[scored].T
+        single = guide.terms == ((name, 1.0),)
+        values = columns[0] if single else guide.worth(dict(zip(names, columns, strict=True)))
+        upwards = not single or get(name).higher_is_better
         promise = values if upwards else -values
         beyond = AtEqualCost() if costs is None else at_equal_cost(accuracies, promise, costs[scored], seed)
         found = asdict(correlate(accuracies, promise, seed)) | asdict(beyond)
-        errors = Counter(line.error for line in lines if line.error)
+        errors = Counter(line.error for of_one in lines for line in of_one if line.error)
         statistics[name] = {
             **found,
-            "unscored": errors.total(),
+            "unscored": int((~scored).sum()),
             "errors": dict(errors.most_common(3)),
             "higher_is_better": upwards,
-            "seconds": median(line.seconds for line in lines),
+            "seconds": sum(median(of_one[i].seconds for of_one in lines) for i in range(len(names))),
         }
         rho = _with_interval(found["spearman"], found["spearman_interval"], "none", digits=2)
         panels.append(Panel(f"{name}{'' if upwards else ' (lower is better)'}  rho = {rho}", values, accuracies))
     return panels, statistics
+
+
+def fit_guides(
+    entries: "list[Entry]", proxies: list[str], scores: "ScoreFile", most: int, seed: int
+) -> list[dict[str, Any]]:
+    """Guides of one to `most` terms fitted to either half of the architectures, each judged on the other half.
+
+    Raises:
+        CorrelateError: costs are not known, so there is nothing to say beyond them.
+    """
+    import numpy as np
+
+    from esformer.benchmarks.guides import fit_halves
+
+    costs = costs_of(entries, scores)
+    if costs is None:
+        raise CorrelateError("a guide is fitted given parameters and MACs; add parameters and macs to --proxies")
+    columns = {name: [scores.known[entry.architecture, name].score for entry in entries] for name in proxies}
+    known = {name: np.array(column) for name, column in columns.items() if None not in column}
+    accuracies = np.array([entry.accuracy for entry in entries])
+    return [
+        {"guide": str(found.guide), "fitted_to": found.fitted_to, "judged_on": found.judged_on, **asdict(found.judged)}
+        for found in fit_halves(accuracies, known, costs, most, seed)
+    ]
 
 
 def costs_of(entries: "list[Entry]", scores: "ScoreFile") -> "np.ndarray | None":
@@ -253,6 +302,7 @@ def publish(folder: Path, result: dict[str, Any], panels: "list[Panel]") -> None
     draw_correlations(panels, title, folder / "figure.png")
     write_text(folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     tables = [correlation_table(result["proxies"]), selection_table(result["proxies"])]
+    tables += [fit_table(result["fitted"])] if result["fitted"] else []
     write_text(folder / "report.md", report(title, result, [_markdown(rows) for rows in tables]))
     console = Console(width=None if sys.stdout.isatty() else 160)
     for head, *rows in tables:
@@ -280,6 +330,13 @@ def report(title: str, result: dict[str, Any], tables: list[str]) -> str:
         "![score against accuracy](figure.png)",
         "The accuracy's axis is logarithmic in the error, so that good networks stay apart.",
     ]
+    if result["fitted"]:
+        lines += [
+            "Guides fitted to one half of the sample given parameters and MACs, and judged on the other half, both ways"
+            " round; weights are of ranks, and a guide with one term more follows only where leave-one-out prediction"
+            " of the first half improves:",
+            tables[2],
+        ]
     for name, found in result["proxies"].items():
         if not found["higher_is_better"]:
             lines.append(f"Of {name} a lower score promises more: it was negated for correlation and selection.")
@@ -316,6 +373,16 @@ def selection_table(proxies: dict[str, Any]) -> list[list[str]]:
             text = best if s["tied"] == 1 else f"{s['tied']:,} tied: best {best}, {mean}, {worst}"
             top = f"{found['top10_mean']:.2f}"
         rows.append([name, text, top])
+    return rows
+
+
+def fit_table(fitted: list[dict[str, Any]]) -> list[list[str]]:
+    """A head and a row for each guide, with what it is worth on the half that it was not fitted to."""
+    rows = [["fitted guide", "fitted to", "judged on", *BEYOND]]
+    for found in fitted:
+        partial = _with_interval(found["partial"], found["partial_interval"], "none", digits=2)
+        decided = _with_interval(found["decided"], found["decided_interval"], "none", digits=2)
+        rows.append([found["guide"], str(found["fitted_to"]), str(found["judged_on"]), partial, decided])
     return rows
 
 

@@ -31,6 +31,8 @@ log = logging.getLogger("esformer")
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Of CIFAR-10's training images, channel by channel; the networks of the benchmarks saw images brought to these."""
+NOISE = Path("noise")
+"""In place of a folder of images."""
 
 
 LONGEST = 1 << 17
@@ -285,19 +287,23 @@ def _images() -> dict[str, Any]:
 
 
 def read_batch(folder: Path, size: int, num_classes: int, img_size: int, seed: int) -> Batch:
-    """Draw a batch of images from a folder of class folders, or from its `train`, if it has one.
+    """Draw a batch of images from a folder of class folders, or from its `train`, if it has one; noise for `noise`.
 
     Raises:
         ESFormerError: there are too few images or too many classes, or an image cannot be read.
     """
     from PIL import Image
 
+    from esformer.proxies.noise import noise_batch
     from esformer.training.images import read_image
     from esformer.training.sources import Folder
 
+    if folder == NOISE:
+        images, labels = noise_batch(size, img_size, seed)
+        return Batch(images, labels % num_classes, "noise")
     folder = folder / "train" if (folder / "train").is_dir() else folder
     if not folder.is_dir():
-        raise ScoringError(f"--images is {folder}, which is not a folder")
+        raise ScoringError(f"--images is {folder}, which is not a folder; it may also be {NOISE}")
     try:
         found = Folder(folder)
     except (FileNotFoundError, ValueError) as error:

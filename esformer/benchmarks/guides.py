@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from esformer.benchmarks.correlation import AtEqualCost, at_equal_cost
 from esformer.errors import ESFormerError
 
 TERM = re.compile(r"\s*([+-]?)\s*(?:(\d+(?:\.\d*)?|\.\d+)\s*\*\s*)?([a-z][a-z0-9_]*)\s*")
@@ -63,9 +64,38 @@ class Guide:
         Args:
             scores: for each proxy N values, of the same architectures in the same order.
         """
-        return sum(  # type: ignore[return-value]
-            weight * stats.rankdata(scores[name]) / len(scores[name]) for name, weight in self.terms
+        return np.sum(
+            [weight * stats.rankdata(scores[name]) / len(scores[name]) for name, weight in self.terms], axis=0
         )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A guide, how many architectures it was fitted to, and what it is worth on those that it has not seen."""
+
+    guide: Guide
+    fitted_to: int
+    judged_on: int
+    judged: AtEqualCost
+
+
+def fit_halves(
+    accuracies: np.ndarray, scores: Mapping[str, np.ndarray], costs: np.ndarray, most: int = 4, seed: int = 0
+) -> list[Fitted]:
+    """Guides fitted to one half of the architectures and judged on the other, both ways round.
+
+    Args:
+        accuracies, scores, costs, most: as for `fit`.
+        seed: of the halves and of the bootstrap.
+    """
+    halves = np.array_split(np.random.default_rng(seed).permutation(len(accuracies)), 2)
+    found = []
+    for half, other in (halves, halves[::-1]):
+        seen, unseen = ({name: values[part] for name, values in scores.items()} for part in (half, other))
+        for guide in fit(accuracies[half], seen, costs[half], most):
+            judged = at_equal_cost(accuracies[other], guide.worth(unseen), costs[other], seed)
+            found.append(Fitted(guide, len(half), len(other), judged))
+    return found
 
 
 def fit(accuracies: np.ndarray, scores: Mapping[str, np.ndarray], costs: np.ndarray, most: int = 4) -> list[Guide]:

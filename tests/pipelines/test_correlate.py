@@ -215,12 +215,12 @@ def test_the_same_figures_in_any_order_and_ties_as_ties(tmp_path, monkeypatch, c
         for proxy, column in values.items()
         for e, v in zip(entries, column, strict=True)
     ]
-    found = []
+    found, asked = [], ",".join([*values, "sed + parameters", "sed - 0.5*naswot"])
     for order in (made, made[::-1]):
         with closing(ScoreFile(tmp_path / f"{len(found)}.csv")) as scores:
             for score in order:
                 scores.append(score)
-            found.append(correlate.evaluate(entries, list(values), scores, seed=0))
+            found.append(correlate.evaluate(entries, correlate.choose_guides(asked, tmp_path), scores, seed=0))
     (panels, statistics), (_, again) = found
     assert statistics == again
     accuracies = np.array(list(TABLE.values()))
@@ -229,10 +229,16 @@ def test_the_same_figures_in_any_order_and_ties_as_ties(tmp_path, monkeypatch, c
     assert statistics["macs"]["spearman"] == correlation(accuracies, -np.array(values["macs"])).spearman > 0
     assert statistics["parameters"]["spearman"] is None
     assert (statistics["naswot"]["n"], statistics["naswot"]["unscored"]) == (5, 1)
+    for name in ("n", "spearman", "partial", "decided", "selected"):  # what is the same for all adds nothing
+        assert statistics["sed + parameters"][name] == statistics["sed"][name]
+    assert statistics["sed + parameters"]["seconds"] == 1.0
+    assert (statistics["sed - 0.5*naswot"]["n"], statistics["sed - 0.5*naswot"]["unscored"]) == (5, 1)
+    ranks = np.array([1, 2, 4, 4, 4]) - 0.5 * np.array([1, 4, 2, 3, 5])
+    assert statistics["sed - 0.5*naswot"]["spearman"] == correlation(np.delete(accuracies, 2), ranks).spearman
 
     result = {
         "benchmark": "b", "dataset": "d", "sample": 6, "architectures": 6, "command": "c", "seed": 0, "images": None,
-        "source": "s", "best_of_sample": 93.2, "proxies": statistics,
+        "source": "s", "best_of_sample": 93.2, "proxies": statistics, "fitted": [],
     }  # fmt: skip
     correlate.publish(tmp_path, result, panels)
     report = (tmp_path / "report.md").read_text()
@@ -263,6 +269,41 @@ def test_a_batch_of_images(tmp_path):
     )
 
 
+def test_noise_in_place_of_images():
+    batch = read_batch(scoring.NOISE, 6, num_classes=10, img_size=16, seed=0)
+    assert (batch.images.shape, batch.images.dtype, batch.digest) == ((6, 3, 16, 16), np.float32, "noise")
+    assert batch.labels.shape == (6,) and batch.labels.max() < 10
+    assert (read_batch(scoring.NOISE, 6, 10, 16, seed=1).images != batch.images).all()
+
+
+def test_a_guide_is_fitted_to_one_half_and_judged_on_the_other(tmp_path):
+    generator = np.random.default_rng(0)
+    known = {name: generator.normal(size=60) for name in ("sed", "meco", "zico")}
+    params, macs = (generator.integers(10**6, 2 * 10**6, size=60) for _ in range(2))
+    accuracies = 90 + params / 1e6 + known["sed"] - 0.5 * known["meco"]
+    entries = [Entry(str(i), accuracies[i], int(params[i]), int(macs[i])) for i in range(60)]
+    with closing(ScoreFile(tmp_path / "scores.csv")) as scores:
+        for name, values in known.items():
+            for entry, value in zip(entries, values, strict=True):
+                scores.append(Score(entry.architecture, name, float(value), 0.1))
+        guides = correlate.choose_guides("sed,meco,zico", tmp_path)
+        fitted = correlate.fit_guides(entries, ["sed", "meco", "zico"], scores, 2, seed=0)
+        panels, statistics = correlate.evaluate(entries, guides, scores, seed=0)
+    assert [found["guide"].split(" ")[0] for found in fitted] == ["sed"] * 4
+    of_two = [found for found in fitted if "- 0." in found["guide"] and "meco" in found["guide"]]
+    assert len(of_two) == 2 and all(found["partial"] > 0.9 for found in of_two)
+    assert all((found["fitted_to"], found["judged_on"]) == (30, 30) for found in fitted)
+    result = {
+        "benchmark": "b", "dataset": "d", "sample": 60, "architectures": 60, "command": "c", "seed": 0, "images": None,
+        "source": "s", "best_of_sample": 93.2, "proxies": statistics, "fitted": fitted,
+    }  # fmt: skip
+    correlate.publish(tmp_path, result, panels)
+    assert f"| {of_two[0]['guide']} | 30 | 30 | 0.9" in (tmp_path / "report.md").read_text()
+    costless = [Entry(entry.architecture, entry.accuracy) for entry in entries]
+    with pytest.raises(ESFormerError, match="add parameters and macs to --proxies"):
+        correlate.fit_guides(costless, ["sed"], scores, 2, seed=0)
+
+
 def test_a_batch_of_images_with_odd_names(tmp_path):
     folder = images(tmp_path / "photos", each=5)
     digest = read_batch(folder, 6, 10, 16, 0).digest
@@ -285,8 +326,8 @@ def test_a_larger_sample_holds_a_smaller_one():
 
 
 def test_the_default_is_every_proxy_that_can_run(tmp_path):
-    assert correlate.choose_proxies(None, tmp_path) == names()
-    without = correlate.choose_proxies(None, None)
+    assert correlate.terms(correlate.choose_guides(None, tmp_path)) == names()
+    without = correlate.terms(correlate.choose_guides(None, None))
     assert {get(name).needs for name in set(names()) - set(without)} == {"batch"}
     assert {"sed", "log_synflow"} <= set(without)
 
@@ -307,8 +348,9 @@ def test_help_is_quick(fresh_process):
         (["--dataset", "cifar100"], "channel-bench-resnet has no dataset 'cifar100'; it has cifar10"),
         (["--proxies", "sed,magic"], "there is no proxy 'magic'; there are activations"),
         (["--proxies", ","], "--proxies names none"),
-        (["--proxies", "naswot"], "naswot looks at real images; give a folder of them with --images"),
-        (["--proxies", "naswot", "--images", "none"], "--images is none, which is not a folder"),
+        (["--proxies", "naswot"], "naswot looks at images; give a folder of them with --images, or --images noise"),
+        (["--proxies", "sed+2*"], "'sed+2*' must be a sum of different proxies, such as 'naswot + 0.5*zico - meco'"),
+        (["--proxies", "naswot", "--images", "none"], "--images is none, which is not a folder; it may also be noise"),
         (["--proxies", "naswot", "--images", "broken/one"], "broken/one must hold one folder of images a class"),
         (["--proxies", "naswot", "--images", "photos"], "photos has 2 images, but --batch-size is 64"),
         (["--proxies", "naswot", "--images", "many"], "many has 11 classes, but the dataset has only 10"),
