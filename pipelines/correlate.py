@@ -95,23 +95,23 @@ def _count(text: str) -> int:
 
 def choose_guides(asked: str | None, images: Path | None) -> "list[Guide]":
     """The proxies and sums of proxies that were asked for, or all proxies that can run."""
-    from esformer.benchmarks.guides import Guide
+    from esformer.benchmarks.guides import Guide, Term
     from esformer.proxies import get, names
 
     if asked is None:
-        return [Guide(((name, 1.0),)) for name in names() if images is not None or get(name).needs != "batch"]
+        return [Guide((Term(name),)) for name in names() if images is not None or get(name).needs != "batch"]
     chosen = list(dict.fromkeys(Guide.parse(text) for text in asked.split(",") if text.strip()))
     if not chosen:
         raise CorrelateError("--proxies names none; give at least one, such as entropic_score")
-    for name in terms(chosen):
+    for name in proxies_of(chosen):
         if get(name).needs == "batch" and images is None:
             raise CorrelateError(f"{name} looks at images; give a folder of them with --images, or --images noise")
     return chosen
 
 
-def terms(guides: "Sequence[Guide]") -> list[str]:
+def proxies_of(guides: "Sequence[Guide]") -> list[str]:
     """The proxies of guides, each once."""
-    return list(dict.fromkeys(name for guide in guides for name, _ in guide.terms))
+    return list(dict.fromkeys(name for guide in guides for name in guide.proxies))
 
 
 def draw_sample(entries: "list[Entry]", size: int | None, seed: int) -> "list[Entry]":
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if options.table.exists() and not (options.table.is_file() or options.table.is_dir()):
         raise CorrelateError(f"--table is {options.table}, which is neither a file nor a folder")
     guides = choose_guides(options.proxies, options.images)
-    proxies = terms(guides)
+    proxies = proxies_of(guides)
     table = benchmark.read(options.table, dataset)
     sample = draw_sample(table, options.sample, options.seed)
     batch = None
@@ -223,12 +223,12 @@ def evaluate(
 
     panels, statistics, costs = [], {}, costs_of(entries, scores)
     for guide in guides:
-        names, name = terms([guide]), str(guide)
+        names, name = guide.proxies, str(guide)
         lines = [[scores.known[entry.architecture, proxy] for proxy in names] for entry in entries]
         scored = np.array([all(line.score is not None for line in of_one) for of_one in lines])
         accuracies = np.array([entry.accuracy for entry in entries])[scored]
         columns = np.array([[line.score for line in of_one] for of_one in lines], dtype=float)[scored].T
-        single = guide.terms == ((name, 1.0),)
+        single = names == (name,)
         values = columns[0] if single else guide.worth(dict(zip(names, columns, strict=True)))
         upwards = not single or get(name).higher_is_better
         promise = values if upwards else -values

@@ -326,8 +326,8 @@ def test_a_larger_sample_holds_a_smaller_one():
 
 
 def test_the_default_is_every_proxy_that_can_run(tmp_path):
-    assert correlate.terms(correlate.choose_guides(None, tmp_path)) == names()
-    without = correlate.terms(correlate.choose_guides(None, None))
+    assert correlate.proxies_of(correlate.choose_guides(None, tmp_path)) == names()
+    without = correlate.proxies_of(correlate.choose_guides(None, None))
     assert {get(name).needs for name in set(names()) - set(without)} == {"batch"}
     assert {"sed", "log_synflow"} <= set(without)
 
