@@ -248,7 +248,8 @@ class RunFolder(Folder):
             if differences(read_text(run.config), to_yaml(config)) == [UNLIMITED]:
                 config.budget.macs = None
                 if pipeline in ("full", "search"):
-                    log.info("%s began without a limit of MACs, and goes on so; budget.macs=auto needs another run.dir", run.path)
+                    says = "%s began without a limit of MACs, and goes on so; budget.macs=auto needs another run.dir"
+                    log.info(says, run.path)
         return run
 
     @classmethod
