@@ -3,10 +3,10 @@
 Every method of ablate.methods searches once for each seed. What was found is scored anew, with draws that no search
 saw, and with ablate.train=true trained. The table gives mean and standard deviation over the seeds.
 
-Where nothing else is said, it starts from: --size S1 search=evaluations search.extended=true (Table 5). Killed, the
-same command goes on; with other methods, more seeds or ablate.train=true in the same folder only what is missing is
-done. The table holds what the last command asked for. Leaves ablate.csv, ablate.png, and a folder for each search and
-training: search/METHOD-SEED, training/METHOD-SEED.
+Where nothing else is said, it starts from: --size S1 search=evaluations search.extended=true budget.macs=null (Table 5,
+whose one limit is 6 million parameters). Killed, the same command goes on; with other methods, more seeds or
+ablate.train=true in the same folder only what is missing is done. The table holds what the last command asked for.
+Leaves ablate.csv, ablate.png, and a folder for each search and training: search/METHOD-SEED, training/METHOD-SEED.
 """
 
 import csv
@@ -100,7 +100,8 @@ def plan(argv: Sequence[str]) -> tuple[Config, list[Entry]]:
     Raises:
         ConfigError: there is no such method, or not so many seeds.
     """
-    defaults = ["--size", "S1", "search.extended=true", *([] if "--quick" in argv else ["search=evaluations"])]
+    defaults = ["--size", "S1", "search.extended=true", "budget.macs=null"]
+    defaults += [] if "--quick" in argv else ["search=evaluations"]
     config, given = cli.parse_with(__doc__, [*defaults, *argv], {})
     check_methods(config.ablate.methods)
     if config.seed + config.ablate.seeds > UNSEEN:

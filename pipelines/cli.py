@@ -71,7 +71,8 @@ def parse_with(
     parser = argparse.ArgumentParser(
         description=story, epilog=_explain(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", help="S0, S1 or S2: 3.5, 6 or 12.5 million parameters (default S0)")
+    sizes = "S0, S1 or S2: 3.5, 6 or 12.5 million parameters and 0.4, 0.9 or 1.4 GMACs at 224 pixels (default S0)"
+    parser.add_argument("--size", help=sizes)
     parser.add_argument("--quick", action="store_true", help="the whole job in minutes, on images that come with it")
     for name, flag in flags.items():
         parser.add_argument(name, **flag)

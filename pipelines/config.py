@@ -22,6 +22,7 @@ from esformer.files import ContentError, parse_yaml, read_yaml
 from esformer.search.schedule import Schedule
 from esformer.training.datasets import LARGEST_IMAGE, DataConfig
 from esformer.training.recipe import Recipe
+from pipelines.budget import AUTO, BudgetConfig, explain_auto
 from pipelines.values import ValueTypeError, convert, dump, show
 
 SECTIONS_WITH_FILES = ("data", "search", "recipe")
@@ -98,25 +99,6 @@ class SearchConfig(Schedule):
             raise ConfigError(f"batch_size is {self.batch_size}; it must be from 2 to 1024")
         if self.accelerator not in ("cpu", "gpu", "auto"):
             raise ConfigError(f"accelerator is {self.accelerator!r}; it must be cpu, gpu or auto")
-
-
-@dataclass
-class BudgetConfig:
-    """What the network may cost; null is no limit."""
-
-    params: float | None = None
-    """Most parameters, with the classifier for the classes of the data."""
-    macs: float | None = None
-    """Most multiply-accumulates of one image of the data's size."""
-    latency_ms: float | None = None
-    """Most milliseconds for one image of the data's size, measured on what searches (search.accelerator), on one CPU
-    thread; other load on the machine disturbs it, so on the CPU it wants search.workers=1."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("params", 1), ("macs", 1), ("latency_ms", 0)):
-            limit = getattr(self, name)
-            if limit is not None and not (least <= limit < math.inf and limit > 0):
-                raise ConfigError(f"{name} is {limit}; it must be {'at least 1' if least else 'above 0'}")
 
 
 @dataclass
@@ -318,7 +300,10 @@ def _size_of(init: str | None) -> str:
 
 def to_yaml(config: Config) -> str:
     """The configuration as YAML; what is read from it again is the same, to the letter."""
-    return dump(asdict(config))
+    text = dump(asdict(config))
+    if config.budget.macs == AUTO:
+        text = text.replace(f"  macs: {AUTO}\n", f"  macs: {AUTO} # {explain_auto(config)}\n")
+    return text
 
 
 def differences(old: str, new: str) -> list[str]:

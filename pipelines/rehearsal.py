@@ -26,6 +26,7 @@ from esformer.checkpoint import Checkpoint
 from esformer.genotype import Genotype
 from esformer.model.cost import cost
 from esformer.training.data import ImageDataModule
+from pipelines.budget import AUTO, budget, explain_auto
 from pipelines.config import Config, to_yaml
 from pipelines.launch import accumulation, check, network, search_fabric, trainer, try_memory
 from pipelines.run import RunError, RunFolder, is_main, show
@@ -69,6 +70,8 @@ def rehearse(
     if pipeline != "search":
         try_memory(config, genotype)
     if pipeline != "train":
+        found["budget"] = str(budget(config))
+        found |= {"budget_macs": explain_auto(config)} if config.budget.macs == AUTO else {}
         found |= rehearse_search(config)
     if pipeline != "search":
         genotype = genotype or given_genotype(config)

@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -23,7 +24,7 @@ from rich.table import Table
 from callbacks.checkpoints import BEST, LAST, PREVIOUS
 from esformer.atomic import write_text
 from esformer.errors import ESFormerError
-from esformer.files import ContentError, parse_yaml, place_of, read_json, read_text, unwritable
+from esformer.files import ContentError, FileError, parse_yaml, place_of, read_json, read_text, unwritable
 from pipelines.config import Config, ConfigError, differences, to_yaml
 
 log = logging.getLogger("esformer")
@@ -34,6 +35,8 @@ PATIENCE = 10.0
 """Seconds to wait for a folder: after a signal, the process before may still be saving what it has."""
 
 
+UNLIMITED = "budget.macs was None, is auto"
+"""How a run of before there was `budget.macs=auto` differs from the same command's of today."""
 SHOWN = 8
 """Differences between two configurations that a sentence names."""
 SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".png", ".txt", ".yaml")
@@ -231,12 +234,23 @@ class RunFolder(Folder):
 
     @classmethod
     def of(cls, pipeline: str, config: Config, argv: Sequence[str] | None = None) -> "RunFolder":
-        """The folder that a configuration has, whether it is there or not."""
+        """The folder that a configuration has, whether it is there or not.
+
+        A run that began without a limit of MACs, before there was `budget.macs=auto`, goes on without: the
+        configuration is changed accordingly.
+        """
         argv = sys.argv[1:] if argv is None else argv
-        return cls(
+        run = cls(
             Path(config.run.dir or _default(pipeline, config)),
             shlex.join(["python", "-m", f"pipelines.{pipeline}", *argv]),
         )
+        with suppress(FileError):  # it is not there, or damaged, which `claim` says
+            if differences(read_text(run.config), to_yaml(config)) == [UNLIMITED]:
+                config.budget.macs = None
+                if pipeline in ("full", "search"):
+                    says = "%s began without a limit of MACs, and goes on so; budget.macs=auto needs another run.dir"
+                    log.info(says, run.path)
+        return run
 
     @classmethod
     def open(cls, pipeline: str, config: Config, argv: Sequence[str] | None = None) -> "RunFolder":
@@ -328,10 +342,12 @@ def show(summary: dict[str, Any]) -> None:
 def _default(pipeline: str, config: Config) -> Path:
     """A folder of its own for every configuration, the same whenever it is started.
 
-    Not by `data.decoder`: a run of before that setting is found, and told from this one by a sentence.
+    Not by `data.decoder`: a run of before that setting is found, and told from this one by a sentence. Nor by
+    `budget.macs=auto`, so that a run of before goes on; it is null that is told apart.
     """
-    phrases = sorted(differences("{}", to_yaml(config)))
-    identity = "\n".join(phrase for phrase in phrases if not phrase.startswith("data.decoder "))
+    phrases = {*differences("{}", to_yaml(config))} - {UNLIMITED}
+    phrases |= {"budget.macs was auto, is None"} if config.budget.macs is None else set()
+    identity = "\n".join(phrase for phrase in sorted(phrases) if not phrase.startswith("data.decoder "))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return Path("runs") / f"{pipeline}-{config.size}-{config.data.name}-{digest}"
 

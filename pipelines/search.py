@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import cli
+from pipelines.budget import AUTO, budget, explain_auto
 from pipelines.config import Config
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "G
     fabric = search_fabric(config, [progress, SearchHistory(run.path), SearchLog(), last], loggers)
     search_stage = stage(config, checkpoint=run.journal, fabric=fabric)
     log.info("space %s holds %.3g genotypes", search_stage.space.name, search_stage.space.cardinality)
+    if config.budget.macs == AUTO:
+        log.info("budget.macs=%s: %s", AUTO, explain_auto(config))
     result = search_stage.run()
     if fabric.is_global_zero:
         result.genotype.save(run.genotype, comment=f"found by: {run.command}\nin {result.evaluations} evaluations")
@@ -76,17 +79,13 @@ def stage(config: Config, **where: Any) -> "SearchStage":
     Raises:
         ESFormerError: it asks for what cannot be: a budget that nothing fits, an unknown proxy.
     """
-    from esformer.model.cost import Budget
     from esformer.search.stage import SearchStage
     from esformer.space import SearchSpace
 
-    limits = vars(config.budget)
     where |= batch(config)
     return SearchStage(
         SearchSpace.for_size(config.size, config.search.extended),
-        Budget(
-            **{name: limit if limit is None or name == "latency_ms" else int(limit) for name, limit in limits.items()}
-        ),
+        budget(config),
         config.search,
         seed=config.seed,
         img_size=config.search.img_size,

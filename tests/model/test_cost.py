@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esformer.genotype import Genotype
-from esformer.model.cost import Budget, Cost, cost
+from esformer.model.cost import Budget, Cost, cost, paper_macs
 from esformer.model.esformer import ESFormer
 from esformer.space import SearchSpace
 
@@ -145,6 +145,26 @@ def test_budgets_of_the_paper():
     assert Budget.for_size("S1").macs is None
     with pytest.raises(ValueError, match="S0, S1, S2"):
         Budget.for_size("S3")
+
+
+def test_the_papers_macs_are_those_of_table_3_and_scale_as_efficientformerv2():
+    assert [paper_macs(size) for size in ("S0", "S1", "S2")] == [410_000_000, 900_000_000, 1_400_000_000]
+    assert [round(paper_macs(size) / 1e9, 1) for size in ("S0", "S1", "S2")] == [0.4, 0.9, 1.4]
+    assert paper_macs("S0", 48, 10) == round(410_000_000 * 22_119_680 / 406_860_320)
+    assert paper_macs("S0", (48, 96), 10) > paper_macs("S0", 48, 10)
+    with pytest.raises(ValueError, match="there is no size 'S3'; there are S0, S1, S2"):
+        paper_macs("S3")
+
+
+@pytest.mark.parametrize("size", ["S0", "S1", "S2"])
+def test_the_papers_budgets_can_be_met_at_any_image_size_and_number_of_classes(size):
+    space, reference = SearchSpace.for_size(size), Genotype.shipped(f"efficientformerv2_{size.lower()}")
+    narrowest = space.build({place: values[0] for place, values in space.options.items()})
+    for img_size in (*range(32, 81), *range(96, 513, 16)):
+        for classes in (10, 100, 1000):
+            budget = Budget(Budget.for_size(size).params, paper_macs(size, img_size, classes))
+            assert budget.allows(cost(reference, img_size, classes)), (img_size, classes)
+            assert budget.allows(cost(narrowest, img_size, classes)), (img_size, classes)
 
 
 def test_a_budget_of_latency_is_a_limit_of_its_own():

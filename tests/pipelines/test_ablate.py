@@ -117,6 +117,8 @@ def test_the_reference_is_efficientformerv2_as_a_point_of_the_space(done):
 def test_the_defaults_are_table_5_and_any_proxy_is_a_method():
     config, entries = ablate.plan(["ablate.methods=[decoupled,naswot]", "seed=3", "ablate.seeds=2", "run.dir=x"])
     assert (config.size, config.search.extended, config.budget.params) == ("S1", True, 6e6)
+    assert {config.budget.macs, *(entry.config.budget.macs for entry in entries)} == {None}  # the paper's one limit
+    assert ablate.plan(["budget.macs=auto"])[1][0].config.budget.macs == "auto"
     assert config.search.to_dict() == compose("S1", overrides=["search=evaluations"]).search.to_dict()
     assert ablate.plan([])[0].ablate.methods == METHODS[:3]
     assert [entry.name for entry in entries] == ["decoupled-3", "naswot-3", "decoupled-4", "naswot-4"]
