@@ -7,7 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from typing import Literal, Protocol
 
 from esformer.choices import Group
@@ -241,7 +241,10 @@ class Evolution:
         self.asked = self.told = 0
         self.stale = 0
         """Genotypes told in a row that were known before."""
-        self._waiting = first_generation(space, seeds, phase.population, rng, phase.genes, allowed, cheapest)
+        first = first_generation(space, seeds, phase.population, rng, phase.genes, allowed, cheapest)
+        if family and not seeds:  # no random genotype comes near the cheap end of the front
+            first = islice(chain([Offspring(cheapest, "sample")], first), phase.population)
+        self._waiting = first
 
     def ask(self) -> Offspring | None:
         """The next genotype to score; None if it must be told more before."""

@@ -78,15 +78,11 @@ def test_a_family_is_better_at_low_costs_than_a_search_for_the_best_and_as_good_
     monkeypatch.setattr(worker, "score", lambda proxy, genotype, *_, **__: float(cost(genotype).params))
     long = replace(PLAIN, start_length=90, phase_length=90, total=360)
     family, ordinary = (list(run(schedule=replace(long, family=f), seed=seed).journal) for f in ("macs", None))
-    print(
-        [
-            (
-                min(e.macs for e in j),
-                *(max((e.params for e in j if e.macs <= limit), default=0) for limit in (1.2e8, 1.5e8, 2e8, 1e9)),
-            )
-            for j in (family, ordinary)
-        ]
-    )
+    for limit in (1.1e8, 2e8):
+        within = [max((e.params for e in journal if e.macs <= limit), default=0) for journal in (family, ordinary)]
+        assert within[0] > 1.05 * within[1]
+    assert max(e.params for e in family) > 0.99 * max(e.params for e in ordinary)
+    assert family[0].macs == min(e.macs for e in family) < 8e7
 
 
 @pytest.mark.parametrize("schedule", [replace(TINY, family="params")])
