@@ -14,11 +14,13 @@ import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.drawing import draw_genotype, draw_search
+from callbacks.family import draw_family, references, write_family
 from callbacks.trajectory import Trajectory
 from esformer.atomic import write_text
 from esformer.errors import STOPPED
 from esformer.files import FileError, unwritable
 from esformer.search.evolution import Scored
+from esformer.search.family import read_family
 from esformer.search.journal import Evaluation
 from esformer.search.schedule import Phase
 from esformer.search.stage import SearchCallback, SearchResult, SearchStage
@@ -60,6 +62,8 @@ class StopWhenAsked(SearchCallback):
 class SearchHistory(Watcher):
     """Keeps all evaluations as `search.csv` and `search.png`, and draws what was found as `genotype.png`.
 
+    A search for a family leaves `front.csv` and `front.png` too.
+
     The files are written after a phase, not too often, and at the end. They are made from the journal and what came
     after it, so a kill costs them nothing: the next session writes them whole.
 
@@ -71,6 +75,8 @@ class SearchHistory(Watcher):
     def __init__(self, folder: Path, every: float = 30) -> None:
         super().__init__()
         self.folder, self.every = folder, every
+        self.references: dict[str, Scored] = {}
+        """What the picture of a family compares it with."""
         self._next = time.monotonic() + every
 
     def on_search_start(self, stage: SearchStage) -> None:
@@ -89,6 +95,9 @@ class SearchHistory(Watcher):
     def on_search_end(self, stage: SearchStage, result: SearchResult) -> None:
         self._write(stage)
         _draw_result(result, self.folder)
+        if stage.schedule.family:
+            self.references = references(stage)
+            write_family(read_family(stage.journal.path), self.folder, references=self.references)
 
     def _write(self, stage: SearchStage) -> None:
         write_text(self.folder / "search.csv", self.trajectory.csv())
@@ -137,9 +146,13 @@ class SearchLog(Watcher):
             draw_search(self.trajectory, asdict(stage.budget), folder / "search.png")
             _draw_result(result, folder)
             result.genotype.save(folder / "genotype.yaml")
+            if stage.schedule.family:
+                draw_family(read_family(stage.journal.path), folder / "front.png", {}, references(stage))
             for logger in able:
                 logger.log_image("search/trajectory", [str(folder / "search.png")])
                 logger.log_image("search/genotype", [str(folder / "genotype.png")])
+                if stage.schedule.family:
+                    logger.log_image("search/front", [str(folder / "front.png")])
                 if isinstance(logger, WandbLogger):
                     _send_genotype(logger, result, folder / "genotype.yaml")
 

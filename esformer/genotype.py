@@ -162,6 +162,43 @@ def shipped_names() -> list[str]:
     return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
 
 
+def notation(genotype: Genotype) -> str:
+    """A genotype as one line: the space, then its blocks, with `/` between stages.
+
+    A convolution block is FFN, kernel, out and ratio, such as `ibn.3.32.4`; a Transformer layer FFN, heads, out, ratio
+    and head_dim, such as `ibn.8.96.4.32`.
+    """
+    stages = (" ".join(".".join(map(str, block.genes().values())) for block in stage) for stage in genotype.stages)
+    return f"{genotype.space}: {' / '.join(stages)}"
+
+
+def parse(text: str) -> Genotype:
+    """The genotype that `notation` wrote.
+
+    Raises:
+        GenotypeError: it wrote no such line.
+    """
+    space, _, rest = text.partition(": ")
+    try:
+        stages = zip(rest.split(" / "), choices_of(space).stages, strict=True)
+        return Genotype(
+            space,
+            tuple(
+                tuple(_block(block, choices.is_transformer(b)) for b, block in enumerate(stage.split(" ")))
+                for stage, choices in stages
+            ),
+        )
+    except (TypeError, ValueError) as error:
+        raise GenotypeError(
+            f"{text[:80]!r} must be a genotype, such as 'S0: ibn.3.32.4 ...': {str(error)[:300]}"
+        ) from None
+
+
+def _block(text: str, transformer: bool) -> Block:
+    ffn, *numbers = text.split(".")
+    return (TransformerLayer if transformer else ConvBlock)(ffn, *map(int, numbers))
+
+
 def unchecked(space: str, stages: tuple[tuple[Block, ...], ...]) -> Genotype:
     """The genotype of blocks that are known to be a network of the space; who calls this vouches for them.
 

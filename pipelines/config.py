@@ -36,7 +36,7 @@ NOT_THE_RUN = (
 ablation compares, for a second start adds what is missing."""
 
 ADDED = {"recipe.layer_decay": 1.0, "recipe.freeze": 0, "data.decoder": "pil"}
-ADDED |= {"search.batch": "noise", "search.batch_size": 32}
+ADDED |= {"search.batch": "noise", "search.batch_size": 32, "search.family": None}
 """Settings that there once were not, and the values that change nothing: with them a run is the one that it was."""
 
 

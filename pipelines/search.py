@@ -1,6 +1,8 @@
 """Search: find the best genotype of a size within a budget, without training anything."""
 
+import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,18 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import cli
 from pipelines.budget import AUTO, budget, explain_auto
-from pipelines.config import Config
+from pipelines.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
     from esformer.genotype import Genotype
+    from esformer.search.evolution import Scored
     from esformer.search.stage import SearchStage
     from pipelines.run import RunFolder
 
 log = logging.getLogger("esformer")
 
+
+def costs(text: str) -> list[float]:
+    """The type of `--points`: numbers above 0, with commas between them."""
+    try:
+        points = [float(one) for one in text.split(",")]
+    except ValueError:
+        points = []
+    if not points or not all(0 < point < math.inf for point in points):
+        raise argparse.ArgumentTypeError(f"{text!r} must be costs above 0, such as 2e8,3e8,4e8")
+    return points
+
+
 FLAGS: dict[str, dict[str, Any]] = {
+    "--points": dict(
+        metavar="COSTS",
+        type=costs,
+        default=[],
+        help="with search.family: write the best genotype within each of these costs, such as 2e8,3e8; a finished"
+        " search is not repeated for others",
+    ),
     "--replay": dict(
         metavar="JOURNAL",
         type=cli.path,
@@ -135,7 +157,47 @@ def search_summary(config: Config, run: "RunFolder", genotype: "Genotype") -> di
     }
 
 
-def replay(journal: Path, folder: Path) -> dict[str, Any]:
+def check_points(config: Config, points: Sequence[float]) -> None:
+    """Refuse costs that no genotype is as cheap as, before there is a search for them.
+
+    Raises:
+        ConfigError: says what the cheapest costs.
+    """
+    from esformer.model.cost import cost
+    from esformer.search.evolution import cheapest
+    from esformer.space import SearchSpace
+
+    if not points or (name := config.search.family) not in ("macs", "params"):
+        return
+    space = SearchSpace.for_size(config.size, config.search.extended)
+
+    def weigh(genotype: "Genotype") -> float:
+        price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
+        return float(getattr(price, name))
+
+    if (point := min(points)) < (least := weigh(cheapest(space, weigh))):
+        raise ConfigError(
+            f"--points asks for {point:,.12g} {name}; the cheapest genotype of space {space.name} has {least:,.12g}"
+        )
+
+
+def write_points(journal: Path, folder: Path, points: Sequence[float], references: "dict[str, Scored]") -> None:
+    """Write the best genotype within each cost as `family/COST.yaml` in a folder, and show them in `front.png`.
+
+    Raises:
+        ESFormerError: nothing was found that costs as little as one of them.
+    """
+    from callbacks.family import write_family
+    from esformer.search.family import read_family
+
+    family = read_family(journal)
+    for point, file in write_family(family, folder, points, references).items():
+        best = family.best(point)
+        scores = ", ".join(f"{name} {score:.6g}" for name, score in best.scores.items())
+        log.info("%s: %s %s, %s", file, f"{best.cost:,.12g}", family.cost, scores)
+
+
+def replay(journal: Path, folder: Path, points: Sequence[float] = ()) -> dict[str, Any]:
     """The result of a finished search from its journal alone: its genotype, table and pictures, in a folder."""
     from callbacks.search import SearchHistory
     from esformer.search.stage import replay as rebuild
@@ -145,7 +207,8 @@ def replay(journal: Path, folder: Path) -> dict[str, Any]:
     genotype = folder / "genotype.yaml"
     if genotype.exists():
         raise RunError(f"{genotype} exists already; choose another run.dir")
-    result = rebuild(journal, callbacks=[SearchHistory(folder)])
+    history = SearchHistory(folder)
+    result = rebuild(journal, callbacks=[history])
     result.genotype.save(genotype, comment=f"rebuilt from {journal}\nof {result.evaluations} evaluations")
     summary = {
         "journal": str(journal),
@@ -157,6 +220,8 @@ def replay(journal: Path, folder: Path) -> dict[str, Any]:
         "search_score": result.scores,
     }
     show(summary)
+    if points:
+        write_points(journal, folder, points, history.references)
     return summary
 
 
@@ -172,14 +237,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         return rehearse("search", config, argv)
     if flags.replay:
-        return replay(flags.replay, Path(config.run.dir) if config.run.dir else flags.replay.parent / "replay")
+        folder = Path(config.run.dir) if config.run.dir else flags.replay.parent / "replay"
+        return replay(flags.replay, folder, flags.points)
+    if flags.points and config.search.family is None:
+        raise ConfigError("--points are those of a family: set search.family to macs, params or latency_ms too")
+    from callbacks.family import references
     from pipelines.launch import prepare
+    from pipelines.run import is_main
 
     with prepare("search", config, argv) as (run, loggers):
-        if summary := run.finished():
-            return summary
-        genotype = search(config, run, loggers)
-        return run.finish({**search_summary(config, run, genotype), "commands": [run.command]})
+        check_points(config, flags.points)
+        summary = run.finished()
+        if summary is None:
+            genotype = search(config, run, loggers)
+            summary = run.finish({**search_summary(config, run, genotype), "commands": [run.command]})
+        if flags.points and is_main():
+            write_points(run.journal, run.path, flags.points, references(stage(config)))
+        return summary
 
 
 if __name__ == "__main__":

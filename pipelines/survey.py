@@ -70,7 +70,7 @@ class Job:
 
 def jobs(config: Config, arguments: Any, folder: Path, done: set[tuple[str, int]]) -> Iterator[Job]:
     """The trainings that the table lacks, in order; each genotype is drawn when it is asked for."""
-    from esformer.benchmarks.esformers import notation
+    from esformer.genotype import notation
 
     for index, draw in enumerate(named(config, arguments) if arguments.genotypes else drawn(config, arguments, folder)):
         repeated = arguments.genotypes or index % REPEATED == 0
@@ -175,7 +175,8 @@ class Trainings:
 def collect(job: Job, config: Config) -> "Training":
     """The line of a training that has ended; its checkpoints go."""
     from callbacks.pictures import read_steps
-    from esformer.benchmarks.esformers import Training, notation
+    from esformer.benchmarks.esformers import Training
+    from esformer.genotype import notation
     from esformer.model.cost import cost
 
     assert config.data.num_classes is not None
@@ -269,8 +270,8 @@ def _last_line(file: Path) -> str:
 
 def _read_draws(file: Path) -> "list[Draw]":
     from esformer.benchmarks.draws import Draw
-    from esformer.benchmarks.esformers import parse
     from esformer.files import read_text
+    from esformer.genotype import parse
 
     draws = []
     for number, row in enumerate(csv.reader(read_text(file).splitlines()), 1):
@@ -286,7 +287,7 @@ def _read_draws(file: Path) -> "list[Draw]":
 
 def _write_draws(file: Path, draws: "Sequence[Draw]") -> None:
     from esformer.atomic import write_text
-    from esformer.benchmarks.esformers import notation
+    from esformer.genotype import notation
 
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows((draw.drawn, notation(draw.genotype)) for draw in draws)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from esformer.files import LARGEST
-from esformer.genotype import ConvBlock, Genotype, GenotypeError, shipped_names
+from esformer.genotype import ConvBlock, Genotype, GenotypeError, notation, parse, shipped_names
 
 S0 = Genotype.shipped("efficientformerv2_s0")
 S0_DIGEST = "cdbd0e02848ca023"
@@ -263,3 +263,20 @@ def test_a_file_changed_at_random_is_a_genotype_or_refused(tmp_path, suffix):
 def test_what_is_shipped_is_listed_when_a_name_is_unknown():
     with pytest.raises(GenotypeError, match=r"no genotype 'resnet' is shipped.*efficientformerv2_s0"):
         Genotype.shipped("resnet")
+
+
+@pytest.mark.parametrize("size", ["S0", "S1", "S2"])
+@pytest.mark.parametrize("extended", [False, True])
+def test_the_notation_is_the_genotype(draw, size, extended):
+    genotype = draw(size, 0, extended)
+    assert parse(notation(genotype)) == genotype
+    assert "\n" not in notation(genotype)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "S0", "S9: ibn.3.32.4", "S0: ibn.3.32.4", notation(S0)[:-1], notation(S0).replace("3", "x", 1)],
+)
+def test_what_is_no_genotype_is_refused(text):
+    with pytest.raises(GenotypeError, match="must be a genotype"):
+        parse(text)

@@ -16,9 +16,7 @@ from torch import nn
 from esformer.atomic import write_text
 from esformer.benchmarks.base import Benchmark, BenchmarkError, Dataset, Entry
 from esformer.benchmarks.tables import read_csv
-from esformer.choices import choices_of
-from esformer.errors import ESFormerError
-from esformer.genotype import Block, ConvBlock, Genotype, TransformerLayer
+from esformer.genotype import Genotype, GenotypeError, notation, parse
 from esformer.model.cost import cost
 from esformer.model.esformer import ESFormer
 from esformer.topology import Topology
@@ -57,43 +55,6 @@ class Training:
 COLUMNS = [field.name for field in fields(Training)]
 
 
-def notation(genotype: Genotype) -> str:
-    """A genotype as one line: the space, then its blocks, with `/` between stages.
-
-    A convolution block is FFN, kernel, out and ratio, such as `ibn.3.32.4`; a Transformer layer FFN, heads, out, ratio
-    and head_dim, such as `ibn.8.96.4.32`.
-    """
-    stages = (" ".join(".".join(map(str, block.genes().values())) for block in stage) for stage in genotype.stages)
-    return f"{genotype.space}: {' / '.join(stages)}"
-
-
-def parse(text: str) -> Genotype:
-    """The genotype that `notation` wrote.
-
-    Raises:
-        BenchmarkError: it wrote no such line.
-    """
-    space, _, rest = text.partition(": ")
-    try:
-        stages = zip(rest.split(" / "), choices_of(space).stages, strict=True)
-        return Genotype(
-            space,
-            tuple(
-                tuple(_block(block, choices.is_transformer(b)) for b, block in enumerate(stage.split(" ")))
-                for stage, choices in stages
-            ),
-        )
-    except (ESFormerError, TypeError, ValueError) as error:
-        raise BenchmarkError(
-            f"{text[:80]!r} must be a genotype, such as 'S0: ibn.3.32.4 ...': {str(error)[:300]}"
-        ) from None
-
-
-def _block(text: str, transformer: bool) -> Block:
-    ffn, *numbers = text.split(".")
-    return (TransformerLayer if transformer else ConvBlock)(ffn, *map(int, numbers))
-
-
 def read_trainings(table: Path) -> list[Training]:
     """The lines of a table of trainings, in its order.
 
@@ -105,7 +66,7 @@ def read_trainings(table: Path) -> list[Training]:
         where = f"{table}: training {number}"
         genotype, drawn, seed, params, macs, top1, ema_top1, seconds, versions = row
         try:
-            known = notation(parse(genotype))
+            known = notation(_parse(genotype))
         except BenchmarkError as error:
             raise BenchmarkError(f"{where}: {error}") from None
         try:
@@ -153,15 +114,22 @@ class ESFormers(Benchmark):
 
     def network(self, architecture: str, dataset: str = "cifar10") -> nn.Module:
         images = self.dataset(dataset)
-        return ESFormer(parse(architecture), images.num_classes, img_size=images.img_size)
+        return ESFormer(_parse(architecture), images.num_classes, img_size=images.img_size)
 
     def subject(self, architecture: str, dataset: str = "cifar10") -> Genotype:
         self.dataset(dataset)
-        return parse(architecture)
+        return _parse(architecture)
 
     def params(self, architecture: str, dataset: str = "cifar10") -> int:
         images = self.dataset(dataset)
-        return cost(parse(architecture), images.img_size, images.num_classes).params
+        return cost(_parse(architecture), images.img_size, images.num_classes).params
 
     def topology(self, architecture: str) -> Topology:
-        return Topology.of(parse(architecture))
+        return Topology.of(_parse(architecture))
+
+
+def _parse(architecture: str) -> Genotype:
+    try:
+        return parse(architecture)
+    except GenotypeError as error:
+        raise BenchmarkError(str(error)) from None

@@ -10,6 +10,8 @@ from esformer.errors import ESFormerError
 MAX_PHASES = 10_000
 MOST = {"starts": 1000, "in_flight": 10_000, "start_population": 2**31, "population": 2**31, "seeds": 2**31}
 """Of the settings that count."""
+COSTS = ("macs", "params", "latency_ms")
+"""What a family may be spread over."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Schedule:
     in_flight: int = 16
     """Genotypes that are being scored while the next are bred. A search by evaluations finds the same genotype on any
     number of workers up to about this many; another number is another search."""
+    family: str | None = None
+    """`macs`, `params` or `latency_ms`: the search is then for the Pareto front of the guide against this cost, so for
+    the best network at every cost within the budget. Tournaments are won by NSGA-II's order, and `seeds` genotypes
+    spread over the front seed the next phase."""
 
     def __post_init__(self) -> None:
         for field in fields(Schedule):  # a journal's header may hold anything
@@ -82,6 +88,8 @@ class Schedule:
                 raise ESFormerError(f"{field.name} is {value!r}; it must be a whole number")
         if self.unit not in ("minutes", "evaluations"):
             raise ESFormerError(f"unit is {self.unit!r}; it must be minutes or evaluations")
+        if self.family not in (None, *COSTS):
+            raise ESFormerError(f"family is {self.family!r}; it must be {', '.join(COSTS)} or null")
         for name in ("starts", "start_length", "phase_length", "seeds", "in_flight"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ESFormerError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -134,8 +142,9 @@ class Schedule:
         return sorted({name for phase in self.phases() for name in phase.proxies})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers, as the journal keeps them."""
-        return {field.name: getattr(self, field.name) for field in fields(Schedule)}
+        """Plain containers, as the journal keeps them; without `family` as before there was any."""
+        settings = {field.name: getattr(self, field.name) for field in fields(Schedule)}
+        return {name: value for name, value in settings.items() if name != "family" or value is not None}
 
 
 def _proxies(names: str) -> tuple[str, ...]:

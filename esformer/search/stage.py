@@ -14,13 +14,15 @@ from torch import Tensor
 from esformer.choices import choices_of
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
-from esformer.model.cost import Budget, Cost, cost
-from esformer.model.latency import Latency, measure_latency
+from esformer.model.cost import Budget, Cost
+from esformer.model.latency import Latency
 from esformer.proxies import get
 from esformer.proxies.streams import forget_streams
 from esformer.search.batch import Batch
 from esformer.search.callback import SearchCallback, SearchResult
-from esformer.search.evolution import Evolution, Offspring, Ranking, Scored, cheapest
+from esformer.search.costs import Costs
+from esformer.search.evolution import Evolution, Offspring, Ranking, Scored, front_of
+from esformer.search.front import spread
 from esformer.search.journal import Evaluation, Journal, JournalError, read_header
 from esformer.search.schedule import Phase, Schedule
 from esformer.search.team import Team, gather
@@ -104,14 +106,21 @@ class SearchStage:
         self.batch = Batch.needed(schedule, images, labels, batch_size, img_size or cost_img_size, seed)
         self.batch_facts = None if self.batch is None else self.batch.describe()
         self._began = 0.0
-        self._latencies: dict[str, Latency] = {}
-        self.cheapest = self._cheapest()
+        self.costs = Costs(space, budget, cost_img_size, num_classes, str(self.fabric.device), self._timed)
         self.journal = Journal(self.header())
         self._start(())
 
     def cost(self, genotype: Genotype) -> Cost:
         """What a genotype of this search costs."""
-        return cost(genotype, self.cost_img_size, self.num_classes)
+        return self.costs(genotype)
+
+    def score(self, genotype: Genotype) -> dict[str, float] | None:
+        """What the guide of the last phase gives a genotype; None if it looks at images that are not at hand."""
+        if self.batch is None and self.batch_facts is not None:
+            return None
+        proxies = self.schedule.phases()[-1].proxies
+        measured = self._scorer()(Task(proxies, genotype))
+        return dict(zip(proxies, measured.scores, strict=True))
 
     def run(self) -> SearchResult:
         """Run all phases, or what is left of them.
@@ -125,8 +134,7 @@ class SearchStage:
             forget_streams()  # whatever comes next needs the memory
 
     def _run(self) -> SearchResult:
-        scorer = Scorer(self.seed, self.img_size, self.draws, str(self.fabric.device), self.batch)
-        team = gather(self.fabric, scorer, self.workers)
+        team = gather(self.fabric, self._scorer(), self.workers)
         if team is None:  # rank 0 has the result
             return self.fabric.broadcast(None)  # type: ignore[return-value]
         done = False
@@ -138,6 +146,9 @@ class SearchStage:
         finally:
             team.close(done)
         return result if self.fabric.world_size == 1 else self.fabric.broadcast(result)
+
+    def _scorer(self) -> Scorer:
+        return Scorer(self.seed, self.img_size, self.draws, str(self.fabric.device), self.batch)
 
     def replay(self) -> SearchResult:
         """The result of a finished search, from its journal alone; the callbacks are called at its start and end.
@@ -190,7 +201,7 @@ class SearchStage:
             evolutions = [self._evolution(phase, found if phase.seeded else []) for phase in phases]
             self._evolve(team, evolutions, end)
             best = [scored for evolution in evolutions for scored in evolution.best.ranking]
-            found = sorted(best, key=Ranking(best), reverse=True)
+            found = front_of(best) if self.schedule.family else sorted(best, key=Ranking(best), reverse=True)
         genotype = found[0].genotype
         price = self.cost(genotype)
         self.journal.check_place()  # before the callbacks write beside it
@@ -198,10 +209,14 @@ class SearchStage:
         self.fabric.call("on_search_end", self, result)
         return result
 
-    def _evolution(self, phase: Phase, seeds: list[Scored]) -> Evolution:
-        rng = random.Random(f"{self.seed}/{phase.name}")
-        genotypes = [seed.genotype for seed in seeds]
-        return Evolution(phase, rng, self.space, self._allowed, self.cheapest, genotypes, self.schedule.seeds)
+    def _evolution(self, phase: Phase, found: list[Scored]) -> Evolution:
+        rng, schedule, costs = random.Random(f"{self.seed}/{phase.name}"), self.schedule, self.costs
+        if schedule.family and found:
+            places = spread([scored.cost for scored in reversed(found)], schedule.seeds)
+            found = [found[-1 - place] for place in reversed(places)]
+        seeds = [scored.genotype for scored in found]
+        family = schedule.family is not None
+        return Evolution(phase, rng, self.space, costs.allow, costs.cheapest, seeds, schedule.seeds, family)
 
     def _evolve(self, team: Team | None, evolutions: list[Evolution], end: float) -> None:
         """One step, up to the given minute or evaluation of the search."""
@@ -250,7 +265,7 @@ class SearchStage:
 
     def _take(self, team: Team | None, asked: _Asked) -> None:
         """Wait for the scores of a genotype, put them on record and tell its evolution."""
-        genotype, proxies = asked.offspring.genotype, asked.evolution.phase.proxies
+        genotype, proxies, family = asked.offspring.genotype, asked.evolution.phase.proxies, self.schedule.family
         digest = genotype.digest
         new = any(digest not in self._known.setdefault(proxy, {}) for proxy in proxies)
         self._asked += 1
@@ -263,13 +278,13 @@ class SearchStage:
         scores = {proxy: self._known[proxy][digest] for proxy in proxies}
         if asked.line is None:
             self._record(asked, scores, measured.seconds)
-        asked.evolution.tell(Scored(genotype, scores), new)
+        asked.evolution.tell(Scored(genotype, scores, self.costs.of(genotype, family) if family else 0.0), new)
 
     def _record(self, asked: _Asked, scores: dict[str, float], seconds: float) -> None:
         genotype, price = asked.offspring.genotype, self.cost(asked.offspring.genotype)
         # as the journal keeps it, for a resumed search must decide alike
         self._elapsed = round(self._resumed_at + time.perf_counter() - self._began, 4)
-        latency = self._latencies.get(genotype.digest)
+        latency = self.costs.latency(genotype).ms if self._timed else None
         evaluation = Evaluation(
             self._asked,
             asked.evolution.phase.name,
@@ -277,7 +292,7 @@ class SearchStage:
             scores,
             price.params,
             price.macs,
-            None if latency is None else latency.ms,
+            latency,
             round(seconds, 4),
             self._elapsed,
             genotype.to_dict(),
@@ -305,24 +320,12 @@ class SearchStage:
         self._asked = 0
         self._elapsed = self._resumed_at = 0.0
         self._began = 0.0  # of this session, when it begins to score
-        for digest, latency in (self._latencies | self.journal.latencies).items():
-            self._latencies[digest] = latency
-            if digest not in self.journal.latencies:
-                self.journal.append_latency(digest, latency)
+        self.costs.keep_in(self.journal)
 
-    def _allowed(self, genotype: Genotype) -> bool:
-        if not self.budget.allows(self.cost(genotype)):
-            return False
-        return self.budget.latency_ms is None or self.budget.allows_latency(self._latency(genotype).ms)
-
-    def _latency(self, genotype: Genotype) -> Latency:
-        """Measured once, and put on record: a resumed search must decide alike."""
-        if genotype.digest not in self._latencies:
-            device, limit = str(self.fabric.device), self.budget.latency_ms
-            latency = measure_latency(genotype, self.cost_img_size, self.num_classes, device, limit_ms=limit)
-            self._latencies[genotype.digest] = latency
-            self.journal.append_latency(genotype.digest, latency)
-        return self._latencies[genotype.digest]
+    @property
+    def _timed(self) -> bool:
+        """Whether latencies are measured."""
+        return self.budget.latency_ms is not None or self.schedule.family == "latency_ms"
 
     def _check(self) -> None:
         for name in self.schedule.proxies():
@@ -332,34 +335,10 @@ class SearchStage:
         if self.workers < 1:
             raise ESFormerError(f"workers is {self.workers}; it must be at least 1")
         processes = self.workers * self.fabric.world_size
-        if self.budget.latency_ms is not None and processes > 1 and self.fabric.device.type == "cpu":
+        if self._timed and processes > 1 and self.fabric.device.type == "cpu":
             raise ESFormerError(
                 f"a latency cannot be measured while {processes} processes score on the same CPU: use one worker"
             )
-
-    def _cheapest(self) -> Genotype:
-        """The cheapest genotype in terms of the budget, which must allow it."""
-        limits = {name: limit for name in ("params", "macs") if (limit := getattr(self.budget, name)) is not None}
-
-        def weigh(genotype: Genotype) -> float:
-            price = self.cost(genotype)
-            return max((getattr(price, name) / limit for name, limit in limits.items()), default=float(price.macs))
-
-        genotype = cheapest(self.space, weigh)
-        price = self.cost(genotype)
-        costs = f"{price.params:,} params and {price.macs:,} macs"
-        allowed = self.budget.allows(price)
-        if allowed and self.budget.latency_ms is not None:
-            device = str(self.fabric.device)
-            latency = measure_latency(genotype, self.cost_img_size, self.num_classes, device)
-            self._latencies[genotype.digest] = latency
-            costs = f"{price.params:,} params, {price.macs:,} macs and {latency} of latency"
-            allowed = self.budget.allows_latency(latency.ms)
-        if not allowed:
-            raise ESFormerError(
-                f"no genotype of space {self.space.name} fits a budget of {self.budget}: the cheapest has {costs}"
-            )
-        return genotype
 
 
 def search(
@@ -395,7 +374,7 @@ def replay(path: str | os.PathLike[str], callbacks: Sequence[Any] = ()) -> Searc
         budget, schedule = Budget(**settings["budget"]), Schedule(**settings["schedule"])
         known = {name: settings[name] for name in ("seed", "img_size", "draws", "cost_img_size", "num_classes")}
         stage = SearchStage(space, budget, schedule, callbacks=callbacks, checkpoint=path, batch_size=1, **known)
-        stage.batch_facts = settings.get("batch")  # the images themselves are not needed
+        stage.batch, stage.batch_facts = None, settings.get("batch")  # the images themselves are not needed
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise JournalError(f"{path}: line 1 does not say what search this is ({error})") from None
     return stage.replay()

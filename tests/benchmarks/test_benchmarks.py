@@ -1,8 +1,7 @@
 import pytest
 
 from esformer.benchmarks import get, names
-from esformer.benchmarks.esformers import notation
-from esformer.genotype import Genotype
+from esformer.genotype import Genotype, notation
 from esformer.topology import Topology
 
 ONE_OF = {

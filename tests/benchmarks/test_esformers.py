@@ -1,16 +1,14 @@
 """The table of trained ESFormers: written and read again, refused where it is damaged, and a benchmark like others."""
 
-import random
 from dataclasses import replace
 
 import pytest
 
 from esformer import benchmarks
 from esformer.benchmarks.base import BenchmarkError
-from esformer.benchmarks.esformers import COLUMNS, ESFormers, Training, notation, parse, read_trainings, write_trainings
-from esformer.genotype import Genotype
+from esformer.benchmarks.esformers import COLUMNS, ESFormers, Training, read_trainings, write_trainings
+from esformer.genotype import Genotype, notation, parse
 from esformer.model.cost import cost
-from esformer.space import SearchSpace
 
 REFERENCE = Genotype.shipped("efficientformerv2_s0")
 
@@ -21,23 +19,6 @@ def training(**changes):
         notation(REFERENCE), "reference", 0, price.params, price.macs, (40.5, 61.25), (), 99.5, "torch 2.14"
     )
     return replace(made, **changes)
-
-
-@pytest.mark.parametrize("size", ["S0", "S1", "S2"])
-@pytest.mark.parametrize("extended", [False, True])
-def test_the_notation_is_the_genotype(size, extended):
-    genotype = SearchSpace.for_size(size, extended).sample(random.Random(0))
-    assert parse(notation(genotype)) == genotype
-    assert "\n" not in notation(genotype)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "S0", "S9: ibn.3.32.4", "S0: ibn.3.32.4", notation(REFERENCE)[:-1], notation(REFERENCE).replace("3", "x", 1)],
-)
-def test_what_is_no_genotype_is_refused(text):
-    with pytest.raises(BenchmarkError, match="must be a genotype"):
-        parse(text)
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from esformer.benchmarks.draws import Draw, shipped_reference
-from esformer.benchmarks.esformers import ESFormers, notation, read_trainings
+from esformer.benchmarks.esformers import ESFormers, read_trainings
 from esformer.errors import ESFormerError
+from esformer.genotype import notation
 from pipelines import cli, survey
 from pipelines.config import ConfigError
 

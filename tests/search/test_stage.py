@@ -10,7 +10,7 @@ from esformer.model.cost import Budget, cost
 from esformer.model.latency import Latency
 from esformer.proxies import get
 from esformer.proxies.streams import kept_streams
-from esformer.search import evolution, stage, worker
+from esformer.search import costs, evolution, stage, worker
 from esformer.search.journal import read
 from esformer.search.schedule import Schedule
 from esformer.search.stage import SearchCallback, SearchStage
@@ -154,7 +154,7 @@ def test_a_budget_that_nothing_fits_is_refused_with_the_cheapests_cost(limit):
         ValueError, match=f"no genotype of space S0 fits .*{lowest.params:,} params and {lowest.macs:,} macs"
     ):
         SearchStage(SPACE, Budget(**{limit: least - 1}), SHORT)
-    assert getattr(cost(SearchStage(SPACE, Budget(**{limit: least}), SHORT).cheapest), limit) == least
+    assert getattr(cost(SearchStage(SPACE, Budget(**{limit: least}), SHORT).costs.cheapest), limit) == least
 
 
 def test_a_budget_that_one_or_few_fit_comes_to_an_end(fake, monkeypatch):
@@ -225,7 +225,7 @@ def test_a_latency_budget_is_kept_and_measured_once(fake, monkeypatch, tmp_path)
         asked.append(genotype.digest)
         return Latency(cost(genotype).macs / 1e7, 0.1, 10)
 
-    monkeypatch.setattr(stage, "measure_latency", measure)
+    monkeypatch.setattr(costs, "measure_latency", measure)
     budget = Budget(params=3_500_000, latency_ms=28.0)
     path = tmp_path / "journal.jsonl"
     whole = run(path, TINY, budget=budget)
@@ -241,7 +241,7 @@ def test_a_latency_budget_is_kept_and_measured_once(fake, monkeypatch, tmp_path)
 
 
 def test_a_latency_that_nothing_keeps_is_refused_with_the_cheapests(monkeypatch):
-    monkeypatch.setattr(stage, "measure_latency", lambda *_, **__: Latency(5.0, 0.2, 30))
+    monkeypatch.setattr(costs, "measure_latency", lambda *_, **__: Latency(5.0, 0.2, 30))
     with pytest.raises(
         ESFormerError, match="a budget of 4 ms latency: the cheapest has .* and 5.0 ± 0.2 ms of latency"
     ):

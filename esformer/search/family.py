@@ -1,0 +1,91 @@
+"""A family: of all that a search evaluated, the genotypes on the Pareto front of its guide against their cost."""
+
+import csv
+import io
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from esformer.errors import ESFormerError
+from esformer.genotype import Genotype, notation
+from esformer.search.evolution import Ranking, Scored
+from esformer.search.front import front
+from esformer.search.journal import JournalError, read, read_header
+from esformer.search.schedule import Phase, Schedule
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the guide of a search's last phase ranked, and the front of it.
+
+    Args:
+        cost: what the front is over: macs, params or latency_ms.
+        proxies: the guide.
+        costs: (N), of everything ranked.
+        worths: (N), what the guide gives it: a score, or a sum of scores each divided by the largest.
+        ranking: what gives it.
+        members: (M), the front, from the cheapest to the dearest.
+    """
+
+    cost: str
+    proxies: tuple[str, ...]
+    costs: np.ndarray
+    worths: np.ndarray
+    ranking: Ranking
+    members: tuple[Scored, ...]
+
+    def best(self, limit: float) -> Scored:
+        """The genotype that the guide prizes most of those that cost no more than a limit.
+
+        Raises:
+            ESFormerError: none costs so little.
+        """
+        within = [member for member in self.members if member.cost <= limit]
+        if not within:
+            least, most = (f"{member.cost:,.12g}" for member in (self.members[0], self.members[-1]))
+            raise ESFormerError(
+                f"nothing was found within {limit:,.12g} {self.cost}: the family goes from {least} to {most}"
+            )
+        return within[-1]
+
+    def csv(self) -> str:
+        """The front as a table: cost, scores, genotype."""
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow([self.cost, *(f"{p} (proxy)" if p == self.cost else p for p in self.proxies), "genotype"])
+        for member in self.members:
+            writer.writerow([f"{member.cost:.12g}", *member.scores.values(), notation(member.genotype)])
+        return table.getvalue()
+
+
+def read_family(journal: str | os.PathLike[str]) -> Family:
+    """The family that a search found, from its journal alone.
+
+    It is sought in the last phase; if all genes change there, in every phase like it too. In a decoupled search the
+    phases before have other topologies, which have been bettered since.
+
+    Raises:
+        JournalError: it is no journal, or of a search that was not for a family or has not come to its last phase.
+    """
+    schedule = Schedule(**read_header(journal)["schedule"])
+    if schedule.family is None:
+        raise JournalError(f"{journal} is of a search without search.family, which seeks the best genotype alone")
+    phases = {phase.name for phase in _sought_in(schedule)}
+    lines = [line for line in read(journal) if line.phase in phases]
+    if not lines:
+        raise JournalError(f"{journal} ends before the last phase; the command that began the search goes on")
+    costs = np.array([getattr(line, schedule.family) for line in lines], dtype=float)
+    ranking = Ranking(lines)
+    worths = np.array([ranking(line) for line in lines])
+    members = tuple(
+        Scored(Genotype.from_dict(lines[i].genotype), lines[i].scores, costs[i]) for i in front(costs, worths)
+    )
+    return Family(schedule.family, tuple(lines[0].scores), costs, worths, ranking, members)
+
+
+def _sought_in(schedule: Schedule) -> list[Phase]:
+    last = schedule.steps()[-1]
+    if last[0].genes != "all":
+        return last
+    return [phase for phase in schedule.phases() if (phase.genes, phase.proxies) == (last[0].genes, last[0].proxies)]
