@@ -1,4 +1,7 @@
-"""Search: find the best genotype of a size within a budget, without training anything."""
+"""Search: find the best genotype of a size within a budget, without training anything.
+
+With search.finalists=9 nine of the best are trained on the images of data=..., and the best of them is what comes out.
+"""
 
 import logging
 import sys
@@ -175,12 +178,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if flags.replay:
         return replay(flags.replay, Path(config.run.dir) if config.run.dir else flags.replay.parent / "replay")
     from pipelines.launch import prepare
+    from pipelines.runtime.finalists import choose
 
     with prepare("search", config, argv) as (run, loggers):
         if summary := run.finished():
             return summary
-        genotype = search(config, run, loggers)
-        return run.finish({**search_summary(config, run, genotype), "commands": [run.command]})
+        chosen = choose(config, flags, run, loggers, search(config, run, loggers))
+        found = search_summary(config, run, chosen.genotype) | chosen.summary
+        return run.finish({**found, "commands": [run.command]})
 
 
 if __name__ == "__main__":

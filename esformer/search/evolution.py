@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Literal
+from typing import Literal, Protocol
 
 from esformer.choices import Group
 from esformer.genotype import Genotype
@@ -35,22 +35,29 @@ class Scored:
     scores: dict[str, float]
 
 
+class Rated(Protocol):
+    """What has scores, by proxy: a genotype that was just scored, or a line of a journal."""
+
+    @property
+    def scores(self) -> dict[str, float]: ...
+
+
 class Ranking:
     """What a genotype is worth among others: its score, or the sum of several, each divided by the others' largest.
 
     The sum is FreeREA's (section 3.3 there): so no proxy outweighs another by its units alone.
     """
 
-    def __init__(self, among: Iterable[Scored]) -> None:
+    def __init__(self, among: Iterable[Rated]) -> None:
         self.largest: dict[str, float] = {}
         for scored in among:
             self.include(scored)
 
-    def include(self, scored: Scored) -> None:
+    def include(self, scored: Rated) -> None:
         for name, value in scored.scores.items():
             self.largest[name] = max(abs(value), self.largest.get(name, 0.0))
 
-    def __call__(self, scored: Scored) -> float:
+    def __call__(self, scored: Rated) -> float:
         if len(scored.scores) == 1:
             return next(iter(scored.scores.values()))
         return sum(value / (self.largest[name] or 1.0) for name, value in scored.scores.items())
