@@ -204,7 +204,7 @@ class Stage:
         proxies = s.steps()[-1][0].proxies
         chosen = most_different(ranking(self.run.journal, proxies, POOL * s.finalists), s.finalists)
         if len(chosen) < s.finalists:
-            log.warning("search.finalists=%d, but the search found only %d genotypes", s.finalists, len(chosen))
+            log.warning("search.finalists=%d, but the search found only %d different", s.finalists, len(chosen))
         pace: dict[str, float] = {}
         epochs = s.finalists_epochs
         if s.finalists_minutes is not None and len(chosen) > 1:
