@@ -19,6 +19,8 @@ from callbacks.trajectory import Trajectory
 from esformer.atomic import write_text
 from esformer.errors import STOPPED
 from esformer.files import FileError, unwritable
+from esformer.genotype import Genotype
+from esformer.model.cost import Cost
 from esformer.search.evolution import Scored
 from esformer.search.family import read_family
 from esformer.search.journal import Evaluation
@@ -94,7 +96,7 @@ class SearchHistory(Watcher):
 
     def on_search_end(self, stage: SearchStage, result: SearchResult) -> None:
         self._write(stage)
-        _draw_result(result, self.folder)
+        draw_found(result.genotype, result.cost, self.folder / "genotype.png")
         if stage.schedule.family:
             self.references = references(stage)
             write_family(read_family(stage.journal.path), self.folder, references=self.references)
@@ -144,7 +146,7 @@ class SearchLog(Watcher):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             draw_search(self.trajectory, asdict(stage.budget), folder / "search.png")
-            _draw_result(result, folder)
+            draw_found(result.genotype, result.cost, folder / "genotype.png")
             result.genotype.save(folder / "genotype.yaml")
             if stage.schedule.family:
                 draw_family(read_family(stage.journal.path), folder / "front.png", {}, references(stage))
@@ -154,7 +156,8 @@ class SearchLog(Watcher):
                 if stage.schedule.family:
                     logger.log_image("search/front", [str(folder / "front.png")])
                 if isinstance(logger, WandbLogger):
-                    _send_genotype(logger, result, folder / "genotype.yaml")
+                    facts = {**asdict(result.cost), **result.scores, "space": result.genotype.space}
+                    send_genotype(logger, folder / "genotype.yaml", facts)
 
     def _send(self, stage: SearchStage) -> None:
         if not stage.fabric.loggers or len(self.trajectory) == self._sent:  # phases may end together
@@ -182,17 +185,16 @@ def point(trajectory: Trajectory, limits: dict[str, float | None], last: int) ->
     return {f"search/{name}": float(value) for name, value in values.items()}
 
 
-def _draw_result(result: SearchResult, folder: Path) -> None:
-    price = f"{result.cost.params / 1e6:.2f} M parameters, {result.cost.macs / 1e9:.3f} GMACs"
-    title = f"The network found in space {result.genotype.space}: {price}"
-    draw_genotype(result.genotype, folder / "genotype.png", title)
+def draw_found(genotype: Genotype, cost: Cost, path: Path) -> None:
+    """The network that a search found, with its cost as the title."""
+    price = f"{cost.params / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} GMACs"
+    draw_genotype(genotype, path, f"The network found in space {genotype.space}: {price}")
 
 
-def _send_genotype(logger: WandbLogger, result: SearchResult, file: Path) -> None:
+def send_genotype(logger: WandbLogger, file: Path, facts: dict[str, Any]) -> None:
     """The genotype as an artifact of the run: anyone can fetch the file and train it."""
     import wandb
 
-    facts: dict[str, Any] = {**asdict(result.cost), **result.scores, "space": result.genotype.space}
     artifact = wandb.Artifact(f"genotype-{logger.version}", type="genotype", metadata=facts)
     artifact.add_file(str(file))  # copies it
     logger.experiment.log_artifact(artifact)

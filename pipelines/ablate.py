@@ -104,6 +104,8 @@ def plan(argv: Sequence[str]) -> tuple[Config, list[Entry]]:
     defaults += [] if "--quick" in argv else ["search=evaluations"]
     config, given = cli.parse_with(__doc__, [*defaults, *argv], {})
     check_methods(config.ablate.methods)
+    if config.search.finalists:
+        raise ConfigError("search.finalists is for pipelines.full and pipelines.search; an ablation compares searches")
     if config.seed + config.ablate.seeds > UNSEEN:
         raise ConfigError(f"seed is {config.seed}; an ablation's seeds must stay below {UNSEEN}")
     shared = ["--size", config.size, *(["--quick"] if given.quick else [])]

@@ -37,6 +37,8 @@ ablation compares, for a second start adds what is missing."""
 
 ADDED = {"recipe.layer_decay": 1.0, "recipe.freeze": 0, "data.decoder": "pil"}
 ADDED |= {"search.batch": "noise", "search.batch_size": 32, "search.family": None}
+ADDED |= {"search.finalists": 0, "search.finalists_epochs": 9}
+ADDED |= {"search.finalists_minutes": None, "search.finalists_continue": False}
 """Settings that there once were not, and the values that change nothing: with them a run is the one that it was."""
 
 
@@ -47,6 +49,7 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false")
 """Those in which every process has the whole network; the last two are the same."""
 MOST_OF_ALL = 2**31 - 1
 MOST = {"seed": 2**32 - 1, "search.workers": 1024, "search.draws": 1000, "ablate.seeds": 10_000}
+MOST |= {"search.finalists_epochs": 1_000_000}
 MOST |= {"trainer.devices": 1024, "trainer.num_nodes": 100_000, "trainer.threads": 1024}
 """The most of settings that count, where a section says nothing else: what the code, or a machine, can take."""
 
@@ -83,6 +86,16 @@ class SearchConfig(Schedule):
     """Images of this batch; they are drawn by `seed`, and the same for every genotype, worker and rank."""
     extended: bool = False
     """Search the space of Table 5, in which the residual bottleneck is an FFN too."""
+    finalists: int = 0
+    """Genotypes to train before one is chosen: of the best by the guide of the last phase those that differ most. All
+    train for a few epochs, the best third anew for three times as many, and so on (successive halving); the winner is
+    the run's genotype. On CPUs search.workers train at a time, else one on each device. 0 trains none."""
+    finalists_epochs: int = 9
+    """Epochs for which the last two or three finalists are trained; those before for a third, a ninth, ..."""
+    finalists_minutes: float | None = None
+    """Minutes that all of it may take: finalists_epochs then follow from how long an epoch is measured to take."""
+    finalists_continue: bool = False
+    """Start the training of the winner from the weights that it reached as a finalist, not from random ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,6 +112,12 @@ class SearchConfig(Schedule):
             raise ConfigError(f"batch_size is {self.batch_size}; it must be from 2 to 1024")
         if self.accelerator not in ("cpu", "gpu", "auto"):
             raise ConfigError(f"accelerator is {self.accelerator!r}; it must be cpu, gpu or auto")
+        if self.finalists != 0 and not 2 <= self.finalists <= 1000:
+            raise ConfigError(f"finalists is {self.finalists}; it must be from 2 to 1000, or 0 for none")
+        if self.finalists_epochs < 1:
+            raise ConfigError(f"finalists_epochs is {self.finalists_epochs}; it must be at least 1")
+        if self.finalists_minutes is not None and not self.finalists_minutes > 0:
+            raise ConfigError(f"finalists_minutes is {self.finalists_minutes}; it must be above 0, or null")
 
 
 @dataclass

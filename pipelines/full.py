@@ -1,7 +1,8 @@
 """Full: from a size and images to a searched, trained and evaluated ESFormer.
 
-Searches a genotype within the size's budget, trains its network with the paper's recipe and evaluates it. Killed at
-any moment, the same command goes on where it was.
+Searches a genotype within the size's budget, trains its network with the paper's recipe and evaluates it; with
+search.finalists=9 nine of the search's best are trained for a while first, and the best of them goes on. Killed at any
+moment, the same command goes on where it was.
 """
 
 from collections.abc import Sequence
@@ -18,15 +19,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         return rehearse("full", config, argv)
     from pipelines.launch import prepare
+    from pipelines.runtime.finalists import choose
     from pipelines.search import search, search_summary
-    from pipelines.train import train
+    from pipelines.train import descent, train
 
     with prepare("full", config, argv) as (run, loggers):
         if summary := run.finished():
             return summary
-        genotype = search(config, run, loggers)
-        found = search_summary(config, run, genotype)
-        metrics = train(config, run, genotype, loggers, provenance={"command": run.command, **found})
+        chosen = choose(config, flags, run, loggers, search(config, run, loggers))
+        found = search_summary(config, run, chosen.genotype) | chosen.summary
+        start = chosen.start(config, run)
+        provenance = {"command": run.command, **found, **descent(start)}
+        metrics = train(config, run, chosen.genotype, loggers, provenance, start)
         return run.finish({**found, **metrics, "commands": [run.command]})
 
 

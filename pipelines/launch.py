@@ -30,7 +30,7 @@ from esformer.checkpoint.loading import install
 from esformer.errors import STOPPED
 from esformer.genotype import Genotype
 from esformer.training.data import ImageDataModule, Place, device_batch_size
-from esformer.training.datasets import resolve
+from esformer.training.datasets import DataConfig, DataError, resolve
 from esformer.training.module import ESFormerModule
 from esformer.training.sync import SyncNorms
 from pipelines import tracking
@@ -70,7 +70,7 @@ def prepare(
     """
     check(pipeline, config)
     with RunFolder.open(pipeline, config, argv) as run:
-        if pipeline != "search" and not run.summary.exists():  # in the folder: nobody else trains in it now
+        if trains(pipeline, config) and not run.summary.exists():  # in the folder: nobody else trains in it now
             try_memory(config, genotype or (Genotype.load(run.genotype) if run.genotype.exists() else None))
         made = [] if run.summary.exists() else tracking.loggers(config, run)
         finish = partial(tracking.finish, made)
@@ -100,13 +100,28 @@ def check(pipeline: str, config: Config) -> None:
     for name in ("genotype", "init"):
         if getattr(config, name) is not None and pipeline != "train":
             raise ConfigError(f"{name} is a setting of pipelines.train; a search finds its own genotype")
-    if pipeline != "search" or config.data.num_classes is None:  # a search looks at no image
-        config.data = resolve(config.data)
+    if trains(pipeline, config) or config.data.num_classes is None:  # a search alone looks at no image
+        config.data = _resolve(pipeline, config)
     settle_workers(config)
     if pipeline != "train":
         stage(config, fabric=_fabric(config, devices=_own_device(config), plugins=[LightningEnvironment()]))
-    if pipeline != "search":
+    if trains(pipeline, config):
         _check_training(config)
+
+
+def trains(pipeline: str, config: Config) -> bool:
+    """Whether a pipeline trains networks: a search does if it has finalists."""
+    return pipeline != "search" or config.search.finalists > 0
+
+
+def _resolve(pipeline: str, config: Config) -> DataConfig:
+    """The images, which must be there."""
+    try:
+        return resolve(config.data)
+    except DataError as error:
+        if pipeline == "search" and config.search.finalists:
+            raise ConfigError(f"search.finalists={config.search.finalists} trains on images, but {error}") from None
+        raise
 
 
 def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger]) -> Fabric:

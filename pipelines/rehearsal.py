@@ -25,17 +25,18 @@ from callbacks.progress import duration
 from esformer.checkpoint import Checkpoint
 from esformer.genotype import Genotype
 from esformer.model.cost import cost
+from esformer.search.finalists import describe, rungs, seconds
 from esformer.training.data import ImageDataModule
 from pipelines.budget import AUTO, budget, explain_auto
 from pipelines.config import Config, to_yaml
-from pipelines.launch import accumulation, check, network, search_fabric, trainer, try_memory
+from pipelines.launch import accumulation, check, network, search_fabric, trainer, trains, try_memory
 from pipelines.run import RunError, RunFolder, is_main, show
 from pipelines.runtime.watchdog import disconnect
 from pipelines.train import given_genotype
 
 log = logging.getLogger("esformer")
 
-PARTS = ("search", "training", "validation")
+PARTS = ("search", "finalists", "training", "validation")
 STEPS = 4
 """Steps of the training that are measured, and one before them."""
 BATCHES = 3
@@ -67,16 +68,21 @@ def rehearse(
     run = RunFolder.of(pipeline, config, argv)
     known = is_main() and run.check(f"python -m pipelines.{pipeline}", to_yaml(config))
     found: dict[str, Any] = {"run": f"{run.path} ({'there already: it would go on' if known else 'not there yet'})"}
-    if pipeline != "search":
+    if trains(pipeline, config):
         try_memory(config, genotype)
     if pipeline != "train":
         found["budget"] = str(budget(config))
         found |= {"budget_macs": explain_auto(config)} if config.budget.macs == AUTO else {}
         found |= rehearse_search(config)
-    if pipeline != "search":
+    if trains(pipeline, config):
         genotype = genotype or given_genotype(config)
         with scratch(run.path) as folder:
-            found |= rehearse_training(config, genotype, folder, start)
+            training = rehearse_training(config, genotype, folder, start)
+        if pipeline != "train" and config.search.finalists:
+            found |= price_finalists(config, training)
+        if pipeline == "search":  # there is no other training than theirs
+            training = {name: value for name, value in training.items() if not name.endswith("_seconds")}
+        found |= training
     disconnect()
     found |= _estimate(found)
     if is_main():
@@ -124,6 +130,21 @@ def rehearse_training(
     assert again.first_step == watch.stop_at, "the checkpoint was not taken up where it was written"
     price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
     return {"genotype": genotype.space, **asdict(price), **watch.found()}
+
+
+def price_finalists(config: Config, training: dict[str, Any]) -> dict[str, Any]:
+    """What the finalists' trainings take: each runs on one device, so many epochs as devices take the time of one.
+
+    Args:
+        config: the run's configuration.
+        training: what was found of the training on all devices together.
+    """
+    s, devices = config.search, training["processes"]
+    epoch = devices * (training["training_seconds"] + training["validation_seconds"]) / training["epochs"]
+    if s.finalists_minutes is not None:
+        return {"finalists": f"{s.finalists} networks", "finalists_seconds": 60 * s.finalists_minutes}
+    steps = rungs(s.finalists, s.finalists_epochs)
+    return {"finalists": describe(steps), "finalists_seconds": seconds(steps, devices, epoch)}
 
 
 def _fit(

@@ -1,4 +1,7 @@
-"""Search: find the best genotype of a size within a budget, without training anything."""
+"""Search: find the best genotype of a size within a budget, without training anything.
+
+With search.finalists=9 nine of the best are trained on the images of data=..., and the best of them is what comes out.
+"""
 
 import argparse
 import logging
@@ -244,13 +247,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from callbacks.family import references
     from pipelines.launch import prepare
     from pipelines.run import is_main
+    from pipelines.runtime.finalists import choose
 
     with prepare("search", config, argv) as (run, loggers):
         check_points(config, flags.points)
         summary = run.finished()
         if summary is None:
-            genotype = search(config, run, loggers)
-            summary = run.finish({**search_summary(config, run, genotype), "commands": [run.command]})
+            chosen = choose(config, flags, run, loggers, search(config, run, loggers))
+            found = search_summary(config, run, chosen.genotype) | chosen.summary
+            summary = run.finish({**found, "commands": [run.command]})
         if flags.points and is_main():
             write_points(run.journal, run.path, flags.points, references(stage(config)))
         return summary

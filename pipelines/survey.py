@@ -9,14 +9,9 @@ The table is read by `python -m pipelines.correlate --benchmark esformer --table
 import csv
 import io
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -31,13 +26,12 @@ if TYPE_CHECKING:
     from esformer.benchmarks.draws import Draw
     from esformer.benchmarks.esformers import Training
     from pipelines.run import RunFolder
+    from pipelines.runtime.trainings import Job
 
 log = logging.getLogger("esformer")
 
 REPEATED = 8
 """Of the drawn genotypes every eighth, from the first on, is trained with each seed; the others with the first."""
-PATIENCE = 60.0
-"""Seconds that trainings have to save what they have, when the survey is stopped."""
 
 FLAGS: dict[str, dict[str, Any]] = {
     "--networks": dict(metavar="N", type=int, default=100, help="genotypes to draw (default 100)"),
@@ -59,24 +53,17 @@ class SurveyError(ESFormerError):
     """A survey that cannot be made, or go on; says what is in the way."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A training to be made, as a run of pipelines.train in a folder of its own."""
-
-    draw: "Draw"
-    seed: int
-    folder: Path
-
-
-def jobs(config: Config, arguments: Any, folder: Path, done: set[tuple[str, int]]) -> Iterator[Job]:
+def jobs(config: Config, arguments: Any, folder: Path, done: set[tuple[str, int]]) -> "Iterator[Job]":
     """The trainings that the table lacks, in order; each genotype is drawn when it is asked for."""
     from esformer.genotype import notation
+    from pipelines.runtime.trainings import Job
 
     for index, draw in enumerate(named(config, arguments) if arguments.genotypes else drawn(config, arguments, folder)):
         repeated = arguments.genotypes or index % REPEATED == 0
         for seed in range(config.seed, config.seed + (arguments.seeds if repeated else 1)):
             if (notation(draw.genotype), seed) not in done:
-                yield Job(draw, seed, folder / "networks" / f"{index:04}-{draw.genotype.digest}-{seed}")
+                place = folder / "networks" / f"{index:04}-{draw.genotype.digest}-{seed}"
+                yield Job(draw.genotype, draw.drawn, seed, place)
 
 
 def named(config: Config, arguments: Any) -> "Iterator[Draw]":
@@ -109,95 +96,25 @@ def drawn(config: Config, arguments: Any, folder: Path) -> "Iterator[Draw]":
         yield known[index]
 
 
-class Trainings:
-    """The trainings at work: processes of pipelines.train, which end with this one.
-
-    Args:
-        config: the survey's configuration.
-        arguments: its command line; the settings are handed on.
-        workers: how many at a time.
-    """
-
-    def __init__(self, config: Config, arguments: Any, workers: int) -> None:
-        self.config, self.arguments, self.workers = config, arguments, workers
-        self.running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
-        self.devices = _devices(config)
-
-    def start(self, job: Job) -> None:
-        """Train a genotype on the first device that is free."""
-        from esformer.children import end_with_parent
-
-        slot = next(slot for slot in range(self.workers) if slot not in self.running)
-        job.folder.parent.mkdir(parents=True, exist_ok=True)
-        genotype = job.folder.with_suffix(".yaml")
-        job.draw.genotype.save(genotype, comment=f"drawn: {job.draw.drawn}")
-        command = [sys.executable, "-m", "pipelines.train", "--size", self.config.size]
-        command += ["--quick"] if self.arguments.quick else []
-        command += [*self.arguments.settings, f"seed={job.seed}", f"genotype={genotype}", f"run.dir={job.folder}"]
-        command += ["trainer.devices=1", "trainer.num_nodes=1", "wandb.mode=disabled"]
-        environment = dict(os.environ)
-        if self.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
-        with _output(job).open("ab") as output:
-            process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=output, preexec_fn=end_with_parent
-            )
-        self.running[slot] = (job, process)
-
-    def finished(self) -> list[Job]:
-        """Those that have ended since the last call.
-
-        Raises:
-            SurveyError: one of them failed; says what it said last.
-        """
-        ended = [slot for slot, (_, process) in self.running.items() if process.poll() is not None]
-        jobs = []
-        for slot in ended:
-            job, process = self.running.pop(slot)
-            if process.returncode:
-                raise SurveyError(
-                    f"the training in {job.folder} failed (exit code {process.returncode}): {_last_line(_output(job))}"
-                )
-            jobs.append(job)
-        return jobs
-
-    def stop(self) -> None:
-        """Have those at work save what they have, and end."""
-        for _, process in self.running.values():
-            process.terminate()
-        deadline = time.monotonic() + PATIENCE
-        for _, process in self.running.values():
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-            process.kill()
-
-
-def collect(job: Job, config: Config) -> "Training":
+def collect(job: "Job", config: Config) -> "Training":
     """The line of a training that has ended; its checkpoints go."""
-    from callbacks.pictures import read_steps
     from esformer.benchmarks.esformers import Training
     from esformer.genotype import notation
     from esformer.model.cost import cost
+    from pipelines.runtime.trainings import Reached
 
     assert config.data.num_classes is not None
-    price = cost(job.draw.genotype, config.data.img_size, config.data.num_classes)
-    with (job.folder / "metrics.csv").open(newline="") as file:
-        epochs = list(csv.DictReader(file))
-    top1, ema_top1 = (
-        tuple(round(100 * float(epoch[column]), 2) for epoch in epochs if epoch.get(column))
-        for column in ("val/top1", "val/ema_top1")
-    )
-    seconds = sum(row.get("seconds", 0.0) for row in read_steps(job.folder / "steps.csv"))
+    price, reached = cost(job.genotype, config.data.img_size, config.data.num_classes), Reached.read(job.folder)
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
     return Training(
-        genotype=notation(job.draw.genotype),
-        drawn=job.draw.drawn,
+        genotype=notation(job.genotype),
+        drawn=job.origin,
         seed=job.seed,
         params=price.params,
         macs=price.macs,
-        top1=top1,
-        ema_top1=ema_top1,
-        seconds=round(seconds, 1),
+        top1=reached.top1,
+        ema_top1=reached.ema_top1,
+        seconds=reached.seconds,
         versions=_versions(),
     )
 
@@ -205,6 +122,7 @@ def collect(job: Job, config: Config) -> "Training":
 def survey(config: Config, arguments: Any, run: "RunFolder") -> "list[Training]":
     """Make the trainings that the table lacks; every one is in it as soon as it is done."""
     from esformer.benchmarks.esformers import read_trainings, write_trainings
+    from pipelines.runtime.trainings import Trainings, visible_gpus
 
     table = run.path / "trainings.csv"
     if arguments.known and not table.exists():
@@ -212,7 +130,7 @@ def survey(config: Config, arguments: Any, run: "RunFolder") -> "list[Training]"
     trainings = read_trainings(table) if table.exists() else []
     done = {(training.genotype, training.seed) for training in trainings}
     coming = jobs(config, arguments, run.path, done)
-    at_work = Trainings(config, arguments, arguments.workers)
+    at_work = Trainings(config, arguments, arguments.workers, visible_gpus(config))
     began, before = time.monotonic(), len(trainings)
     try:
         while True:
@@ -239,16 +157,6 @@ def _say(training: "Training", number: int, pace: float) -> None:
     )
 
 
-def _devices(config: Config) -> list[str]:
-    """The GPUs to deal out, as CUDA_VISIBLE_DEVICES names them; none if trainings run on CPUs."""
-    import torch
-
-    if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-
-
 def _versions() -> str:
     from importlib.metadata import version
 
@@ -256,16 +164,6 @@ def _versions() -> str:
 
     libraries = (f"{name} {version(name)}" for name in ("torch", "timm", "lightning"))
     return ", ".join([f"esformer {code_version()}", *libraries])
-
-
-def _output(job: Job) -> Path:
-    """What a training prints."""
-    return job.folder.with_suffix(".log")
-
-
-def _last_line(file: Path) -> str:
-    lines = file.read_text(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), f"it said nothing in {file}")
 
 
 def _read_draws(file: Path) -> "list[Draw]":

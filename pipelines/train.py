@@ -252,8 +252,10 @@ def beginning(config: Config, argv: Sequence[str] | None = None) -> "tuple[Genot
     return start.genotype, start
 
 
-def _descent(start: "Checkpoint") -> dict[str, Any]:
-    """What a network should know of the checkpoint that its training started from."""
+def descent(start: "Checkpoint | None") -> dict[str, Any]:
+    """What a network should know of the checkpoint that its training started from, if from one."""
+    if start is None:
+        return {}
     known = start.describe()
     told = {key: known[key] for key in ("weights", "version", "metrics", "provenance")}
     return {"from": {"path": str(start.path), **told}}
@@ -305,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if genotype.space.partition("-")[0] != config.size:
             log.info("the genotype is of space %s, the recipe that of size %s", genotype.space, config.size)
         about = {"size": genotype.space, "genotype": str(run.genotype), "params": price.params, "macs": price.macs}
-        provenance = {"command": run.command, **(_descent(start) if start else {})}
+        provenance = {"command": run.command, **descent(start)}
         metrics = train(config, run, genotype, loggers, provenance, start)
         return run.finish({**about, **metrics, "commands": [run.command]})
 

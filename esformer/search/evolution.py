@@ -41,8 +41,8 @@ class Scored:
     """What it costs, in a search for a family."""
 
 
-class HasScores(Protocol):
-    """A genotype with scores, or the line of a journal that holds them."""
+class Rated(Protocol):
+    """What has scores, by proxy: a genotype that was just scored, or a line of a journal."""
 
     @property
     def scores(self) -> dict[str, float]: ...
@@ -54,16 +54,16 @@ class Ranking:
     The sum is FreeREA's (section 3.3 there): so no proxy outweighs another by its units alone.
     """
 
-    def __init__(self, among: Iterable[HasScores]) -> None:
+    def __init__(self, among: Iterable[Rated]) -> None:
         self.largest: dict[str, float] = {}
         for scored in among:
             self.include(scored)
 
-    def include(self, scored: HasScores) -> None:
+    def include(self, scored: Rated) -> None:
         for name, value in scored.scores.items():
             self.largest[name] = max(abs(value), self.largest.get(name, 0.0))
 
-    def __call__(self, scored: HasScores) -> float:
+    def __call__(self, scored: Rated) -> float:
         if len(scored.scores) == 1:
             return next(iter(scored.scores.values()))
         return sum(value / (self.largest[name] or 1.0) for name, value in scored.scores.items())

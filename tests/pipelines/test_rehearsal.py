@@ -143,6 +143,20 @@ def test_the_last_intervals_count_and_never_the_first_of_several():
     assert rehearsal._pace(moments[:2], 1) == 10
 
 
+@pytest.mark.parametrize(
+    ("setting", "processes", "seconds", "said"),
+    [
+        ("search.finalists_epochs=9", 1, (9 * 3 + 3 * 9) * 12, "9 networks x 3 epochs, then 3 networks x 9 epochs"),
+        ("search.finalists_epochs=3", 2, (5 * 1 + 2 * 3) * 24, "9 networks x 1 epoch, then 3 networks x 3 epochs"),
+        ("search.finalists_minutes=30", 1, 1800, "9 networks"),
+    ],
+)
+def test_finalists_are_priced(setting, processes, seconds, said):
+    training = {"processes": processes, "epochs": 5, "training_seconds": 50.0, "validation_seconds": 10.0}
+    found = rehearsal.price_finalists(compose("S0", True, ["search.finalists=9", setting]), training)
+    assert found == {"finalists": said, "finalists_seconds": seconds}
+
+
 def test_times_read_well():
     assert [rehearsal.duration(s) for s in (45, 600, 100_000)] == ["45 s", "10 min", "27.8 h"]
 

@@ -87,13 +87,13 @@ def test_named_genotypes_are_trained_with_every_seed(tmp_path):
     config, arguments = cli.parse_with("", ["--genotypes", f"{file},esformer_s0", "--seeds", "2"], survey.FLAGS)
     done = {(notation(shipped_reference("S0")), 1)}
     jobs = list(survey.jobs(config, arguments, tmp_path, done))
-    assert [(job.draw.drawn, job.seed) for job in jobs] == [("mine", 0), ("esformer_s0", 0), ("esformer_s0", 1)]
+    assert [(job.origin, job.seed) for job in jobs] == [("mine", 0), ("esformer_s0", 0), ("esformer_s0", 1)]
     assert len({job.folder for job in jobs}) == 3
 
 
 def test_what_is_known_is_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setattr(survey, "REPEATED", 10**9)
-    monkeypatch.setattr(survey.Trainings, "start", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr("pipelines.runtime.trainings.Trainings.start", lambda *_: pytest.fail("it trains"))
     command = ["--networks", "1", "--seeds", "3", *TINY, f"run.dir={tmp_path / 'run'}"]
     summary = survey.main([*command, "--known", str(ESFormers.shipped)])
     assert read_trainings(Path(summary["table"])) == read_trainings(ESFormers.shipped)

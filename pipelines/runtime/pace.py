@@ -1,0 +1,29 @@
+"""Pace: how long an epoch of a training takes here, measured as a rehearsal measures it, in a process of its own.
+
+`python -m pipelines.runtime.pace` takes the arguments of pipelines.train; `pace.json` in run.dir comes out.
+"""
+
+import json
+from pathlib import Path
+
+from esformer.atomic import write_text
+from pipelines import cli
+from pipelines.launch import check
+from pipelines.rehearsal import rehearse_training, scratch
+from pipelines.train import given_genotype
+
+
+def main() -> None:
+    """Measure a few steps and batches of the validation."""
+    config = cli.parse(__doc__ or "")
+    check("train", config)
+    folder = Path(config.run.dir or "pace")
+    with scratch(folder) as place:
+        found = rehearse_training(config, given_genotype(config), place)
+    epoch = (found["training_seconds"] + found["validation_seconds"]) / found["epochs"]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "pace.json", json.dumps({"epoch_seconds": epoch}) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
