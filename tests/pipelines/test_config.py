@@ -144,7 +144,8 @@ def test_a_search_guided_by_naswot_is_one_population():
     search = compose("S0", overrides=["search=naswot"]).search
     (phase,) = search.phases()
     assert (phase.genes, phase.proxies, phase.population, phase.tournament) == ("all", ("naswot",), 40, 8)
-    assert (search.unit, phase.length, search.batch, search.batch_size) == ("evaluations", 1900, "data", 32)
+    assert (search.unit, phase.length) == ("evaluations", 1900)
+    assert (search.batch, search.batch_size, search.img_size) == ("noise", 32, 48)
 
 
 def test_a_run_of_before_there_was_a_batch_goes_on():
