@@ -67,7 +67,7 @@ def fvcores(network, image):
 def test_cost_is_that_of_the_built_network(size):
     rng = random.Random(size)
     spaces = [SearchSpace.for_size(size), SearchSpace.for_size(size, extended=True)]
-    for i in range(100):
+    for i in range(40):
         genotype, img_size = spaces[i % 2].sample(rng), IMAGES[i // 2 % len(IMAGES)]
         network, image = build(genotype, img_size)
         with torch.no_grad(), Counter() as counter:
