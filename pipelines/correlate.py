@@ -42,7 +42,6 @@ tables are CSV files, plain or gzipped, with these columns among others (accurac
   esformer              as pipelines.survey writes them; comes with this package, so --table may be left out
 """
 
-
 MOST_WORKERS = 1024
 BEYOND = ("Spearman given cost", "right at equal cost")
 """What a table says beyond cost."""

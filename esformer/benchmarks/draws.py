@@ -105,7 +105,7 @@ class Draws:
             return Draw(f"{end} {name} {number}", self._end(name, end == "high", rng))
         if name == "within budget":
             return Draw(name, self._within_budget(rng))
-        return Draw(name, self._neighbour(rng) if name == "neighbour" else self._at_cost(rng))
+        return Draw(name, self._neighbour(rng) if name == "neighbour" else self.at_cost(rng))
 
     def _cost(self, genotype: Genotype) -> tuple[int, int]:
         price = cost(genotype, self.img_size, self.num_classes)
@@ -124,7 +124,7 @@ class Draws:
             if LEAST * self.params_budget <= self._cost(genotype)[0] <= self.params_budget:
                 return genotype
 
-    def _at_cost(self, rng: random.Random) -> Genotype:
+    def at_cost(self, rng: random.Random) -> Genotype:
         """A random genotype, changed until its cost is the reference's."""
         while True:
             genotype = self.space.sample(rng)
@@ -144,7 +144,7 @@ class Draws:
 
     def _end(self, kind: str, high: bool, rng: random.Random) -> Genotype:
         """Where a hill climb ends that raises (or lowers) a proxy or a count at the reference's cost."""
-        genotype = self._at_cost(rng)
+        genotype = self.at_cost(rng)
         genes, value = COUNTS.get(kind, (None, None))
         steps = SCORES if value is None else STEPS
         value, sign = value or (lambda genotype: self._score(kind, genotype)), 1 if high else -1
