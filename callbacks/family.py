@@ -5,10 +5,11 @@ from pathlib import Path
 
 from esformer.atomic import write_text
 from esformer.genotype import Genotype
-from esformer.search.evolution import Scored
 from esformer.search.family import Family
+from esformer.search.ranking import Scored
 from esformer.search.stage import SearchStage
 
+SUMS = {"largest": ", each divided by its largest", "ranks": ", sum of ranks"}
 UNITS = {"macs": ("MACs [M]", 1e6), "params": ("parameters [M]", 1e6), "latency_ms": ("latency [ms]", 1.0)}
 
 
@@ -81,7 +82,7 @@ def draw_family(family: Family, path: Path, named: Mapping[float, Scored], refer
     for name, reference in references.items():
         ax.plot(*_places(family, [reference], unit), "*", ms=14, color="tab:green", label=name)
     ax.set_xlabel(label)
-    ax.set_ylabel(" + ".join(family.proxies) + (", each divided by its largest" if len(family.proxies) > 1 else ""))
+    ax.set_ylabel(f"{family.guide}{SUMS[family.guide.sum] if len(family.guide.terms) > 1 else ''}")
     ax.grid(alpha=0.3, lw=0.5)
     ax.legend(loc="lower right")
     figure.savefig(path, dpi=110)

@@ -21,8 +21,8 @@ from rich.progress import (
 from rich.table import Column
 
 from callbacks.speed import Speed
-from esformer.search.evolution import Scored
 from esformer.search.journal import Evaluation
+from esformer.search.ranking import Scored
 from esformer.search.schedule import Phase
 from esformer.search.stage import SearchCallback, SearchResult, SearchStage
 

@@ -21,9 +21,9 @@ from esformer.errors import STOPPED
 from esformer.files import FileError, unwritable
 from esformer.genotype import Genotype
 from esformer.model.cost import Cost
-from esformer.search.evolution import Scored
 from esformer.search.family import read_family
 from esformer.search.journal import Evaluation
+from esformer.search.ranking import Scored
 from esformer.search.schedule import Phase
 from esformer.search.stage import SearchCallback, SearchResult, SearchStage
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from esformer.guide import Guide
 from esformer.search.journal import Evaluation
 from esformer.search.schedule import Phase
 
@@ -25,7 +26,7 @@ class Span:
     Args:
         name: that of the phase, or what the names of several have in common.
         kind: multi-start, topology, size or joint.
-        proxies: those that rank in it.
+        guide: what ranks in it.
         living: genotypes alive at a time, of all its populations together.
         start: its first evaluation, counted from 0.
         stop: the one after its last.
@@ -33,10 +34,14 @@ class Span:
 
     name: str
     kind: str
-    proxies: tuple[str, ...]
+    guide: Guide
     living: int
     start: int
     stop: int
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        return self.guide.proxies
 
     @property
     def slice(self) -> slice:
@@ -116,18 +121,16 @@ class Trajectory:
     def _span(step: Sequence[Phase], start: int, stop: int) -> Span:
         kind = step[0].name.rpartition(" ")[0]
         name = step[0].name if len(step) == 1 else kind
-        return Span(name, kind, step[0].proxies, sum(phase.population for phase in step), start, stop)
+        return Span(name, kind, step[0].guide, sum(phase.population for phase in step), start, stop)
 
     def best(self, span: Span) -> np.ndarray:
         """For each evaluation of the span, the place in it of the best until then.
 
-        Of several proxies the sum counts, each divided by its largest value in the span; the search itself divides by
-        that in the population.
+        A sum of proxies is on the scale that they have in the span; in the search itself it is that of the population.
         """
-        scores = [self.scores(proxy, span.slice) for proxy in span.proxies]
-        rank = scores[0] if len(scores) == 1 else np.sum([s / (np.abs(s).max() or 1) for s in scores], axis=0)
-        better = rank[1:] > np.maximum.accumulate(rank)[:-1]
-        places = np.arange(1, len(rank)) * better
+        worth = span.guide.worth({proxy: self.scores(proxy, span.slice) for proxy in span.proxies})
+        better = worth[1:] > np.maximum.accumulate(worth)[:-1]
+        places = np.arange(1, len(worth)) * better
         return np.maximum.accumulate(np.concatenate([[0], places]))
 
     def medians(self, span: Span, proxy: str, at: np.ndarray) -> np.ndarray:

@@ -123,11 +123,16 @@ def check_methods(methods: Sequence[str]) -> None:
     asked = [name for name in methods if name not in METHODS]
     if not asked:
         return
+    from esformer.guide import Guide
     from esformer.proxies import names
 
     known = names()
     for name in asked:
-        if not all(part in known for part in name.split("+")):
+        try:
+            unknown = set(Guide.parse(name).proxies) - set(known)
+        except ESFormerError:
+            unknown = {name}
+        if unknown:
             there = ", ".join((*METHODS, *known))
             raise ConfigError(f"ablate.methods: there is no method {name!r}; there are {there}, and sums such as {SUM}")
 

@@ -36,7 +36,7 @@ NOT_THE_RUN = (
 ablation compares, for a second start adds what is missing."""
 
 ADDED = {"recipe.layer_decay": 1.0, "recipe.freeze": 0, "data.decoder": "pil"}
-ADDED |= {"search.batch": "noise", "search.batch_size": 32, "search.family": None}
+ADDED |= {"search.batch": "noise", "search.batch_size": 32, "search.family": None, "search.sum": "largest"}
 ADDED |= {"search.finalists": 0, "search.finalists_epochs": 9}
 ADDED |= {"search.finalists_minutes": None, "search.finalists_continue": False}
 """Settings that there once were not, and the values that change nothing: with them a run is the one that it was."""
@@ -200,8 +200,8 @@ class AblateConfig:
 
     methods: list[str] = field(default_factory=lambda: ["log_synflow", "sum", "decoupled"])
     """What guides each search: `decoupled`, as the settings of the search say; `sum` of Entropic Score and LogSynflow,
-    each divided by its largest in the population; `random`, the best by this sum of as many random genotypes; a proxy
-    alone or a sum such as `log_synflow+naswot`. Without a search: `efficientformerv2`, the size's shipped genotype."""
+    as search.sum says; `random`, the best by this sum of as many random genotypes; a proxy alone or a sum such as
+    `log_synflow - 0.5*meco`. Without a search: `efficientformerv2`, the size's shipped genotype."""
     seeds: int = 5
     """Searches of each method; their seeds count up from `seed`."""
     train: bool = False

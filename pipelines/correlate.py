@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from esformer.benchmarks.base import Entry
-    from esformer.benchmarks.guides import Guide
+    from esformer.guide import Guide
     from pipelines.figures import Panel
     from pipelines.scoring import Job, ScoreFile
 
@@ -94,7 +94,7 @@ def _count(text: str) -> int:
 
 def choose_guides(asked: str | None, images: Path | None) -> "list[Guide]":
     """The proxies and sums of proxies that were asked for, or all proxies that can run."""
-    from esformer.benchmarks.guides import Guide, Term
+    from esformer.guide import Guide, Term
     from esformer.proxies import get, names
 
     if asked is None:

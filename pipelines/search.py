@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
     from esformer.genotype import Genotype
-    from esformer.search.evolution import Scored
+    from esformer.search.ranking import Scored
     from esformer.search.stage import SearchStage
     from pipelines.run import RunFolder
 

@@ -1,90 +1,17 @@
-"""Guides: weighted sums of ranked proxies, and how to fit one of a few terms to trained networks."""
+"""Guides of a few terms, fitted to trained networks."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from esformer.benchmarks.correlation import AtEqualCost, at_equal_cost
 from esformer.errors import ESFormerError
+from esformer.guide import Guide, Term
 
-NAME = "[a-z][a-z0-9_]*"
-TERM = re.compile(rf"\s*([+-]?)\s*(?:(\d+(?:\.\d*)?|\.\d+)\s*\*\s*)?(?:log\(\s*({NAME})\s*\)|({NAME}))\s*")
-"""A sign, a weight and the name of a proxy, or of one in `log()`."""
 SIGNIFICANT = 2
 """Decimals of a fitted weight, of which the largest is 1; it is judged as it is printed."""
-
-
-class Term(NamedTuple):
-    """A proxy in a guide."""
-
-    proxy: str
-    weight: float = 1.0
-    """Negative where less is better."""
-    log: bool = False
-    """The logarithm of the rank: what is among the last in one proxy then is never among the first."""
-
-    def __str__(self) -> str:
-        factor = "" if abs(self.weight) == 1 else f"{abs(self.weight):g}*"
-        return f"{'-' if self.weight < 0 else '+'} {factor}{f'log({self.proxy})' if self.log else self.proxy}"
-
-
-@dataclass(frozen=True)
-class Guide:
-    """A sum of proxies' ranks among the same architectures, each with its weight.
-
-    Ranks have no units, so no proxy outweighs another by its range alone. Only the order that a guide gives has a
-    meaning, not its values. AZ-NAS's guide (CVPR 2024, section 3.3) is the sum of four logarithms of ranks:
-    `log(az_expressivity) + log(az_progressivity) + log(az_trainability) + log(macs)`.
-
-    Example:
-        >>> guide = Guide.parse("naswot - 0.5*meco")
-        >>> guide.worth({"naswot": [3, 1, 2], "meco": [0.2, 0.1, 0.4]}).round(2)
-        array([0.67, 0.17, 0.17])
-    """
-
-    terms: tuple[Term, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> "Guide":
-        """The guide that `str` wrote, such as `naswot + 0.5*zico - meco`.
-
-        Raises:
-            ESFormerError: it is no sum of proxies, or one of them is there twice.
-        """
-        terms: dict[str, Term] = {}
-        place = 0
-        while place < len(text) or not terms:
-            found = TERM.match(text, place)
-            name = found and (found[3] or found[4])
-            if found is None or name is None or (terms and not found[1]) or name in terms:
-                raise ESFormerError(f"{text!r} must be a sum of different proxies, such as 'naswot + 0.5*zico - meco'")
-            terms[name] = Term(name, float(f"{found[1]}{found[2] or 1}"), log=found[3] is not None)
-            place = found.end()
-        return cls(tuple(terms.values()))
-
-    def __str__(self) -> str:
-        return " ".join(map(str, self.terms)).removeprefix("+ ")
-
-    @property
-    def proxies(self) -> tuple[str, ...]:
-        """The names of its proxies."""
-        return tuple(term.proxy for term in self.terms)
-
-    def worth(self, scores: Mapping[str, Sequence[float] | np.ndarray]) -> np.ndarray:
-        """What each of N architectures is worth among them.
-
-        Args:
-            scores: for each proxy N values, of the same architectures in the same order.
-        """
-        total = np.zeros(len(scores[self.proxies[0]]))
-        for proxy, weight, log in self.terms:
-            rank = stats.rankdata(scores[proxy]) / len(total)
-            total += weight * (np.log(rank) if log else rank)
-        return total
 
 
 @dataclass(frozen=True)

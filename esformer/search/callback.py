@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from esformer.genotype import Genotype
 from esformer.model.cost import Cost
-from esformer.search.evolution import Scored
 from esformer.search.journal import Evaluation, Journal
+from esformer.search.ranking import Scored
 from esformer.search.schedule import Phase
 
 if TYPE_CHECKING:

@@ -1,18 +1,20 @@
 """Regularised evolution (REA) as section 3.5 refines it: tournament, several mutations at once, crossover, ageing.
 
-A search for a family differs in its ranking alone: tournaments are won by NSGA-II's order of cost and worth.
+A search for a family differs in its ranking alone (`esformer.search.ranking`): tournaments are won by NSGA-II's order
+of cost and worth.
 """
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
-from typing import Literal, Protocol
+from typing import Literal
 
 from esformer.choices import Group
 from esformer.genotype import Genotype
-from esformer.search.front import dominance_order, front
+from esformer.guide import Guide
+from esformer.search.ranking import Best, Front, FrontRanking, Ranking, Scored
 from esformer.search.schedule import Phase
 from esformer.space import SearchSpace
 
@@ -31,68 +33,18 @@ class Offspring:
     origin: Origin
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A genotype and what the proxies of its phase give it; higher is better."""
-
-    genotype: Genotype
-    scores: dict[str, float]
-    cost: float = 0.0
-    """What it costs, in a search for a family."""
-
-
-class Rated(Protocol):
-    """What has scores, by proxy: a genotype that was just scored, or a line of a journal."""
-
-    @property
-    def scores(self) -> dict[str, float]: ...
-
-
-class Ranking:
-    """What a genotype is worth among others: its score, or the sum of several, each divided by the others' largest.
-
-    The sum is FreeREA's (section 3.3 there): so no proxy outweighs another by its units alone.
-    """
-
-    def __init__(self, among: Iterable[Rated]) -> None:
-        self.largest: dict[str, float] = {}
-        for scored in among:
-            self.include(scored)
-
-    def include(self, scored: Rated) -> None:
-        for name, value in scored.scores.items():
-            self.largest[name] = max(abs(value), self.largest.get(name, 0.0))
-
-    def __call__(self, scored: Rated) -> float:
-        if len(scored.scores) == 1:
-            return next(iter(scored.scores.values()))
-        return sum(value / (self.largest[name] or 1.0) for name, value in scored.scores.items())
-
-
-class FrontRanking:
-    """How near a genotype is to the front of cost and worth of some, itself one of them, and how alone it is there."""
-
-    def __init__(self, among: Iterable[Scored]) -> None:
-        scored = list(among)
-        worth = Ranking(scored)
-        order = dominance_order([one.cost for one in scored], [worth(one) for one in scored])
-        self._place = {id(scored[index]): place for place, index in enumerate(order)}  # one genotype may be there twice
-
-    def __call__(self, scored: Scored) -> float:
-        return -self._place[id(scored)]
-
-
 class Population:
     """The genotypes alive, oldest first; a new one retires the oldest.
 
     Args:
         size: how many are alive.
+        guide: what ranks them.
         ranking: what a tournament is won by.
     """
 
-    def __init__(self, size: int, ranking: type[Ranking] | type[FrontRanking] = Ranking) -> None:
+    def __init__(self, size: int, guide: Guide, ranking: type[Ranking] | type[FrontRanking] = Ranking) -> None:
         self.alive: deque[Scored] = deque(maxlen=size)
-        self._ranking = ranking
+        self._guide, self._ranking = guide, ranking
 
     def add(self, scored: Scored) -> None:
         self.alive.append(scored)
@@ -100,52 +52,8 @@ class Population:
     def tournament(self, size: int, rng: random.Random) -> tuple[Genotype, Genotype]:
         """The best two of `size` genotypes drawn at random, the better one first."""
         drawn = rng.sample(list(self.alive), min(size, len(self.alive)))
-        best = sorted(drawn, key=self._ranking(self.alive), reverse=True)
+        best = sorted(drawn, key=self._ranking(self._guide, self.alive), reverse=True)
         return best[0].genotype, best[min(1, len(best) - 1)].genotype
-
-
-class Best:
-    """The best genotypes seen, each once."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.ranking: list[Scored] = []
-        """The best first."""
-        self._worth = Ranking(())
-
-    def add(self, scored: Scored) -> None:
-        self._worth.include(scored)
-        if all(scored.genotype != other.genotype for other in self.ranking):
-            self.ranking = sorted([*self.ranking, scored], key=self._worth, reverse=True)[: self.size]
-
-
-class Front:
-    """Of all genotypes seen, those of the front of cost and worth."""
-
-    def __init__(self) -> None:
-        self._kept: list[Scored] = []
-
-    def add(self, scored: Scored) -> None:
-        if any(_dominates(other, scored) for other in self._kept):
-            return
-        self._kept = [*(other for other in self._kept if not _dominates(scored, other)), scored]
-
-    @property
-    def ranking(self) -> list[Scored]:
-        """The best first, which is the dearest."""
-        return front_of(self._kept)
-
-
-def _dominates(one: Scored, other: Scored) -> bool:
-    """Whether one is as cheap and as good, whatever the proxies are divided by in their sum."""
-    return one.cost <= other.cost and all(one.scores[name] >= value for name, value in other.scores.items())
-
-
-def front_of(scored: Sequence[Scored]) -> list[Scored]:
-    """The front of cost and worth of some genotypes; the best first, which is the dearest."""
-    worth = Ranking(scored)
-    chosen = front([one.cost for one in scored], [worth(one) for one in scored])
-    return [scored[index] for index in reversed(chosen)]
 
 
 def sample(space: SearchSpace, rng: random.Random, allowed: Allowed, cheapest: Genotype) -> Genotype:
@@ -236,8 +144,8 @@ class Evolution:
         family: bool = False,
     ) -> None:
         self.phase, self.rng, self.space, self.allowed = phase, rng, space, allowed
-        self.population = Population(phase.population, FrontRanking if family else Ranking)
-        self.best: Best | Front = Front() if family else Best(keep)
+        self.population = Population(phase.population, phase.guide, FrontRanking if family else Ranking)
+        self.best: Best | Front = Front(phase.guide) if family else Best(phase.guide, keep)
         self.asked = self.told = 0
         self.stale = 0
         """Genotypes told in a row that were known before."""

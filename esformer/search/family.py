@@ -9,9 +9,10 @@ import numpy as np
 
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype, notation
-from esformer.search.evolution import Ranking, Scored
+from esformer.guide import Guide
 from esformer.search.front import front
 from esformer.search.journal import JournalError, read, read_header
+from esformer.search.ranking import Ranking, Scored
 from esformer.search.schedule import Phase, Schedule
 
 
@@ -21,15 +22,15 @@ class Family:
 
     Args:
         cost: what the front is over: macs, params or latency_ms.
-        proxies: the guide.
+        guide: what ranked.
         costs: (N), of everything ranked.
-        worths: (N), what the guide gives it: a score, or a sum of scores each divided by the largest.
+        worths: (N), what the guide gives it.
         ranking: what gives it.
         members: (M), the front, from the cheapest to the dearest.
     """
 
     cost: str
-    proxies: tuple[str, ...]
+    guide: Guide
     costs: np.ndarray
     worths: np.ndarray
     ranking: Ranking
@@ -53,9 +54,11 @@ class Family:
         """The front as a table: cost, scores, genotype."""
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow([self.cost, *(f"{p} (proxy)" if p == self.cost else p for p in self.proxies), "genotype"])
+        proxies = self.guide.proxies
+        writer.writerow([self.cost, *(f"{p} (proxy)" if p == self.cost else p for p in proxies), "genotype"])
         for member in self.members:
-            writer.writerow([f"{member.cost:.12g}", *member.scores.values(), notation(member.genotype)])
+            scores = (member.scores[proxy] for proxy in proxies)
+            writer.writerow([f"{member.cost:.12g}", *scores, notation(member.genotype)])
         return table.getvalue()
 
 
@@ -71,21 +74,22 @@ def read_family(journal: str | os.PathLike[str]) -> Family:
     schedule = Schedule(**read_header(journal)["schedule"])
     if schedule.family is None:
         raise JournalError(f"{journal} is of a search without search.family, which seeks the best genotype alone")
-    phases = {phase.name for phase in _sought_in(schedule)}
+    sought_in = _sought_in(schedule)
+    guide, phases = sought_in[0].guide, {phase.name for phase in sought_in}
     lines = [line for line in read(journal) if line.phase in phases]
     if not lines:
         raise JournalError(f"{journal} ends before the last phase; the command that began the search goes on")
     costs = np.array([getattr(line, schedule.family) for line in lines], dtype=float)
-    ranking = Ranking(lines)
+    ranking = Ranking(guide, lines)
     worths = np.array([ranking(line) for line in lines])
     members = tuple(
         Scored(Genotype.from_dict(lines[i].genotype), lines[i].scores, costs[i]) for i in front(costs, worths)
     )
-    return Family(schedule.family, tuple(lines[0].scores), costs, worths, ranking, members)
+    return Family(schedule.family, guide, costs, worths, ranking, members)
 
 
 def _sought_in(schedule: Schedule) -> list[Phase]:
     last = schedule.steps()[-1]
     if last[0].genes != "all":
         return last
-    return [phase for phase in schedule.phases() if (phase.genes, phase.proxies) == (last[0].genes, last[0].proxies)]
+    return [phase for phase in schedule.phases() if (phase.genes, phase.guide) == (last[0].genes, last[0].guide)]

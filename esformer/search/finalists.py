@@ -9,11 +9,12 @@ three times as many, and so on until one is left.
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from esformer.genotype import Genotype
-from esformer.search.evolution import Ranking
+from esformer.guide import Guide
 from esformer.search.journal import Evaluation, read
+from esformer.search.ranking import Ranking
 
 ETA = 3
 """A rung leaves one of so many networks, and the next trains it for so many times the epochs."""
@@ -28,7 +29,7 @@ class Finalist:
     Args:
         genotype: the architecture.
         place: in the guide's ranking of all that were evaluated, from 1.
-        guide: what the guide gives it; of several proxies the sum, each divided by its largest value in the search.
+        guide: what the guide gives it among all that were evaluated.
     """
 
     genotype: Genotype
@@ -47,24 +48,24 @@ class Rung:
         return f"{self.networks} networks x {self.epochs} epoch{'s' if self.epochs > 1 else ''}"
 
 
-def ranking(journal: str | os.PathLike[str], proxies: Sequence[str], size: int) -> list[Finalist]:
+def ranking(journal: str | os.PathLike[str], guide: Guide, size: int) -> list[Finalist]:
     """The best genotypes of a search by a guide, each once, the best first.
 
-    A journal can hold more genotypes than fit into memory, so it is read twice: what a sum of proxies is divided by is
+    A journal can hold more genotypes than fit into memory, so it is read twice: the scale of each proxy in a sum is
     known only at its end.
 
     Args:
-        journal: the file; evaluations that lack one of the proxies do not count.
-        proxies: the guide; of several the sum, as `Ranking` has it.
+        journal: the file; evaluations that lack one of the guide's proxies do not count.
+        guide: what ranks.
         size: how many to give at most.
 
     Raises:
         JournalError: there is no such file, or it is not a journal.
     """
-    worth = Ranking(_scored(journal, proxies))
+    worth = Ranking(guide, _scored(journal, guide.proxies))
     best: dict[Genotype, float] = {}
     least = -math.inf
-    for evaluation in _scored(journal, proxies):
+    for evaluation in _scored(journal, guide.proxies):
         if (value := worth(evaluation)) > least:
             best[Genotype.from_dict(evaluation.genotype)] = value
         if len(best) == 2 * size:
@@ -74,10 +75,8 @@ def ranking(journal: str | os.PathLike[str], proxies: Sequence[str], size: int) 
 
 
 def _scored(journal: str | os.PathLike[str], proxies: Sequence[str]) -> Iterator[Evaluation]:
-    """The evaluations that a guide can rank, with its scores alone."""
-    for evaluation in read(journal):
-        if all(proxy in evaluation.scores for proxy in proxies):
-            yield replace(evaluation, scores={proxy: evaluation.scores[proxy] for proxy in proxies})
+    """The evaluations that a guide of these proxies can rank."""
+    return (evaluation for evaluation in read(journal) if all(proxy in evaluation.scores for proxy in proxies))
 
 
 def _highest(values: Mapping[Genotype, float], size: int) -> dict[Genotype, float]:

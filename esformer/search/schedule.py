@@ -6,12 +6,15 @@ from typing import Any
 
 from esformer.choices import Group
 from esformer.errors import ESFormerError
+from esformer.guide import SUMS, Guide
 
 MAX_PHASES = 10_000
 MOST = {"starts": 1000, "in_flight": 10_000, "start_population": 2**31, "population": 2**31, "seeds": 2**31}
 """Of the settings that count."""
 COSTS = ("macs", "params", "latency_ms")
 """What a family may be spread over."""
+UNCHANGED = (("family", None), ("sum", "largest"))
+"""Settings that older journals lack, and the values with which a search is the one that it was."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Phase:
     Args:
         name: such as `multi-start 3`, `topology 1` or `size 2`; unique in a search.
         genes: the group of genes that change.
-        proxies: the proxies that rank; of several the sum, each divided by its largest in the population (FreeREA).
+        guide: the proxy that ranks, or the sum of several, on the scale that they have in the population.
         population: genotypes alive at a time.
         tournament: genotypes drawn to find parents among.
         length: how long it lasts, in the unit of its schedule.
@@ -30,19 +33,23 @@ class Phase:
 
     name: str
     genes: Group
-    proxies: tuple[str, ...]
+    guide: Guide
     population: int
     tournament: int
     length: float
     seeded: bool
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """The names of the guide's proxies."""
+        return self.guide.proxies
 
 
 @dataclass
 class Schedule:
     """How a search goes (section 3.5). The defaults are the paper's for S0 and S1.
 
-    A proxy may be several, such as `entropic_score+log_synflow`: their sum, each divided by its largest value in the
-    population, as FreeREA does.
+    A proxy may be a sum of several, such as `entropic_score + log_synflow` or `naswot - 0.5*meco`.
     """
 
     unit: str = "minutes"
@@ -74,6 +81,9 @@ class Schedule:
     joint_proxy: str | None = None
     """If set, topology and size are not decoupled (Table 5): in all phases after the multi-start all genes change, and
     this proxy ranks."""
+    sum: str = "largest"
+    """How several proxies are summed: `largest` divides each by its largest value in the population (FreeREA), `ranks`
+    sums their ranks in it (AZ-NAS, with `log()` around each)."""
     in_flight: int = 16
     """Genotypes that are being scored while the next are bred. A search by evaluations finds the same genotype on any
     number of workers up to about this many; another number is another search."""
@@ -90,6 +100,14 @@ class Schedule:
             raise ESFormerError(f"unit is {self.unit!r}; it must be minutes or evaluations")
         if self.family not in (None, *COSTS):
             raise ESFormerError(f"family is {self.family!r}; it must be {', '.join(COSTS)} or null")
+        if self.sum not in SUMS:
+            raise ESFormerError(f"sum is {self.sum!r}; it must be {' or '.join(SUMS)}")
+        for name in ("start_proxy", "topology_proxy", "size_proxy", "joint_proxy"):
+            if (text := getattr(self, name)) is not None:
+                try:
+                    self._guide(text)
+                except ESFormerError as error:
+                    raise ESFormerError(f"{name}: {error}") from None
         for name in ("starts", "start_length", "phase_length", "seeds", "in_flight"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ESFormerError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -116,7 +134,7 @@ class Schedule:
         """The phases in order; those of one step, the populations of the multi-start, evolve side by side."""
         small, large = (self.start_population, self.start_tournament), (self.population, self.tournament)
         starts = [
-            Phase(f"multi-start {i + 1}", "all", _proxies(self.start_proxy), *small, self.start_length, seeded=False)
+            Phase(f"multi-start {i + 1}", "all", self._guide(self.start_proxy), *small, self.start_length, seeded=False)
             for i in range(self.starts)
         ]
         steps = [starts]
@@ -129,7 +147,7 @@ class Schedule:
             genes, proxy = turns[turn]
             name = "joint" if genes == "all" else genes
             length = min(self.phase_length, left)
-            steps.append([Phase(f"{name} {cycle + 1}", genes, _proxies(proxy), *large, length, seeded=True)])
+            steps.append([Phase(f"{name} {cycle + 1}", genes, self._guide(proxy), *large, length, seeded=True)])
             left -= length
         return steps
 
@@ -142,10 +160,9 @@ class Schedule:
         return sorted({name for phase in self.phases() for name in phase.proxies})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers, as the journal keeps them; without `family` as before there was any."""
+        """Plain containers, as the journal keeps them; without what was added since, where it changes nothing."""
         settings = {field.name: getattr(self, field.name) for field in fields(Schedule)}
-        return {name: value for name, value in settings.items() if name != "family" or value is not None}
+        return {name: value for name, value in settings.items() if (name, value) not in UNCHANGED}
 
-
-def _proxies(names: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in names.split("+"))
+    def _guide(self, text: str) -> Guide:
+        return Guide.parse(text, self.sum)

@@ -21,9 +21,10 @@ from esformer.proxies.streams import forget_streams
 from esformer.search.batch import Batch
 from esformer.search.callback import SearchCallback, SearchResult
 from esformer.search.costs import Costs
-from esformer.search.evolution import Evolution, Offspring, Ranking, Scored, front_of
+from esformer.search.evolution import Evolution, Offspring
 from esformer.search.front import spread
 from esformer.search.journal import Evaluation, Journal, JournalError, read_header
+from esformer.search.ranking import Ranking, Scored, front_of
 from esformer.search.schedule import Phase, Schedule
 from esformer.search.team import Team, gather
 from esformer.search.worker import Measured, Scorer, Task
@@ -200,8 +201,9 @@ class SearchStage:
             end += sum(phase.length for phase in phases)
             evolutions = [self._evolution(phase, found if phase.seeded else []) for phase in phases]
             self._evolve(team, evolutions, end)
-            best = [scored for evolution in evolutions for scored in evolution.best.ranking]
-            found = front_of(best) if self.schedule.family else sorted(best, key=Ranking(best), reverse=True)
+            best, guide = [scored for one in evolutions for scored in one.best.ranking], phases[0].guide
+            ranked = sorted(best, key=Ranking(guide, best), reverse=True)
+            found = front_of(guide, best) if self.schedule.family else ranked
         genotype = found[0].genotype
         price = self.cost(genotype)
         self.journal.check_place()  # before the callbacks write beside it
@@ -251,7 +253,7 @@ class SearchStage:
             if not self._began:
                 self._began = time.perf_counter()
             digest = offspring.genotype.digest
-            lacking = tuple(p for p in evolution.phase.proxies if digest not in self._known.setdefault(p, {}))
+            lacking = tuple(p for p in evolution.phase.proxies if digest not in self._known[p])
             lacking = tuple(p for p in lacking if (p, digest) not in self._flying)
             self._flying |= {(proxy, digest) for proxy in lacking}
             number = team.submit(Task(lacking, offspring.genotype)) if lacking else None
@@ -267,7 +269,7 @@ class SearchStage:
         """Wait for the scores of a genotype, put them on record and tell its evolution."""
         genotype, proxies, family = asked.offspring.genotype, asked.evolution.phase.proxies, self.schedule.family
         digest = genotype.digest
-        new = any(digest not in self._known.setdefault(proxy, {}) for proxy in proxies)
+        new = any(digest not in self._known[proxy] for proxy in proxies)
         self._asked += 1
         if asked.line is not None:
             self._recall(asked, asked.line)
@@ -315,7 +317,7 @@ class SearchStage:
     def _start(self, replay: Iterable[Evaluation]) -> None:
         """Everything as before the first evaluation."""
         self._replay: Iterator[Evaluation] = iter(replay)
-        self._known: dict[str, dict[str, float]] = {}
+        self._known: dict[str, dict[str, float]] = {proxy: {} for proxy in self.schedule.proxies()}
         self._flying: set[tuple[str, str]] = set()
         self._asked = 0
         self._elapsed = self._resumed_at = 0.0
@@ -328,10 +330,9 @@ class SearchStage:
         return self.budget.latency_ms is not None or self.schedule.family == "latency_ms"
 
     def _check(self) -> None:
-        for name in self.schedule.proxies():
-            proxy = get(name)
-            if not proxy.higher_is_better:
-                raise ESFormerError(f"{proxy.name} is better when lower, and a search maximises")
+        for term in {term for phase in self.schedule.phases() for term in phase.guide.terms}:
+            if not get(term.proxy).higher_is_better and term.weight > 0:
+                raise ESFormerError(f"{term.proxy} is better when lower, and a search maximises: write -{term.proxy}")
         if self.workers < 1:
             raise ESFormerError(f"workers is {self.workers}; it must be at least 1")
         processes = self.workers * self.fabric.world_size

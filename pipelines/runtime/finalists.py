@@ -200,8 +200,8 @@ class Stage:
         file, s = self.folder / "plan.json", self.config.search
         if (plan := read_summary(file)) is not None:
             return plan
-        proxies = s.steps()[-1][0].proxies
-        chosen = most_different(ranking(self.run.journal, proxies, POOL * s.finalists), s.finalists)
+        guide = s.steps()[-1][0].guide
+        chosen = most_different(ranking(self.run.journal, guide, POOL * s.finalists), s.finalists)
         if len(chosen) < s.finalists:
             log.warning("search.finalists=%d, but the search found only %d different", s.finalists, len(chosen))
         pace: dict[str, float] = {}
@@ -211,7 +211,7 @@ class Stage:
             epochs = self._epochs(len(chosen), s.finalists_minutes, pace)
         steps = rungs(len(chosen), epochs)
         places = ", ".join(str(one.place) for one in chosen)
-        log.info("finalists: %s; at places %s of the ranking by %s", describe(steps), places, "+".join(proxies))
+        log.info("finalists: %s; at places %s of the ranking by %s", describe(steps), places, guide)
         finalists = [{"place": one.place, "guide": one.guide, "genotype": notation(one.genotype)} for one in chosen]
         plan = {"rungs": [asdict(rung) for rung in steps], **pace, "finalists": finalists}
         self.folder.mkdir(exist_ok=True)

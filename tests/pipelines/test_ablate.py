@@ -10,10 +10,11 @@ import pytest
 
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
+from esformer.guide import Guide
 from esformer.model.cost import cost
 from esformer.proxies import score
-from esformer.search.evolution import Ranking, Scored
 from esformer.search.journal import read
+from esformer.search.ranking import Ranking, Scored
 from esformer.space import SearchSpace
 from pipelines import ablate, cli
 from pipelines.config import compose, settings
@@ -103,8 +104,9 @@ def test_every_method_is_guided_by_its_proxies(done):
 def test_random_search_samples_and_takes_the_best_sum(done):
     lines = journal(done[0], "random")
     assert [line.origin for line in lines] == ["sample"] * 24
+    guide = Guide.parse("+".join(BOTH), sum="largest")
     scored = [Scored(Genotype.from_dict(line.genotype), line.scores) for line in lines]
-    assert Genotype.load(done[0] / "search/random-0/genotype.yaml") == max(scored, key=Ranking(scored)).genotype
+    assert Genotype.load(done[0] / "search/random-0/genotype.yaml") == max(scored, key=Ranking(guide, scored)).genotype
 
 
 def test_the_reference_is_efficientformerv2_as_a_point_of_the_space(done):

@@ -4,13 +4,16 @@ from collections import Counter
 import pytest
 
 from esformer.choices import GROUPS
+from esformer.guide import Guide
 from esformer.model.cost import Budget, cost
 from esformer.search import evolution
-from esformer.search.evolution import Best, Evolution, Offspring, Population, Ranking, Scored
+from esformer.search.evolution import Evolution, Offspring, Population
+from esformer.search.ranking import Best, Ranking, Scored
 from esformer.search.schedule import Phase
 from esformer.space import SearchSpace
 
 SPACE = SearchSpace.for_size("S0")
+GUIDE, SUM = Guide.parse("proxy"), Guide.parse("a + b", sum="largest")
 
 
 def of_group(genotype, group):
@@ -28,14 +31,14 @@ def scored(genotype, score):
 @pytest.fixture
 def population(draw):
     """Eight genotypes; the score of each is its place."""
-    population = Population(8)
+    population = Population(8, GUIDE)
     for seed in range(8):
         population.add(scored(draw("S0", seed), float(seed)))
     return population
 
 
 def test_a_new_genotype_retires_the_oldest_however_good(draw):
-    population = Population(3)
+    population = Population(3, GUIDE)
     for seed, score in [(0, 9.0), (1, 1.0), (2, 2.0), (3, 0.0)]:
         population.add(scored(draw("S0", seed), score))
     assert [one.scores["proxy"] for one in population.alive] == [1.0, 2.0, 0.0]
@@ -56,7 +59,7 @@ def test_a_tournament_draws_without_favour_and_without_repeating(population):
 
 
 def test_a_tournament_of_one_genotype_gives_it_twice(draw):
-    population = Population(5)
+    population = Population(5, GUIDE)
     population.add(scored(draw(), 1.0))
     assert population.tournament(3, random.Random(0)) == (draw(), draw())
 
@@ -122,25 +125,36 @@ def test_with_seeds_the_first_generation_is_they_and_mutations_of_them_in_turn(d
 
 def test_several_proxies_rank_by_their_sum_each_divided_by_its_largest(draw):
     """FreeREA's rule: units do not matter, and the divisor is the population's, not the drawn ones'."""
-    population = Population(4)
+    population = Population(4, SUM)
     scores = [(1.0, 1e6), (4.0, 1e6), (2.0, 4e6), (3.0, 2e6)]  # sums 0.5, 1.25, 1.5, 1.25
     for seed, (first, second) in enumerate(scores):
         population.add(Scored(draw("S0", seed), {"a": first, "b": second}))
-    worth = Ranking(population.alive)
+    worth = Ranking(SUM, population.alive)
     assert [worth(one) for one in population.alive] == [0.5, 1.25, 1.5, 1.25]
     assert population.tournament(4, random.Random(0))[0] == draw("S0", 2)
     scaled = [Scored(one.genotype, {"a": one.scores["a"] * 1e9, "b": one.scores["b"]}) for one in population.alive]
-    assert [Ranking(scaled)(one) for one in scaled] == [0.5, 1.25, 1.5, 1.25]
+    assert [Ranking(SUM, scaled)(one) for one in scaled] == [0.5, 1.25, 1.5, 1.25]
+
+
+@pytest.mark.parametrize("text", ["a + b", "2*a - 0.5*b", "log(a) - log(b)", "-a"])
+def test_a_ranking_is_what_the_guide_says_one_by_one(draw, text):
+    rng = random.Random(0)
+    population = [Scored(draw("S0", i), {"a": float(rng.randrange(9)), "b": rng.gauss(0, 1)}) for i in range(40)]
+    for how in ("largest", "ranks") if "log" not in text else ("ranks",):
+        guide = Guide.parse(text, how)
+        worth = Ranking(guide, population)
+        columns = {name: [one.scores[name] for one in population] for name in ("a", "b")}
+        assert [worth(one) for one in population] == pytest.approx(guide.worth(columns).tolist())
 
 
 def test_the_best_are_ranked_by_the_largest_of_all_that_were_seen(draw):
-    best = Best(2)
+    best = Best(SUM, 2)
     for seed, (first, second) in enumerate([(1.0, 10.0), (2.0, 1.0), (10.0, 2.0), (1.0, 10.0)]):
         best.add(Scored(draw("S0", seed % 3), {"a": first, "b": second}))
     assert [one.genotype for one in best.ranking] == [draw("S0", 2), draw("S0", 0)]  # each genotype once
 
 
-PHASE = Phase("topology 1", "topology", ("proxy",), population=6, tournament=3, length=99, seeded=True)
+PHASE = Phase("topology 1", "topology", GUIDE, population=6, tournament=3, length=99, seeded=True)
 
 
 def test_an_evolution_breeds_only_when_its_first_generation_is_scored(draw):

@@ -9,12 +9,13 @@ from searches import BUDGET, SHORT, SPACE, TINY, by_phase, genotypes, run, timel
 
 from esformer.errors import ESFormerError
 from esformer.genotype import parse
+from esformer.guide import Guide
 from esformer.model.cost import Budget, cost
 from esformer.model.latency import Latency
 from esformer.search import costs, worker
-from esformer.search.evolution import Front, Scored, front_of
 from esformer.search.family import read_family
 from esformer.search.journal import JournalError
+from esformer.search.ranking import Front, Scored, front_of
 from esformer.search.schedule import Schedule
 from esformer.search.stage import replay
 
@@ -139,10 +140,11 @@ def test_of_several_proxies_whatever_may_be_on_the_front_is_remembered(draw):
         Scored(draw("S0", seed), {"a": float(a), "b": float(b)}, float(price))
         for seed, (a, b, price) in enumerate([(1, 9, 5), (2, 2, 3), (9, 1, 5), (1, 1, 4), (2, 2, 3), (500, 1, 9)])
     ]
-    front = Front()
+    guide = Guide.parse("a + b", sum="largest")
+    front = Front(guide)
     for one in seen:
         front.add(one)
-    assert front.ranking == front_of(seen) == [seen[5], seen[0], seen[1]]
+    assert front.ranking == front_of(guide, seen) == [seen[5], seen[0], seen[1]]
 
 
 def test_a_budget_of_one_genotype_is_a_family_of_one(fake, monkeypatch, tmp_path):

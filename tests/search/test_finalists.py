@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from esformer.guide import Guide
 from esformer.search.finalists import (
     Finalist,
     Rung,
@@ -20,6 +21,7 @@ from esformer.space import SearchSpace
 
 SPACE = SearchSpace.for_size("S0")
 BASE = SPACE.build({place: options[0] for place, options in SPACE.options.items()})
+NASWOT = Guide.parse("naswot")
 FREE = [place for place in SPACE.places("topology") if len(SPACE.options[place]) > 1]
 
 
@@ -70,21 +72,22 @@ def test_a_ranking_holds_each_genotype_once_in_the_order_of_the_guide(tmp_path):
     lines = [(a, {"naswot": 1.0}), (b, {"naswot": 3.0}), (a, {"naswot": 1.0}), (c, {"naswot": 2.0})]
     lines += [(d, {"log_synflow": 9.0}), (d, {"naswot": 3.0})]
     path = write_journal(tmp_path / "journal.jsonl", lines)
-    assert ranking(path, ("naswot",), 10) == [
+    assert ranking(path, NASWOT, 10) == [
         Finalist(b, 1, 3.0),  # of equal ones the first
         Finalist(d, 2, 3.0),
         Finalist(c, 3, 2.0),
         Finalist(a, 4, 1.0),
     ]
-    assert [one.genotype for one in ranking(path, ("naswot",), 2)] == [b, d]
-    assert [one.genotype for one in ranking(path, ("log_synflow",), 2)] == [d]
+    assert [one.genotype for one in ranking(path, NASWOT, 2)] == [b, d]
+    assert [one.genotype for one in ranking(path, Guide.parse("log_synflow"), 2)] == [d]
 
 
 def test_a_sum_is_of_shares_of_the_largest_in_the_whole_search(tmp_path):
     a, b, c = (changed(i) for i in range(3))
     lines = [(a, {"x": 1.0, "y": 100.0}), (b, {"x": 2.0, "y": 0.0}), (c, {"x": 4.0, "y": 50.0})]
     path = write_journal(tmp_path / "journal.jsonl", lines)
-    assert ranking(path, ("x", "y"), 3) == [Finalist(c, 1, 1.5), Finalist(a, 2, 1.25), Finalist(b, 3, 0.5)]
+    guide = Guide.parse("x + y", sum="largest")
+    assert ranking(path, guide, 3) == [Finalist(c, 1, 1.5), Finalist(a, 2, 1.25), Finalist(b, 3, 0.5)]
 
 
 def test_the_best_of_many_are_those_of_a_plain_sort(tmp_path):
@@ -93,12 +96,12 @@ def test_the_best_of_many_are_those_of_a_plain_sort(tmp_path):
     many += [many[rng.randrange(60)] for _ in range(60)]
     path = write_journal(tmp_path / "journal.jsonl", many)
     expected = sorted(dict(many[:60]).items(), key=lambda item: -item[1]["naswot"])[:7]
-    assert [one.genotype for one in ranking(path, ("naswot",), 7)] == [genotype for genotype, _ in expected]
+    assert [one.genotype for one in ranking(path, NASWOT, 7)] == [genotype for genotype, _ in expected]
 
 
 def test_no_journal_is_refused(tmp_path):
     with pytest.raises(JournalError, match=r"nowhere\.jsonl"):
-        ranking(tmp_path / "nowhere.jsonl", ("naswot",), 3)
+        ranking(tmp_path / "nowhere.jsonl", NASWOT, 3)
 
 
 @pytest.mark.parametrize(

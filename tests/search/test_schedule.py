@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from esformer.errors import ESFormerError
 from esformer.search.schedule import Schedule
 
 
@@ -52,6 +53,18 @@ def test_the_multi_start_alone():
 def test_lengths_that_binary_fractions_miss_leave_no_phase_of_nothing():
     phases = Schedule(starts=1, start_length=0.1, phase_length=0.1, total=0.7).phases()
     assert len(phases) == 7 and sum(p.length for p in phases) == pytest.approx(0.7)
+
+
+def test_a_sum_of_ranks_is_another_search_and_what_is_no_guide_is_refused():
+    schedule = Schedule(start_proxy="log(naswot) + log(macs)", joint_proxy="naswot - 0.5*meco", sum="ranks")
+    assert Schedule(**schedule.to_dict()) == schedule and "sum" not in Schedule().to_dict()
+    assert {str(phase.guide) for phase in schedule.phases()} == {"log(naswot) + log(macs)", "naswot - 0.5*meco"}
+    with pytest.raises(ESFormerError, match="sum is 'mean'; it must be largest or ranks"):
+        Schedule(sum="mean")
+    with pytest.raises(ESFormerError, match=r"size_proxy: 'naswot \+' must be a sum of different proxies"):
+        Schedule(size_proxy="naswot +")
+    with pytest.raises(ESFormerError, match=r"start_proxy: log\(naswot\) is the logarithm of a rank"):
+        Schedule(start_proxy="log(naswot)")
 
 
 def test_proxies_are_free_to_choose_and_names_are_unique():

@@ -1,19 +1,21 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from searches import BUDGET, MINUTES, SHORT, SMALL, SPACE, TINY, by_phase, genotypes, run, timeless
 
 from esformer.choices import GROUPS
 from esformer.errors import ESFormerError
+from esformer.guide import Guide
 from esformer.model.cost import Budget, cost
 from esformer.model.latency import Latency
 from esformer.proxies import get
 from esformer.proxies.streams import kept_streams
 from esformer.search import costs, evolution, stage, worker
-from esformer.search.journal import read
+from esformer.search.journal import JournalError, read
 from esformer.search.schedule import Schedule
-from esformer.search.stage import SearchCallback, SearchStage
+from esformer.search.stage import SearchCallback, SearchStage, replay
 
 
 def value(evaluation):
@@ -144,6 +146,28 @@ def test_two_proxies_can_rank_together(fake):
     worth = {g: sum(e.scores[n] / largest[n] for n in largest) for g, e in zip(genotypes(last), last, strict=True)}
     assert result.genotype == max(worth, key=worth.get)
     assert len(set(fake.calls)) == len(fake.calls)
+
+
+def test_a_guide_of_ranks_can_be_killed_and_replayed(fake, tmp_path):
+    guide = "log(entropic_score) - 0.5*log_synflow"
+    schedule = replace(SHORT, start_proxy=guide, joint_proxy=guide, sum="ranks")
+    whole, path = run(schedule=schedule), tmp_path / "journal.jsonl"
+    assert {tuple(e.scores) for e in whole.journal} == {("entropic_score", "log_synflow")}
+    path.write_bytes(b"".join(whole.journal.path.read_bytes().splitlines(keepends=True)[:60]))
+    assert run(path, schedule).genotype == replay(path).genotype == whole.genotype
+    last = by_phase(whole.journal)["joint 4"]
+    columns = {name: [e.scores[name] for e in last] for name in whole.scores}
+    worth = Guide.parse(guide).worth(columns)
+    assert genotypes(last).index(whole.genotype) in np.argsort(-worth)[:5]  # a population is not the phase
+    with pytest.raises(JournalError, match="schedule was"):
+        run(path, replace(schedule, sum="largest", start_proxy="log_synflow", joint_proxy="log_synflow"))
+
+
+def test_what_is_better_when_lower_wants_a_minus(fake, monkeypatch):
+    monkeypatch.setattr(get("meco"), "higher_is_better", False, raising=False)
+    with pytest.raises(ESFormerError, match="meco is better when lower, and a search maximises: write -meco"):
+        run(schedule=replace(SHORT, start_proxy="meco"))
+    run(schedule=replace(SHORT, start_proxy="-meco"))
 
 
 @pytest.mark.parametrize("limit", ["params", "macs"])
