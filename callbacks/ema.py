@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from esformer.training.data import Batch
+from esformer.data.datamodule import Batch
 from esformer.training.metrics import accuracies
 from esformer.training.module import broadcast_buffers
 

@@ -13,19 +13,20 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 
-from callbacks.drawing import draw_genotype, draw_search
-from callbacks.family import draw_family, references, write_family
-from callbacks.trajectory import Trajectory
 from esformer.atomic import write_text
 from esformer.errors import STOPPED
 from esformer.files import FileError, unwritable
 from esformer.genotype import Genotype
 from esformer.model.cost import Cost
-from esformer.search.family import read_family
+from esformer.plots.family import draw_family
+from esformer.plots.genotype import draw_genotype
+from esformer.plots.search import draw_search
+from esformer.search.family import read_family, references, write_family
 from esformer.search.journal import Evaluation
 from esformer.search.ranking import Scored
 from esformer.search.schedule import Phase
 from esformer.search.stage import SearchCallback, SearchResult, SearchStage
+from esformer.search.trajectory import Trajectory
 
 SHARE = 0.01
 """How much of a search's time its files may take."""
@@ -99,7 +100,9 @@ class SearchHistory(Watcher):
         draw_found(result.genotype, result.cost, self.folder / "genotype.png")
         if stage.schedule.family:
             self.references = references(stage)
-            write_family(read_family(stage.journal.path), self.folder, references=self.references)
+            family = read_family(stage.journal.path)
+            write_family(family, self.folder)
+            draw_family(family, self.folder / "front.png", {}, self.references)
 
     def _write(self, stage: SearchStage) -> None:
         write_text(self.folder / "search.csv", self.trajectory.csv())

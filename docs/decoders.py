@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from esformer.training.data import seed_all
-from esformer.training.datasets import DataConfig
-from esformer.training.decoding import decode_jpeg, decodes_fast, evaluation_transform, training_transform
-from esformer.training.images import decode
+from esformer.data.datamodule import seed_all
+from esformer.data.datasets import DataConfig
+from esformer.data.decoding import decode_jpeg, decodes_fast, evaluation_transform, training_transform
+from esformer.data.images import decode
 
 RANDAUGMENT = "rand-m7-n1"
 ROUNDS = 21

@@ -58,7 +58,7 @@ class Guide:
         if self.sum not in SUMS:
             raise ESFormerError(f"sum is {self.sum!r}; it must be {' or '.join(SUMS)}")
         if self.sum == "largest" and (logs := [term.proxy for term in self.terms if term.log]):
-            raise ESFormerError(f"log({logs[0]}) is the logarithm of a rank, and this sum divides by the largest: make it ranks")
+            raise ESFormerError(f"log({logs[0]}) is the logarithm of a rank, so sum must be ranks, not largest")
 
     @classmethod
     def parse(cls, text: str, sum: str = "ranks") -> "Guide":

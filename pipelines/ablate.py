@@ -24,14 +24,15 @@ from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from configs.compose import to_yaml
+from configs.schema import Config, ConfigError, RunConfig, WandbConfig
 from esformer.choices import EXTENDED, choices_of
 from esformer.errors import ESFormerError
-from pipelines import cli
-from pipelines.config import Config, ConfigError, RunConfig, WandbConfig, to_yaml
+from pipelines.runtime import cli
 
 if TYPE_CHECKING:
     from esformer.genotype import Genotype
-    from pipelines.run import RunFolder
+    from pipelines.runtime.run_folder import RunFolder
 
 log = logging.getLogger("esformer")
 
@@ -141,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Search with every method and seed, compare what was found, and train it if asked to."""
     argv = sys.argv[1:] if argv is None else list(argv)
     config, entries = plan(argv)
-    from pipelines.run import RunFolder, is_main, start_logging
+    from pipelines.runtime.run_folder import RunFolder, is_main, start_logging
 
     start_logging()
     check(config, entries, argv)
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
 
 def check(config: Config, entries: Sequence[Entry], argv: Sequence[str]) -> None:
     """Refuse what cannot be searched or trained before anything is. Finds and counts the images, if there are any."""
-    from pipelines.launch import prepare
+    from pipelines.runtime.build import prepare
     from pipelines.search import stage
 
     with TemporaryDirectory() as scratch:  # a run that starts, and ends at once
@@ -191,7 +192,7 @@ def find(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
     from esformer.atomic import write_text
     from esformer.model.cost import cost
     from esformer.proxies import score
-    from pipelines.run import RunFolder, is_main
+    from pipelines.runtime.run_folder import RunFolder, is_main
     from pipelines.search import search, search_summary
 
     command = shlex.join(["python", "-m", "pipelines.search", *entry.arguments])
@@ -230,7 +231,7 @@ def reference(config: Config, run: "RunFolder") -> "Genotype":
     """EfficientFormerV2's genotype of the size, as if a search had found it."""
     from esformer.genotype import Genotype
     from esformer.space import SearchSpace
-    from pipelines.run import is_main
+    from pipelines.runtime.run_folder import is_main
 
     name = f"{REFERENCE}_{config.size.lower()}"
     genotype, space = Genotype.shipped(name), SearchSpace.for_size(config.size, config.search.extended)
@@ -248,7 +249,7 @@ def train(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
         RunError: it was trained with another recipe or on other data.
     """
     from pipelines import train as training
-    from pipelines.run import RunFolder
+    from pipelines.runtime.run_folder import RunFolder
 
     genotype = ablation.path / "search" / entry.name / "genotype.yaml"
     run = RunFolder(ablation.path / "training" / entry.name, ablation.command)
@@ -266,7 +267,7 @@ def train(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
 
 def _known(file: Path, numbers: Sequence[str]) -> Row | None:
     """What a summary says already; None if it is not there, is damaged, or lacks one of these numbers."""
-    from pipelines.run import read_summary
+    from pipelines.runtime.run_folder import read_summary
 
     known = read_summary(file) or {}
     return known if all(type(known.get(name)) in (int, float) for name in numbers) else None
@@ -300,7 +301,7 @@ def publish(rows: Sequence[Row], space: str, run: "RunFolder") -> None:
     from rich.table import Table
 
     from esformer.atomic import write_text
-    from pipelines.run import is_main
+    from pipelines.runtime.run_folder import is_main
 
     if not is_main():
         return
@@ -376,7 +377,7 @@ def draw(rows: Sequence[Row], space: str, path: Path) -> None:
 
 def send(rows: Sequence[Row], config: Config, run: "RunFolder") -> None:
     """Send table and picture to W&B, as a run of its own beside those of the trainings."""
-    from pipelines.tracking import loggers
+    from pipelines.runtime.tracking import loggers
 
     for logger in loggers(config, run):
         logger.log_table("ablate", list(rows[0]), [list(row.values()) for row in rows])

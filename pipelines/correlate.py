@@ -19,15 +19,15 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from esformer.errors import ESFormerError
-from pipelines import cli
+from pipelines.runtime import cli
 
 if TYPE_CHECKING:
     import numpy as np
 
     from esformer.benchmarks.base import Entry
     from esformer.guide import Guide
-    from pipelines.figures import Panel
-    from pipelines.scoring import Job, ScoreFile
+    from esformer.plots.correlation import Panel
+    from pipelines.runtime.scoring import Job, ScoreFile
 
 log = logging.getLogger("esformer")
 
@@ -140,8 +140,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     from esformer import benchmarks
     from esformer.proxies import get
-    from pipelines.run import Folder, start_logging
-    from pipelines.scoring import Job, ScoreFile, read_batch
+    from pipelines.runtime.run_folder import Folder, start_logging
+    from pipelines.runtime.scoring import Job, ScoreFile, read_batch
 
     start_logging()
     benchmark = benchmarks.get(options.benchmark)
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def score_missing(job: "Job", architectures: list[str], proxies: list[str], scores: "ScoreFile", workers: int) -> None:
     """Score what the file lacks, in worker processes."""
-    from pipelines.scoring import Progress, score_all
+    from pipelines.runtime.scoring import Progress, score_all
 
     tasks = scores.missing(architectures, proxies)
     known = len(architectures) - len(tasks)
@@ -217,8 +217,8 @@ def evaluate(
     import numpy as np
 
     from esformer.benchmarks.correlation import AtEqualCost, at_equal_cost, correlate
+    from esformer.plots.correlation import Panel
     from esformer.proxies import get
-    from pipelines.figures import Panel
 
     panels, statistics, costs = [], {}, costs_of(entries, scores)
     for guide in guides:
@@ -293,7 +293,7 @@ def publish(folder: Path, result: dict[str, Any], panels: "list[Panel]") -> None
     from rich.table import Table
 
     from esformer.atomic import write_text
-    from pipelines.figures import draw_correlations
+    from esformer.plots.correlation import draw_correlations
 
     title = (
         f"{result['benchmark']}, {result['dataset']}: {result['sample']:,} of {result['architectures']:,} architectures"

@@ -22,12 +22,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from configs.schema import Config
 from esformer.errors import ESFormerError
 from esformer.text import printable
-from pipelines import cli
-from pipelines.checkpoint import check_size, evaluation_of
-from pipelines.config import Config
-from pipelines.runtime.losses import explain
+from pipelines.runtime import cli
+from pipelines.runtime.checkpoint import check_size, evaluation_of
+from pipelines.runtime.errors import explain
 from pipelines.runtime.watchdog import disconnect
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lightning import Trainer
 
     from esformer.checkpoint import Checkpoint
-    from esformer.training.data import EvaluationDataModule
+    from esformer.data.datamodule import EvaluationDataModule
     from esformer.training.evaluation import Evaluation, Evaluator
 
 log = logging.getLogger("esformer")
@@ -73,13 +73,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     config, flags = cli.parse_with(__doc__, argv, FLAGS, known)
     from callbacks.progress import EvaluationProgress
     from esformer.checkpoint.loading import network_of
-    from esformer.training.data import EvaluationDataModule
-    from esformer.training.datasets import resolve
+    from esformer.data.datamodule import EvaluationDataModule
+    from esformer.data.datasets import resolve
     from esformer.training.evaluation import Evaluator
-    from pipelines.launch import bare_trainer
-    from pipelines.processes import settle_workers
-    from pipelines.run import is_main
+    from pipelines.runtime.build import bare_trainer
     from pipelines.runtime.preflight import check_precision
+    from pipelines.runtime.processes import settle_workers
+    from pipelines.runtime.run_folder import is_main
 
     found, folder = flags.found, flags.out or evaluation_of(flags.checkpoint)
     if flags.batch_size < 1:
@@ -118,8 +118,8 @@ def known(arguments: argparse.Namespace) -> list[str]:
     """
     from esformer.checkpoint.files import PREPARATION
     from esformer.checkpoint.loading import opened
-    from esformer.training.datasets import NAMES
-    from pipelines.run import start_logging
+    from esformer.data.datasets import NAMES
+    from pipelines.runtime.run_folder import start_logging
 
     start_logging()
     arguments.found = found = opened(arguments.checkpoint)
@@ -170,7 +170,7 @@ def results(folder: Path) -> Iterator[None]:
     Raises:
         EvaluationError: it cannot be written.
     """
-    from pipelines.run import is_main
+    from pipelines.runtime.run_folder import is_main
 
     if is_main():
         try:
@@ -297,8 +297,8 @@ def device_name(device: "torch.device") -> str:
 
 def write(folder: Path, report: dict[str, Any], found: "Evaluation") -> None:
     """The files, each of them whole; evaluation.json is the last."""
-    from callbacks.confusion import draw_confusion
     from esformer.atomic import write_text
+    from esformer.plots.confusion import draw_confusion
 
     rows = report["classes"]
     network = f"{Path(report['checkpoint']).name}, {report['weights']} weights"
@@ -317,7 +317,7 @@ def show(report: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipelines.run import show as show_summary
+    from pipelines.runtime.run_folder import show as show_summary
 
     latency, data = report["latency"], report["data"]
     lines = {name: report[name] for name in ("checkpoint", "weights", "size", "params", "macs")}

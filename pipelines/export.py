@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import cli
-from pipelines.checkpoint import beside, check_size, evaluation_of
+from pipelines.runtime import cli
+from pipelines.runtime.checkpoint import beside, check_size, evaluation_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from esformer.atomic import staged
     from esformer.checkpoint.loading import network_of, opened
     from esformer.export import FORMATS, compare, fold
-    from pipelines.run import show, start_logging
-    from pipelines.signals import stop
+    from pipelines.runtime.run_folder import show, start_logging
+    from pipelines.runtime.signals import stop
 
     start_logging()
     kind = FORMATS[options.to]
@@ -167,8 +167,8 @@ def write_card(
     place: Path, out: Path, kind: "Format", found: "Checkpoint", about: Mapping[str, Any], options: argparse.Namespace
 ) -> dict[str, str]:
     """The model card and the drawing, in the folder or beside the file; returns where they will be."""
-    from callbacks.drawing import draw_genotype
     from esformer.export.card import front_matter, model_card
+    from esformer.plots.genotype import draw_genotype
 
     card, picture = (out / "README.md", out / "genotype.png") if kind.is_folder else beside_file(out)
     head = front_matter(options.license) if kind.is_folder else ""

@@ -8,17 +8,17 @@ moment, the same command goes on where it was.
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines import cli
+from pipelines.runtime import cli
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The whole main job."""
     config, flags = cli.parse_with(__doc__, argv, cli.DRY_RUN)
     if flags.dry_run:
-        from pipelines.rehearsal import rehearse
+        from pipelines.runtime.dry_run import rehearse
 
         return rehearse("full", config, argv)
-    from pipelines.launch import prepare
+    from pipelines.runtime.build import prepare
     from pipelines.runtime.finalists import choose
     from pipelines.search import search, search_summary
     from pipelines.train import descent, train

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import cli
-from pipelines.budget import AUTO, budget, explain_auto
-from pipelines.config import Config, ConfigError
+from configs.budget import budget, explain_auto
+from configs.schema import AUTO, Config, ConfigError
+from pipelines.runtime import cli
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from esformer.genotype import Genotype
     from esformer.search.ranking import Scored
     from esformer.search.stage import SearchStage
-    from pipelines.run import RunFolder
+    from pipelines.runtime.run_folder import RunFolder
 
 log = logging.getLogger("esformer")
 
@@ -68,10 +68,10 @@ def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "G
     from callbacks.search import SearchHistory, SearchLog, StopWhenAsked
     from esformer.genotype import Genotype
     from esformer.space import SearchSpace
-    from pipelines.launch import search_fabric
-    from pipelines.run import RunError, is_main
-    from pipelines.signals import stop
-    from pipelines.tracking import log_genotype
+    from pipelines.runtime.build import search_fabric
+    from pipelines.runtime.run_folder import RunError, is_main
+    from pipelines.runtime.signals import stop
+    from pipelines.runtime.tracking import log_genotype
 
     if run.genotype.exists():
         genotype = Genotype.load(run.genotype)
@@ -130,7 +130,7 @@ def batch(config: Config) -> dict[str, Any]:
     s = config.search
     if s.batch != "data" or not looks_at_a_batch(s):
         return {}
-    from esformer.training.sample import sample_images
+    from esformer.data.sample import sample_images
 
     images, labels = sample_images(config.data, s.batch_size, s.img_size, config.seed)
     return {"images": images, "labels": labels}
@@ -190,11 +190,13 @@ def write_points(journal: Path, folder: Path, points: Sequence[float], reference
     Raises:
         ESFormerError: nothing was found that costs as little as one of them.
     """
-    from callbacks.family import write_family
-    from esformer.search.family import read_family
+    from esformer.plots.family import draw_family
+    from esformer.search.family import read_family, write_family
 
     family = read_family(journal)
-    for point, file in write_family(family, folder, points, references).items():
+    files = write_family(family, folder, points)
+    draw_family(family, folder / "front.png", {point: family.best(point) for point in points}, references)
+    for point, file in files.items():
         best = family.best(point)
         scores = ", ".join(f"{name} {score:.6g}" for name, score in best.scores.items())
         log.info("%s: %s %s, %s", file, f"{best.cost:,.12g}", family.cost, scores)
@@ -204,7 +206,7 @@ def replay(journal: Path, folder: Path, points: Sequence[float] = ()) -> dict[st
     """The result of a finished search from its journal alone: its genotype, table and pictures, in a folder."""
     from callbacks.search import SearchHistory
     from esformer.search.stage import replay as rebuild
-    from pipelines.run import RunError, show, start_logging
+    from pipelines.runtime.run_folder import RunError, show, start_logging
 
     start_logging()
     genotype = folder / "genotype.yaml"
@@ -232,11 +234,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Search alone: a genotype file comes out."""
     config, flags = cli.parse_with(__doc__, argv, FLAGS)
     if flags.speed is not None:
-        from pipelines.speed import speed
+        from pipelines.timing.speed import speed
 
         return speed(config, flags.speed, flags.late)
     if flags.dry_run:
-        from pipelines.rehearsal import rehearse
+        from pipelines.runtime.dry_run import rehearse
 
         return rehearse("search", config, argv)
     if flags.replay:
@@ -244,10 +246,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return replay(flags.replay, folder, flags.points)
     if flags.points and config.search.family is None:
         raise ConfigError("--points are those of a family: set search.family to macs, params or latency_ms too")
-    from callbacks.family import references
-    from pipelines.launch import prepare
-    from pipelines.run import is_main
+    from esformer.search.family import references
+    from pipelines.runtime.build import prepare
     from pipelines.runtime.finalists import choose
+    from pipelines.runtime.run_folder import is_main
 
     with prepare("search", config, argv) as (run, loggers):
         check_points(config, flags.points)

@@ -18,14 +18,14 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from configs.schema import Config, ConfigError
 from esformer.errors import ESFormerError
-from pipelines import cli
-from pipelines.config import Config, ConfigError
+from pipelines.runtime import cli
 
 if TYPE_CHECKING:
     from esformer.benchmarks.draws import Draw
     from esformer.benchmarks.esformers import Training
-    from pipelines.run import RunFolder
+    from pipelines.runtime.run_folder import RunFolder
     from pipelines.runtime.trainings import Job
 
 log = logging.getLogger("esformer")
@@ -198,9 +198,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name in ("networks", "seeds", "workers"):
         if not 1 <= getattr(arguments, name) <= 100_000:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}; it must be from 1 to 100,000")
-    from pipelines.launch import check
-    from pipelines.processes import processes
-    from pipelines.run import RunFolder, show
+    from pipelines.runtime.build import check
+    from pipelines.runtime.processes import processes
+    from pipelines.runtime.run_folder import RunFolder, show
 
     if (found := processes(config).world_size) > 1:
         raise ConfigError(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import cli
-from pipelines.config import Config
-from pipelines.runtime.losses import explain
+from configs.schema import Config
+from pipelines.runtime import cli
+from pipelines.runtime.errors import explain
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from esformer.checkpoint.training_state import TrainingState
     from esformer.genotype import Genotype
     from esformer.training.module import ESFormerModule
-    from pipelines.run import RunFolder
+    from pipelines.runtime.run_folder import RunFolder
 
 log = logging.getLogger("esformer")
 
@@ -60,10 +60,10 @@ def train(
     from lightning import seed_everything
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from esformer.training.data import ImageDataModule
-    from pipelines import tracking
-    from pipelines.launch import accumulation, network, trainer
-    from pipelines.signals import stop
+    from esformer.data.datamodule import ImageDataModule
+    from pipelines.runtime import tracking
+    from pipelines.runtime.build import accumulation, network, trainer
+    from pipelines.runtime.signals import stop
 
     accumulate = accumulation(config, genotype)
     seed_everything(config.seed, verbose=False)
@@ -135,7 +135,7 @@ def _say_start(start: "Checkpoint", config: Config) -> None:
 
 def _say_settings(config: Config, fit: "Trainer", module: "ESFormerModule") -> None:
     """The settings as they take effect on these devices."""
-    from esformer.training.data import device_batch_size
+    from esformer.data.datamodule import device_batch_size
 
     r, accumulate = config.recipe, fit.accumulate_grad_batches
     each = device_batch_size(r.batch_size, fit.world_size, accumulate)
@@ -165,7 +165,7 @@ def _resume_from(run: "RunFolder", genotype: "Genotype", config: Config, fit: "T
     """
     from esformer.checkpoint import CheckpointError, read
     from esformer.checkpoint.training_state import StateError, check_training_state
-    from pipelines.run import RunError
+    from pipelines.runtime.run_folder import RunError
 
     there = [path for path in (run.last, run.previous) if path.exists()]
     like = _fresh_state(genotype, config, fit) if there else None
@@ -230,11 +230,11 @@ def beginning(config: Config, argv: Sequence[str] | None = None) -> "tuple[Genot
     """
     if config.init is None:
         return given_genotype(config), None
+    from configs.schema import ConfigError
     from esformer.checkpoint import CheckpointError
     from esformer.checkpoint.loading import find
     from esformer.genotype import Genotype
-    from pipelines.config import ConfigError
-    from pipelines.run import RunFolder
+    from pipelines.runtime.run_folder import RunFolder
 
     try:
         start = find(config.init)
@@ -283,17 +283,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     config, flags = cli.parse_with(__doc__, argv, FLAGS, _start_of)
     genotype, start = beginning(config, argv)
     if flags.speed is not None:
-        from pipelines.throughput import speed
+        from pipelines.timing.throughput import speed
 
         return speed(config, genotype, flags.speed)
     if flags.dry_run:
-        from pipelines.rehearsal import rehearse
+        from pipelines.runtime.dry_run import rehearse
 
         return rehearse("train", config, argv, genotype, start)
     from esformer.genotype import Genotype
     from esformer.model.cost import cost
-    from pipelines.launch import prepare
-    from pipelines.run import RunError, is_main
+    from pipelines.runtime.build import prepare
+    from pipelines.runtime.run_folder import RunError, is_main
 
     with prepare("train", config, argv, genotype) as (run, loggers):
         if summary := run.finished():

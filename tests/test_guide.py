@@ -51,5 +51,5 @@ def test_one_proxy_alone_needs_no_scale(sum):
 def test_sums_that_there_are_not():
     with pytest.raises(ESFormerError, match="sum is 'mean'; it must be largest or ranks"):
         Guide.parse("a + b", sum="mean")
-    with pytest.raises(ESFormerError, match=r"log\(b\) is the logarithm of a rank, and this sum divides by the largest: make it ranks"):
+    with pytest.raises(ESFormerError, match=r"log\(b\) is the logarithm of a rank, so sum must be ranks, not largest"):
         Guide.parse("a + log(b)", sum="largest")

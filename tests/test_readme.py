@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from configs.compose import compose
 from esformer.choices import choices_of
 from esformer.genotype import Genotype
 from pipelines import train
-from pipelines.config import compose
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

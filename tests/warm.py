@@ -27,7 +27,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 IMPORTED = [
     "callbacks.search",
     "matplotlib.backends.backend_agg",
-    "pipelines.launch",
+    "pipelines.runtime.build",
     "sklearn.datasets",
     "sklearn.model_selection",
     "timm.models",

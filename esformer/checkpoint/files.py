@@ -21,11 +21,11 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from esformer.checkpoint.archive import check_archive
 from esformer.checkpoint.content import DIGEST, KEY, Checkpoint, CheckpointError, digest_of
 from esformer.checkpoint.versions import FORMAT, is_known, upgrade
+from esformer.data.datasets import LARGEST_IMAGE, DataError, check_preparation
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.esformer import MIN_IMAGE
 from esformer.model.weights import Origin, Weights, WeightsError, check, check_size, clean, origin
-from esformer.training.datasets import LARGEST_IMAGE, DataError, check_preparation
 
 AVERAGED, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model")
 """Where timm's scripts keep weights; ours use the first names."""

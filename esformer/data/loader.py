@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from esformer.children import end_with_parent, is_stopped, kill_children
-from esformer.training.datasets import DataError
+from esformer.data.datasets import DataError
 
 T = TypeVar("T")
 

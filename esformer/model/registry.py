@@ -9,10 +9,10 @@ from timm.layers import is_scriptable, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from esformer.data.datasets import check_preparation
 from esformer.genotype import Genotype, GenotypeError
 from esformer.model.esformer import ESFormer
 from esformer.model.weights import WeightsError, checkpoint_filter_fn, clean, fit
-from esformer.training.datasets import check_preparation
 
 log = logging.getLogger("esformer")
 

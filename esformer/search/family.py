@@ -3,10 +3,13 @@
 import csv
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from esformer.atomic import write_text
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype, notation
 from esformer.guide import Guide
@@ -14,6 +17,7 @@ from esformer.search.front import front
 from esformer.search.journal import JournalError, read, read_header
 from esformer.search.ranking import Ranking, Scored
 from esformer.search.schedule import Phase, Schedule
+from esformer.search.stage import SearchStage
 
 
 @dataclass(frozen=True)
@@ -93,3 +97,39 @@ def _sought_in(schedule: Schedule) -> list[Phase]:
     if last[0].genes != "all":
         return last
     return [phase for phase in schedule.phases() if (phase.genes, phase.guide) == (last[0].genes, last[0].guide)]
+
+
+def write_family(family: Family, folder: Path, points: Sequence[float] = ()) -> dict[float, Path]:
+    """Leave `front.csv`, and for each of some costs `family/COST.yaml`: the best genotype within it.
+
+    Args:
+        family: what was found.
+        folder: where the files go.
+        points: the costs.
+
+    Raises:
+        ESFormerError: nothing costs as little as a point; nothing is written.
+    """
+    best = {point: family.best(point) for point in points}
+    write_text(folder / "front.csv", family.csv())
+    files = {point: folder / "family" / f"{point_name(family.cost, point)}.yaml" for point in points}
+    for point, file in files.items():
+        file.parent.mkdir(exist_ok=True)
+        facts = f"the best within {point:,.12g} {family.cost}: {best[point].cost:,.12g}"
+        scores = ", ".join(f"{name} {score:.6g}" for name, score in best[point].scores.items())
+        best[point].genotype.save(file, comment=f"{facts}\n{scores}")
+    return files
+
+
+def point_name(cost: str, point: float) -> str:
+    """A cost in short, such as 200M or 3.5ms."""
+    return f"{point:.12g}ms" if cost == "latency_ms" else f"{point / 1e6:.12g}M"
+
+
+def references(stage: SearchStage) -> dict[str, Scored]:
+    """EfficientFormerV2 of the search's size as the guide sees it, where this is quickly known."""
+    size, cost = stage.space.name.partition("-")[0], stage.schedule.family
+    genotype = Genotype.shipped(f"efficientformerv2_{size.lower()}")
+    if cost is None or cost == "latency_ms" or (scores := stage.score(genotype)) is None:
+        return {}  # a latency that is measured now compares with none that was measured then
+    return {f"EfficientFormerV2-{size}": Scored(genotype, scores, stage.costs.of(genotype, cost))}

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix, MulticlassStatScores
 from torchmetrics.utilities import dim_zero_cat
 
-from esformer.training.data import IGNORE, Batch
+from esformer.data.datamodule import IGNORE, Batch
 
 
 @dataclass(frozen=True)

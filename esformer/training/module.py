@@ -17,14 +17,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from esformer.checkpoint.versions import FORMAT
+from esformer.data.datamodule import Batch, ImageDataModule
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
+from esformer.recipe import Recipe
 from esformer.training.clipping import clip_grad_adaptive_
-from esformer.training.data import Batch, ImageDataModule
+from esformer.training.drop_path import PathDrops
 from esformer.training.metrics import MeanLoss, accuracies
-from esformer.training.paths import PathDrops
-from esformer.training.recipe import Recipe
 from esformer.training.steps import RunningLoss, Step, Steps
 from esformer.version import code_version
 

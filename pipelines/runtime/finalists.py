@@ -21,14 +21,16 @@ import torch.distributed
 from lightning.fabric import Fabric
 from lightning.pytorch.loggers import WandbLogger
 
-from callbacks.drawing import draw_finalists
 from callbacks.search import draw_found, send_genotype
+from configs.schema import Config
 from esformer.atomic import write_text
 from esformer.checkpoint import Checkpoint, CheckpointError
 from esformer.checkpoint.loading import find
+from esformer.data.datasets import cpus
 from esformer.files import read_json
 from esformer.genotype import Genotype, notation, parse
 from esformer.model.cost import Cost, cost
+from esformer.plots.finalists import draw_finalists
 from esformer.search.finalists import (
     POOL,
     Finalist,
@@ -40,13 +42,11 @@ from esformer.search.finalists import (
     rungs,
     seconds,
 )
-from esformer.training.datasets import cpus
-from pipelines.config import Config
-from pipelines.launch import search_fabric
-from pipelines.processes import processes
-from pipelines.run import RunFolder, read_summary
+from pipelines.runtime.build import search_fabric
+from pipelines.runtime.processes import processes
+from pipelines.runtime.run_folder import RunFolder, read_summary
+from pipelines.runtime.tracking import log_genotype
 from pipelines.runtime.trainings import Job, Reached, Trainings, visible_gpus
-from pipelines.tracking import log_genotype
 
 log = logging.getLogger("esformer")
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from esformer.atomic import write_text
-from pipelines import cli
-from pipelines.launch import check
-from pipelines.rehearsal import rehearse_training, scratch
+from pipelines.runtime import cli
+from pipelines.runtime.build import check
+from pipelines.runtime.dry_run import rehearse_training, scratch
 from pipelines.train import given_genotype
 
 

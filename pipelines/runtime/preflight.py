@@ -21,13 +21,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from callbacks.ema import EMA
+from configs.compose import to_yaml
+from configs.schema import Config, ConfigError, TrainerConfig
+from esformer.data.datamodule import device_batch_size
 from esformer.errors import ESFormerError, out_of_memory
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
-from esformer.training.data import device_batch_size
 from esformer.training.module import ESFormerModule
-from pipelines.config import Config, ConfigError, TrainerConfig, to_yaml
-from pipelines.turns import InMemory
+from pipelines.timing.interleaved import InMemory
 
 log = logging.getLogger("esformer")
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from callbacks.pictures import read_steps
+from callbacks.history import read_steps
+from configs.schema import Config
 from esformer.children import end_with_parent
 from esformer.errors import STOPPED, ESFormerError
 from esformer.genotype import Genotype
-from pipelines.config import Config
-from pipelines.signals import LATE
+from pipelines.runtime.signals import LATE
 
 PATIENCE = 60.0
 """Seconds that trainings have to save what they have, when whoever made them is stopped."""

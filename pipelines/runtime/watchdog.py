@@ -21,8 +21,8 @@ from datetime import timedelta
 from typing import Any
 
 from esformer.errors import USER_ERROR
-from pipelines import signals
-from pipelines.runtime.losses import PEER_SENTENCE
+from pipelines.runtime import signals
+from pipelines.runtime.errors import PEER_SENTENCE
 
 TICK = 1.0
 """Seconds between two looks."""

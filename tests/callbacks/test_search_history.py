@@ -14,11 +14,11 @@ from PIL import Image
 
 from callbacks import search as module
 from callbacks.search import SearchHistory, SearchLog
-from callbacks.trajectory import Trajectory
 from esformer.genotype import Genotype
 from esformer.model.cost import Budget
 from esformer.search.journal import Evaluation, read
 from esformer.search.schedule import Schedule
+from esformer.search.trajectory import Trajectory
 
 CLOCK = ("seconds", "elapsed", "search/evaluations_per_second")
 

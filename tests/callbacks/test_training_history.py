@@ -7,8 +7,9 @@ import torch
 from linear import BATCH, At, fit
 from PIL import Image
 
-from callbacks.pictures import STEPS, History, draw_training, read_steps
+from callbacks.history import STEPS, History, read_steps
 from callbacks.speed import Speed
+from esformer.plots.training import draw_training
 
 
 class Killed(Exception):

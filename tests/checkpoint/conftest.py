@@ -8,11 +8,11 @@ from quiet import QUIET
 from callbacks.ema import EMA
 from esformer.checkpoint import open_checkpoint
 from esformer.choices import choices_of
+from esformer.data.datamodule import ImageDataModule
+from esformer.data.datasets import DataConfig
 from esformer.genotype import Genotype
-from esformer.training.data import ImageDataModule
-from esformer.training.datasets import DataConfig
+from esformer.recipe import Recipe
 from esformer.training.module import ESFormerModule
-from esformer.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=1, warmup_epochs=0, batch_size=16, lr=1e-3)
 

@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 import esformer
 from esformer.checkpoint import CheckpointError
+from esformer.data.datasets import IMAGENET_MEAN
 from esformer.model.attention import resize_biases
-from esformer.training.datasets import IMAGENET_MEAN
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from quiet import QUIET
 
 from callbacks.checkpoints import WholeFiles
 from esformer.checkpoint.training_state import StateError, TrainingState, check_training_state
+from esformer.recipe import Recipe
 from esformer.training.module import ESFormerModule, optimizer_of
-from esformer.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=1, warmup_epochs=0, batch_size=16, lr=1e-3)
 """That of the checkpoint."""

@@ -12,14 +12,14 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.plugins import MixedPrecision
 
 from callbacks.ema import EMA
+from configs.compose import compose
+from esformer.data.datamodule import Batch, ImageDataModule
+from esformer.data.datasets import DataConfig
 from esformer.errors import STOPPED
 from esformer.genotype import Genotype
-from esformer.training.data import Batch, ImageDataModule
-from esformer.training.datasets import DataConfig
+from esformer.recipe import Recipe
 from esformer.training.module import ESFormerModule
-from esformer.training.recipe import Recipe
 from pipelines import evaluate, train
-from pipelines.config import compose
 from pipelines.runtime import preflight
 
 DEVICE = torch.device("cuda", 0)
@@ -98,7 +98,7 @@ def test_a_step_waits_for_nothing(recipe, precision):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # as in pipelines.launch
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # as in pipelines.runtime.build
     try:
         trainer.fit(module, data)
     finally:
@@ -148,7 +148,7 @@ def test_a_number_that_does_not_fit_is_refused_with_one_that_does(little_memory)
 def test_memory_that_runs_out_in_training_is_a_sentence(tmp_path):
     torch.cuda.empty_cache()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.launch.accumulation", lambda *_: 1)  # as if the trial had been mistaken
+        patch.setattr("pipelines.runtime.build.accumulation", lambda *_: 1)  # as if the trial had been mistaken
         torch.cuda.set_per_process_memory_fraction(5e-4)
         try:
             with pytest.raises(preflight.NoMemoryError, match="go on with trainer.accumulate=2"):

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from configs.compose import compose
+from configs.explain import settings
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.guide import Guide
@@ -16,8 +18,8 @@ from esformer.proxies import score
 from esformer.search.journal import read
 from esformer.search.ranking import Ranking, Scored
 from esformer.space import SearchSpace
-from pipelines import ablate, cli
-from pipelines.config import compose, settings
+from pipelines import ablate
+from pipelines.runtime import cli
 
 METHODS = ["log_synflow", "sum", "decoupled", "random", "efficientformerv2"]
 BOTH = {"entropic_score", "log_synflow"}

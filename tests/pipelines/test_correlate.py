@@ -21,9 +21,10 @@ from esformer.benchmarks.correlation import correlate as correlation
 from esformer.children import StoppedProcesses
 from esformer.errors import ESFormerError
 from esformer.proxies import get, names
-from pipelines import cli, correlate, scoring
-from pipelines.run import Folder
-from pipelines.scoring import Job, Score, ScoreFile, ScoringError, read_batch, score_all
+from pipelines import correlate
+from pipelines.runtime import cli, scoring
+from pipelines.runtime.run_folder import Folder
+from pipelines.runtime.scoring import Job, Score, ScoreFile, ScoringError, read_batch, score_all
 
 TABLE = {
     "1111111": 91.7,
@@ -387,7 +388,7 @@ def test_counts_that_are_none(wrong, capsys):
 
 
 def test_one_process_a_folder(monkeypatch):
-    monkeypatch.setattr("pipelines.run.PATIENCE", 0.3)
+    monkeypatch.setattr("pipelines.runtime.run_folder.PATIENCE", 0.3)
     with Folder(Path("out"), "", "--out") as other:
         other.claim("python -m pipelines.correlate", "seed: 0\n")
         with pytest.raises(

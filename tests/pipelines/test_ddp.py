@@ -11,10 +11,10 @@ import torch
 
 import esformer
 from esformer.checkpoint import read
+from esformer.data.datamodule import ImageDataModule, Place, collate
+from esformer.data.datasets import DataConfig
 from esformer.errors import STOPPED
-from esformer.training.data import ImageDataModule, Place, collate
-from esformer.training.datasets import DataConfig
-from esformer.training.recipe import Recipe
+from esformer.recipe import Recipe
 
 VALIDATION = 33  # odd: the two shares are not equal
 

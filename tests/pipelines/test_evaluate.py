@@ -16,9 +16,10 @@ from PIL import Image
 import esformer
 from esformer.checkpoint import open_checkpoint, save_weights
 from esformer.checkpoint.loading import network_of
-from esformer.training.data import EvaluationDataModule
-from esformer.training.datasets import DataConfig, DataError, resolve
-from pipelines import cli, evaluate, train
+from esformer.data.datamodule import EvaluationDataModule
+from esformer.data.datasets import DataConfig, DataError, resolve
+from pipelines import evaluate, train
+from pipelines.runtime import cli
 
 ROOT = Path(__file__).parents[2]
 CPU = ["trainer.accelerator=cpu", "data.workers=0", "--batch-size", "64"]
@@ -239,7 +240,7 @@ def test_networks_for_something_else_are_refused(altered, asked, message, capsys
 
 
 def test_a_checkpoint_for_images_that_are_too_large(altered, monkeypatch, capsys):
-    monkeypatch.setattr("pipelines.checkpoint.LARGEST_IMAGE", 63)
+    monkeypatch.setattr("pipelines.runtime.checkpoint.LARGEST_IMAGE", 63)
     refused([altered(img_size=(64, 64))], "the image size is 64 x 64; it must be at most 63 pixels each way", capsys)
 
 

@@ -21,8 +21,9 @@ from esformer.errors import ESFormerError
 from esformer.export import FORMATS
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
-from esformer.training.recipe import Recipe
-from pipelines import cli, export
+from esformer.recipe import Recipe
+from pipelines import export
+from pipelines.runtime import cli
 
 pytestmark = pytest.mark.slow
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 import esformer
+from configs.compose import compose, differences, to_yaml
+from configs.schema import ConfigError
 from esformer.checkpoint import open_checkpoint, read
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from pipelines import search, train
-from pipelines.cli import USER_ERROR, run
-from pipelines.config import ConfigError, compose, differences, to_yaml
-from pipelines.launch import network
-from pipelines.run import _default
+from pipelines.runtime.build import network
+from pipelines.runtime.cli import USER_ERROR, run
+from pipelines.runtime.run_folder import _default
 
 MACHINE = ["trainer.accelerator=cpu", "wandb.mode=disabled"]
 SHORT = ["recipe.epochs=2", "recipe.batch_size=16", "data.workers=0"]
@@ -114,7 +115,7 @@ def test_killed_and_on_two_processes(command, warm, tmp_path):
 
 
 def test_a_rehearsal_leaves_nothing(command, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.rehearsal.STEPS", 2)
+    monkeypatch.setattr("pipelines.runtime.dry_run.STEPS", 2)
     found = train.main([*command, f"run.dir={tmp_path / 'run'}", "--dry-run"])
     assert found["steps"] == 10 and found["genotype"] == "S0"
     assert {path.name for path in tmp_path.iterdir()} == {"digits", "images", "start.ckpt"}

@@ -72,7 +72,7 @@ def test_points_that_cannot_be_are_refused_in_a_sentence(run, tmp_path, capsys):
 
 def test_killed_before_its_files_are_written_it_leaves_them_later(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("callbacks.family.draw_family", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("callbacks.search.draw_family", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         run("--points", "2e7")
     assert not (tmp_path / "r" / "genotype.yaml").exists()
     run("--points", "2e7")

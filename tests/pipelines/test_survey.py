@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from configs.schema import ConfigError
 from esformer.benchmarks.draws import Draw, shipped_reference
 from esformer.benchmarks.esformers import ESFormers, read_trainings
 from esformer.errors import ESFormerError
 from esformer.genotype import notation
-from pipelines import cli, survey
-from pipelines.config import ConfigError
+from pipelines import survey
+from pipelines.runtime import cli
 
 TINY = ["data=digits", "data.limit=64", "recipe=quick", "recipe.epochs=2", "recipe.batch_size=16", "trainer.threads=1"]
 COMMAND = [sys.executable, "-m", "pipelines.survey", *TINY]

@@ -29,7 +29,7 @@ def reached(moment):
         (PLAN / moment).unlink()
     except FileNotFoundError:
         return
-    from pipelines.signals import stop
+    from pipelines.runtime.signals import stop
 
     sys.stdout.write(f"disturbed at {moment}\n")
     sys.stdout.flush()

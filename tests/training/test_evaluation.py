@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from esformer.training.data import IGNORE, Batch
+from esformer.data.datamodule import IGNORE, Batch
 from esformer.training.evaluation import Evaluation, Evaluator
 
 CLASSES = 7

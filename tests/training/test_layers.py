@@ -9,12 +9,12 @@ from torch import nn
 
 from callbacks.ema import EMA
 from callbacks.speed import learning_rate
+from esformer.data.datamodule import ImageDataModule
+from esformer.data.datasets import DataConfig
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
-from esformer.training.data import ImageDataModule
-from esformer.training.datasets import DataConfig
+from esformer.recipe import Recipe
 from esformer.training.module import ESFormerModule
-from esformer.training.recipe import Recipe
 
 BATCHES, POISONED = 4, 2
 COMMON = dict(epochs=1, warmup_epochs=0, batch_size=32, lr=1e-3)

@@ -10,11 +10,11 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from callbacks.ema import EMA
+from esformer.data.datamodule import Batch
 from esformer.genotype import Genotype
-from esformer.training.data import Batch
+from esformer.recipe import Recipe
 from esformer.training.metrics import IGNORE, MeanLoss, accuracies
 from esformer.training.module import ESFormerModule
-from esformer.training.recipe import Recipe
 
 
 def test_images_that_fill_up_are_not_counted():

@@ -10,11 +10,11 @@ from timm.utils import ModelEmaV3
 import esformer
 import esformer.model.registry
 from callbacks.ema import EMA
+from esformer.data.datamodule import ImageDataModule, Place, collate
+from esformer.data.datasets import DataConfig
 from esformer.genotype import Genotype
-from esformer.training.data import ImageDataModule, Place, collate
-from esformer.training.datasets import DataConfig
+from esformer.recipe import Recipe
 from esformer.training.module import ESFormerModule, RunningLoss, TrainingError
-from esformer.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=1, warmup_epochs=0, batch_size=64, lr=1e-3)
 
@@ -107,7 +107,7 @@ def test_every_rank_evaluates_with_the_norms_of_rank_0(tmp_path, warm):
         "import warnings\n"
         "import torch\n"
         "from esformer.training.module import broadcast_buffers\n"
-        "from pipelines.launch import DDP\n"
+        "from pipelines.runtime.build import DDP\n"
         "torch.distributed.init_process_group('gloo')\n"
         "norm = torch.nn.BatchNorm2d(2)\n"
         "warnings.simplefilter('error')\n"

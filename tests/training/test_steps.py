@@ -11,13 +11,13 @@ from timm.utils import ModelEmaV3
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from callbacks.ema import EMA
+from configs.compose import compose
+from esformer.data.datamodule import Batch
 from esformer.genotype import Genotype
-from esformer.training.data import Batch
+from esformer.recipe import Recipe
 from esformer.training.module import ESFormerModule
-from esformer.training.recipe import Recipe
-from pipelines.config import compose
-from pipelines.launch import trainer as pipelines_trainer
-from pipelines.run import RunFolder
+from pipelines.runtime.build import trainer as pipelines_trainer
+from pipelines.runtime.run_folder import RunFolder
 
 BATCH, EVERY, SIZE = 4, 4, 32
 RECIPE = Recipe(epochs=1, warmup_epochs=0, batch_size=BATCH, lr=1e-3, mixup=0.0, cutmix=0.0, drop_path=0.0)

@@ -11,14 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from configs.compose import compose
+from configs.schema import ConfigError
 from esformer.errors import STOPPED, ESFormerError
 from esformer.genotype import Genotype, notation
 from esformer.search.journal import Evaluation, Journal
 from esformer.space import SearchSpace
 from pipelines import ablate, search
-from pipelines.config import ConfigError, compose
-from pipelines.run import RunFolder
 from pipelines.runtime import finalists, trainings
+from pipelines.runtime.run_folder import RunFolder
 
 FAST = ["data=digits", "data.limit=64", "data.workers=0", "recipe=quick", "recipe.batch_size=16", "trainer.threads=1"]
 FAST += ["trainer.accelerator=cpu", "wandb.mode=disabled"]
@@ -120,7 +121,7 @@ class Logger:
 def test_the_winner_is_the_genotype_of_the_run(searched, stub, capsys, monkeypatch):
     run, found = searched("search", FOUR)
     logger = Logger()
-    monkeypatch.setattr("pipelines.tracking.loggers", lambda *_: [logger])
+    monkeypatch.setattr("pipelines.runtime.tracking.loggers", lambda *_: [logger])
     summary = search.main([*FOUR, f"run.dir={run}"])
     table = rows(run)
     assert [(row["rung"], row["epochs"]) for row in table] == [("1", "3")] * 4 + [("2", "9")] * 2

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from callbacks.accumulation import Accumulation
+from configs.compose import compose
+from configs.schema import ConfigError
 from esformer.checkpoint import read
+from esformer.data.datasets import DataError
 from esformer.genotype import Genotype
-from esformer.training.datasets import DataError
 from esformer.training.module import ESFormerModule
 from pipelines import full, search, train
-from pipelines.config import ConfigError, compose
-from pipelines.run import RunFolder
 from pipelines.runtime import preflight
 from pipelines.runtime.preflight import NoMemoryError, Trial, accumulation, activations, check_precision, precision
+from pipelines.runtime.run_folder import RunFolder
 
 GIB, GPU, CPU = 2**30, torch.device("cuda", 0), torch.device("cpu")
 QUICK = [

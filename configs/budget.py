@@ -1,0 +1,29 @@
+"""What a search makes of the settings of the budget."""
+
+from configs.schema import Config
+from esformer.model.cost import PAPER_MACS, Budget, paper_macs
+
+
+def budget(config: Config) -> Budget:
+    """The budget of a configuration's search, in numbers."""
+    b = config.budget
+    macs = _auto(config) if isinstance(b.macs, str) else b.macs
+    return Budget(
+        params=None if b.params is None else int(b.params),
+        macs=None if macs is None else int(macs),
+        latency_ms=b.latency_ms,
+    )
+
+
+def explain_auto(config: Config) -> str:
+    """What `budget.macs=auto` is for the images of a configuration, and where that comes from."""
+    size, classes = config.size, config.data.num_classes
+    return (
+        f"{_auto(config):,} at {config.data.img_size} pixels and"
+        f" {'1000 classes until they are counted' if classes is None else f'{classes} classes'};"
+        f" the paper's {PAPER_MACS[size] / 1e9:g} G of {size} at 224 and 1000, scaled as EfficientFormerV2-{size}"
+    )
+
+
+def _auto(config: Config) -> int:
+    return paper_macs(config.size, config.data.img_size, config.data.num_classes or 1000)

@@ -1,0 +1,1 @@
+"""Pictures, as functions of data; matplotlib is imported where one is drawn."""

@@ -1,0 +1,29 @@
+"""What pipelines have in common that are given a checkpoint: where their results go, and for what images it may be."""
+
+from pathlib import Path
+
+from esformer.data.datasets import LARGEST_IMAGE
+from esformer.errors import ESFormerError
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse images for which a network would need more memory than machines have.
+
+    Raises:
+        ESFormerError: says what may be.
+    """
+    if max(height, width) > LARGEST_IMAGE:
+        raise ESFormerError(f"the image size is {height} x {width}; it must be at most {LARGEST_IMAGE} pixels each way")
+
+
+def beside(checkpoint: str, ending: str) -> Path:
+    """Where results of a checkpoint or of a name go: beside it, under its name with another ending."""
+    path = Path(checkpoint)
+    if not path.exists():
+        path = Path(checkpoint.rpartition(":")[2])
+    return path.with_name(f"{path.stem if path.is_file() else path.resolve().name}{ending}")
+
+
+def evaluation_of(checkpoint: str) -> Path:
+    """The folder in which pipelines.evaluate leaves its results unless told otherwise."""
+    return beside(checkpoint, "-evaluation")

@@ -1,0 +1,160 @@
+"""The command line that all pipelines share: `--size S2 --quick key=value ...`, `--help`, `--print-config`."""
+
+import argparse
+import errno
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from configs.compose import compose, to_yaml
+from configs.explain import SECTIONS_WITH_FILES, choices, settings
+from configs.schema import Config
+from configs.values import ValueTypeError, path_text
+from esformer.errors import STOPPED, USER_ERROR, ESFormerError, ProcessLostError
+from pipelines.runtime import signals
+from pipelines.runtime.errors import explain
+from pipelines.runtime.watchdog import INTERRUPTED, connected, leave_at_once, watchdog
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+"""A disk that is full or not to be written to."""
+DRY_RUN: dict[str, dict[str, Any]] = {
+    "--dry-run": dict(
+        action="store_true",
+        help="try each stage in small on the real machine and images, say what the run needs, leave nothing behind",
+    )
+}
+"""The flag of pipelines.runtime.dry_run, for `parse_with`."""
+
+
+def path_or_name(text: str) -> str:
+    """The type of arguments that may be paths: `~` in front is the home, and the rest stays as it was typed.
+
+    Raises:
+        ArgumentTypeError: no file can have such a name.
+    """
+    try:
+        return path_text(text)
+    except ValueTypeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def path(text: str) -> Path:
+    """The type of arguments that are paths."""
+    return Path(path_or_name(text))
+
+
+def parse(story: str, argv: Sequence[str] | None = None) -> Config:
+    """The configuration that a command line asks for. Prints and exits on `--help` and `--print-config`.
+
+    Args:
+        story: the pipeline's docstring; heads the help.
+        argv: the arguments, by default the process's own.
+    """
+    return parse_with(story, argv, {})[0]
+
+
+def parse_with(
+    story: str,
+    argv: Sequence[str] | None,
+    flags: Mapping[str, Mapping[str, Any]],
+    defaults: Callable[[argparse.Namespace], Sequence[str]] = lambda arguments: (),
+) -> tuple[Config, argparse.Namespace]:
+    """The same for a pipeline with flags of its own.
+
+    Args:
+        story: the pipeline's docstring; heads the help.
+        argv: the arguments, by default the process's own.
+        flags: what argparse is to know of each; one without dashes is a word before the settings.
+        defaults: the settings that arguments bring with them; those that a person writes come after and win.
+    """
+    parser = argparse.ArgumentParser(
+        description=story, epilog=_explain(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sizes = "S0, S1 or S2: 3.5, 6 or 12.5 million parameters and 0.4, 0.9 or 1.4 GMACs at 224 pixels (default S0)"
+    parser.add_argument("--size", help=sizes)
+    parser.add_argument("--quick", action="store_true", help="the whole job in minutes, on images that come with it")
+    for name, flag in flags.items():
+        parser.add_argument(name, **flag)
+    parser.add_argument("--print-config", action="store_true", help="print the configuration that would run, and stop")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="any setting listed below")
+    arguments = parser.parse_intermixed_args(argv)
+    config = compose(arguments.size, arguments.quick, [*defaults(arguments), *arguments.settings])
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        sys.exit()
+    return config, arguments
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Run a pipeline; what a user can mend ends it with one sentence and exit code 2, without a traceback.
+
+    SIGUSR1 and SIGTERM stop it in good order, with exit code 75; under SLURM the job is then put into the queue again.
+    """
+    signals.stop.install()
+    watchdog.start()
+    try:
+        main()
+    except KeyboardInterrupt:
+        _end(INTERRUPTED, signals.GOES_ON)
+    except SystemExit as end:
+        if end.code == STOPPED:
+            _stop()
+        if not connected():
+            raise
+        _end(end.code if isinstance(end.code, int) else INTERRUPTED)
+    except Exception as raw:
+        signals.stop.over()
+        error = explain(raw)
+        ours = isinstance(error, ESFormerError) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
+        stopped = signals.caused(error)
+        if ours and not (stopped and isinstance(error, ProcessLostError)):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        if stopped:
+            _stop()
+        if not ours:
+            sys.excepthook(type(raw), raw, raw.__traceback__)
+        _end(USER_ERROR if ours else 1)
+    _end(0)
+
+
+def _stop() -> NoReturn:
+    signals.stop.over()
+    _end(*signals.leave(), at_once=signals.under_slurm())  # which ends the processes of libraries too
+
+
+def _end(code: int, words: str = "", at_once: bool = False) -> NoReturn:
+    """The end of this process, and of those that it has started.
+
+    Where a process group or a process that cannot be killed is left, nobody takes leave of it: that may take for ever.
+    """
+    signals.stop.over()
+    watchdog.rest()
+    failed = code not in (0, STOPPED)
+    if words:
+        print(words, file=sys.stderr, flush=True)
+    watchdog.leave("failed" if failed else "done")
+    if failed:
+        watchdog.end_launched()
+    left = False
+    if "multiprocessing" in sys.modules:
+        from esformer.children import kill_children  # takes as long to import as all of --help
+
+        left = not kill_children()
+    if at_once or connected() or left:
+        leave_at_once(code)
+    sys.exit(code)
+
+
+def _explain() -> str:
+    """Every setting with its type, default and explanation."""
+    width = min(120, shutil.get_terminal_size().columns)
+    named = ", ".join(f"{section}={'|'.join(choices(section))}" for section in SECTIONS_WITH_FILES)
+    heading = f"settings (key=value). A whole section takes a named choice: {named}."
+    lines = textwrap.wrap(f"{heading} The size and --quick choose for you.", width)
+    for setting in settings():
+        lines.append(f"\n  {setting.key}: {setting.type} = {'null' if setting.default is None else setting.default}")
+        lines += textwrap.wrap(setting.explanation, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)

@@ -1,0 +1,318 @@
+"""Weights & Biases: one run for both stages, continued after every restart; when it fails, training goes on without."""
+
+import logging
+import os
+import platform
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+
+import esformer
+from configs.schema import Config, ConfigError
+from esformer.atomic import write_text
+from esformer.errors import STOPPED
+from esformer.files import ContentError, read_text
+from pipelines.runtime.run_folder import RunFolder, is_main
+from pipelines.runtime.signals import stop
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+    from esformer.genotype import Genotype
+
+log = logging.getLogger("esformer")
+
+INIT_TIMEOUT = 20.0
+"""Seconds to wait for W&B's server when a run starts."""
+FINISH_TIMEOUT, HURRY = 60.0, 10.0
+"""Seconds to wait at the end until everything is sent; and where a scheduler is about to kill the process."""
+FLUSH = 1.0
+"""Seconds after which W&B's file of the run is on the disk."""
+REOPENINGS = 3
+"""How often a run of W&B is opened again when its service dies."""
+SLURM = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_PARTITION", "JOB_NUM_NODES", "NTASKS")
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "wandb")
+
+
+class Tracker(WandbLogger):
+    """Lightning's logger of W&B, whose failures end nothing: they are said in a line.
+
+    A run whose service died is opened again, as a further part of the same run; what else fails costs the entry that
+    failed. The run's own `metrics.csv` and `steps.csv` do not pass here.
+
+    Args:
+        open_run: begins W&B's run, or goes on with it.
+    """
+
+    def __init__(self, open_run: "Callable[[], Run]") -> None:
+        run = open_run()
+        super().__init__(experiment=run, project=run.project, version=run.id, save_dir=run.dir)
+        self._open, self._left = open_run, REOPENINGS
+        self._told: set[str] = set()
+        self._guard = _Guard(self)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """W&B's run, with methods that cannot fail."""
+        return self._guard
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """Add to the run's configuration."""
+        self.attempt(lambda run: run.config.update(dict(params), allow_val_change=True))
+
+    def log_image(self, *args: Any, **kwargs: Any) -> None:
+        """Send pictures."""
+        self.attempt(lambda _: WandbLogger.log_image(self, *args, **kwargs))
+
+    def log_table(self, *args: Any, **kwargs: Any) -> None:
+        """Send a table."""
+        self.attempt(lambda _: WandbLogger.log_table(self, *args, **kwargs))
+
+    def attempt(self, what: "Callable[[Run], Any]") -> Any:
+        """Do something with the run; None where that fails."""
+        while self._experiment is not None:
+            try:
+                return what(self._experiment)  # type: ignore[arg-type]
+            except ConnectionError as error:  # its service is gone
+                self._reopen(error)
+            except Exception as error:
+                self._tell(f"W&B could not take an entry ({_reason(error)}); everything else goes on")
+                break
+        return None
+
+    def finish(self, exit_code: int) -> None:
+        """End the run. Waits for what is still to be sent, but not long."""
+        run, self._experiment = self._experiment, None
+        if run is None:
+            return
+        done = threading.Event()
+
+        def end() -> None:
+            with suppress(Exception):
+                if exit_code == STOPPED:
+                    run.mark_preempting()
+                run.finish(exit_code=exit_code)
+                done.set()
+
+        ending = threading.Thread(target=end, daemon=True)
+        ending.start()
+        ending.join(HURRY if exit_code == STOPPED else FINISH_TIMEOUT + HURRY)
+        if not done.is_set():
+            self._tell(
+                f"W&B did not take everything; send it with: wandb sync --include-online {run.settings.sync_dir}"
+            )
+
+    def _reopen(self, error: Exception) -> None:
+        _close_service()
+        self._experiment = None
+        while self._experiment is None and self._left > 0 and not stop.asked:  # SIGTERM ends W&B's process too
+            self._left -= 1
+            time.sleep(1.1)  # the folders of W&B are named after the second
+            with suppress(Exception):
+                self._experiment = self._open()
+        then = (
+            "it was started again" if self._experiment else "this run goes on without, its metrics are in metrics.csv"
+        )
+        self._tell(f"W&B stopped ({_reason(error)}); {then}")
+
+    def _tell(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            log.warning("%s", line)
+
+
+class _Guard:
+    """Looks like W&B's run."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def finish(self, exit_code: int = 0) -> None:
+        self._tracker.finish(exit_code)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._tracker._experiment, name, None)
+        if value is not None and not callable(value):
+            return value
+        return lambda *args, **kwargs: self._tracker.attempt(lambda run: getattr(run, name)(*args, **kwargs))
+
+
+def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
+    """The loggers of a run: W&B unless it is disabled, offline where there is no login or no server.
+
+    Raises:
+        ConfigError: it shall be online, and nobody is logged in.
+    """
+    mode, pipeline = config.wandb.mode, run.command.split()[2].removeprefix("pipelines.")
+    if mode == "disabled" or not is_main():
+        return []
+    import wandb
+
+    os.environ.pop("WANDB_SERVICE", None)  # of whoever submitted the job, perhaps on another machine or long gone
+    try:
+        wandb.setup(wandb.Settings(silent=True))
+        known = mode != "offline" and wandb.login(prompt=False, verify=False)  # asks no server
+    except Exception as error:
+        log.warning("W&B cannot start (%s); this session goes on without it", _reason(error))
+        return []
+    if mode in ("auto", "online"):
+        if mode == "online" and not known:
+            raise ConfigError("wandb.mode=online needs a login; type `wandb login`, or choose wandb.mode=offline")
+        mode = "online" if known else "offline"
+    facts: dict[str, Any] = asdict(config)
+    facts |= {"pipeline": pipeline, "command": run.command, "git": git_state(), "environment": environment()}
+    if run.genotype.exists():
+        from esformer.genotype import Genotype
+
+        facts["genotype"] = Genotype.load(run.genotype).to_dict()
+    how: dict[str, Any] = dict(
+        project=config.wandb.project,
+        group=(config.wandb.group or run.path.resolve().name)[:128],
+        job_type=pipeline,
+        tags=[config.size, config.data.name],
+        name=run.path.resolve().name[:128],
+        id=_run_id(run),
+        dir=run.path,
+        resume="allow",
+        config=facts,
+    )
+
+    def open_run() -> "Run":
+        nonlocal mode
+        settings = wandb.Settings(
+            silent=True,
+            init_timeout=INIT_TIMEOUT,
+            finish_timeout=FINISH_TIMEOUT,
+            finish_timeout_raises=True,
+            x_transaction_log_flush_interval=FLUSH,
+        )
+        if mode == "online":
+            try:
+                return _define(wandb.init(mode="online", settings=settings, **how))
+            except Exception as error:  # no network, no such project, a server in trouble
+                log.warning("W&B cannot be reached (%s); this session is kept offline", _reason(error))
+                _close_service()  # it would hold on to the run's id
+        run_of_wandb = _define(wandb.init(mode="offline", settings=settings, **how))
+        log.info("W&B is offline; send the run, all its sessions in order, with: wandb sync %s", run.path / "wandb")
+        return run_of_wandb
+
+    try:
+        return [Tracker(open_run)]
+    except Exception as error:
+        log.warning("W&B cannot start (%s); this session goes on without it", _reason(error))
+        return []
+
+
+def finish(made: Sequence[WandbLogger], exit_code: int) -> None:
+    """End W&B's run: 0 is success, 75 a stop from which the same command goes on (preempted), all else a failure."""
+    for logger in made:
+        if isinstance(logger, Tracker):
+            logger.finish(exit_code)
+
+
+def log_genotype(made: Sequence[WandbLogger], genotype: "Genotype", **costs: float) -> None:
+    """Add the architecture to the run's configuration, where it is known only after the search.
+
+    Args:
+        made: the loggers.
+        genotype: what was found or given.
+        costs: its parameters and MACs.
+    """
+    for logger in made:
+        logger.log_hyperparams({"genotype": genotype.to_dict(), **costs})
+
+
+def send_checkpoints(made: Sequence[WandbLogger], checkpoints: Mapping[str, Path]) -> None:
+    """Send checkpoints as versions of one artifact of the run.
+
+    Args:
+        made: the loggers.
+        checkpoints: files by their alias, such as `best` and `last`; those that are not there are left out.
+    """
+    for logger in made:
+        for alias, file in checkpoints.items():
+            if file.exists():
+                name = f"checkpoint-{logger.version}"
+                logger.experiment.log_artifact(file, name=name, type="model", aliases=[alias])
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and branch of the code, and whether it was changed since; empty where it is in no repository."""
+    git = ("git", "-C", str(Path(esformer.__file__).parent))
+    if not _output(*git, "ls-files", "__init__.py"):  # it may be installed within somebody else's repository
+        return {}
+    commit, branch = _output(*git, "rev-parse", "HEAD"), _output(*git, "rev-parse", "--abbrev-ref", "HEAD")
+    return {"commit": commit, "branch": branch, "dirty": bool(_output(*git, "status", "--porcelain", "-uno"))}
+
+
+def environment() -> dict[str, Any]:
+    """On what a session runs: versions, host, GPUs, and the job where SLURM started it."""
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    found |= {"cuda": torch.version.cuda, "host": socket.gethostname(), "cpus": os.cpu_count(), "argv": sys.argv[1:]}
+    found["gpus"] = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+    names = {"nodes": "SLURM_JOB_NODELIST"} | {name.lower(): f"SLURM_{name}" for name in SLURM}
+    found["slurm"] = {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
+    return found
+
+
+def _output(*command: str) -> str:
+    """What a command says; nothing where it is missing, fails or takes long."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _define(run: "Run") -> "Run":
+    """The training is drawn over its steps, the search over its evaluations."""
+    run.define_metric("trainer/global_step", hidden=True)
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    run.define_metric("search/evaluation", hidden=True)
+    run.define_metric("search/*", step_metric="search/evaluation")
+    return run
+
+
+def _close_service() -> None:
+    """End W&B's process, whatever state it is in; the next run starts another."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown(exit_code=1)
+
+
+def _reason(error: BaseException) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 120 else f"{line[:117]}..."
+
+
+def _run_id(run: RunFolder) -> str:
+    """The id under which W&B knows the run, the same after every restart."""
+    try:
+        known = read_text(run.wandb_id) if run.wandb_id.exists() else ""
+    except ContentError:
+        known = ""
+    if not re.fullmatch("[0-9a-f]{8}", known):
+        known = secrets.token_hex(4)
+        write_text(run.wandb_id, known)
+    return known

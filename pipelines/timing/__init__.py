@@ -1,0 +1,1 @@
+"""What measures: scoring, and training beside timm's own loop."""
