@@ -11,8 +11,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from callbacks.speed import Speed, learning_rate
-from esformer.atomic import write_text
-from esformer.files import ContentError, whole_lines
+from esformer.files import ContentError, whole_lines, write_text
 from esformer.plots.training import Row, draw_training
 
 STEPS = ("step", "epoch", "loss", "lr", "grad_norm", "images_per_second", "seconds")

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 
-from esformer.atomic import write_text
 from esformer.errors import STOPPED
-from esformer.files import FileError, unwritable
+from esformer.files import FileError, unwritable, write_text
 from esformer.genotype import Genotype
 from esformer.model.cost import Cost
 from esformer.plots.family import draw_family
@@ -32,7 +31,7 @@ SHARE = 0.01
 """How much of a search's time its files may take."""
 
 
-class Watcher(SearchCallback):
+class SearchRecorder(SearchCallback):
     """Sees every evaluation of a search, those of earlier sessions too."""
 
     def __init__(self) -> None:
@@ -62,7 +61,7 @@ class StopWhenAsked(SearchCallback):
             raise SystemExit(STOPPED)
 
 
-class SearchHistory(Watcher):
+class SearchHistory(SearchRecorder):
     """Keeps all evaluations as `search.csv` and `search.png`, and draws what was found as `genotype.png`.
 
     A search for a family leaves `front.csv` and `front.png` too.
@@ -109,7 +108,7 @@ class SearchHistory(Watcher):
         draw_search(self.trajectory, asdict(stage.budget), self.folder / "search.png")
 
 
-class SearchLog(Watcher):
+class SearchLog(SearchRecorder):
     """Sends the search to the loggers as `search/...`, over `search/evaluation`.
 
     A point now and then, always after the same evaluations; at the end the pictures, and for W&B the genotype as an
@@ -166,13 +165,13 @@ class SearchLog(Watcher):
         if not stage.fabric.loggers or len(self.trajectory) == self._sent:  # phases may end together
             return
         self._sent = len(self.trajectory)
-        values = point(self.trajectory, asdict(stage.budget), self.every)
+        values = search_metrics(self.trajectory, asdict(stage.budget), self.every)
         for logger in stage.fabric.loggers:
             # W&B has its own x-axis for these; a step would go to the one that Lightning keeps for the training
             logger.log_metrics(values, step=None if isinstance(logger, WandbLogger) else self._sent)
 
 
-def point(trajectory: Trajectory, limits: dict[str, float | None], last: int) -> dict[str, float]:
+def search_metrics(trajectory: Trajectory, limits: dict[str, float | None], last: int) -> dict[str, float]:
     """What loggers are told of the search after its newest evaluation; the speed is that of the last ones."""
     span, n = trajectory.last_span(), len(trajectory)
     place = span.start + int(trajectory.best(span)[-1])

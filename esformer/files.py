@@ -1,16 +1,19 @@
-"""Reading the text files of a run and those that people hand in, whatever has become of them.
+"""Files: those of a run and those that people hand in are read whatever has become of them, and written whole or not.
 
 Nothing in a file is executed, and none can hang a process or exhaust its memory: pipes and devices are not read, sizes
 and depths are bounded, and YAML may have no aliases, with which a small file describes an enormous value.
 """
 
+import errno
 import json
 import math
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import yaml
@@ -21,6 +24,9 @@ LARGEST = 250_000
 """Bytes of a file that is read as a whole; what we write has a few thousand."""
 DEEPEST = 20
 """Lists and mappings within each other; what we write has 6."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of a disk that is full, or a file that may not become as large."""
 
 StrPath = str | os.PathLike[str]
 
@@ -216,3 +222,58 @@ _TypedLoader.yaml_implicit_resolvers = {
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _PlainLoader.yaml_implicit_resolvers = {}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a kill at any moment leaves the old file or the new one, never half of it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for any other file.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a disk that is full needs the room
+        raise FileError(unwritable(path, error)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_output(path: Path) -> Iterator[Path]:
+    """A folder to prepare a file or a folder in, and what goes beside it; afterwards all of it lies where `path` is.
+
+    What is there under the same names is replaced, folders too. After an error nothing has changed.
+
+    Raises:
+        ESFormerError: nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        room = TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise ESFormerError(f"{path} cannot be written: {error.strerror}") from None
+    with room:
+        new, old = Path(room.name, "new"), Path(room.name, "old")
+        new.mkdir()
+        try:
+            yield new
+        except (OSError, FileError) as error:  # which name a file that nobody will find
+            cause = error.__cause__ if isinstance(error, FileError) else error
+            if not isinstance(cause, OSError) or cause.errno not in FULL:
+                raise
+            raise FileError(unwritable(path, cause)) from cause
+        for made in sorted(new.iterdir(), key=lambda made: made.name == path.name):  # what it is all about comes last
+            goal = path.with_name(made.name)
+            if goal.is_dir():
+                goal.replace(old)
+            made.replace(goal)

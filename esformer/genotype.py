@@ -12,10 +12,9 @@ from typing import Any
 
 import yaml
 
-from esformer.atomic import write_text
 from esformer.choices import SPACES, Choices, choices_of
 from esformer.errors import ESFormerError
-from esformer.files import FileError, read_json, read_yaml
+from esformer.files import FileError, read_json, read_yaml, write_text
 
 FORMAT = 1
 """The version of the file format, written as `genotype: 1`."""

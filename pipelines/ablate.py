@@ -166,16 +166,15 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
 
 def check(config: Config, entries: Sequence[Entry], argv: Sequence[str]) -> None:
     """Refuse what cannot be searched or trained before anything is. Finds and counts the images, if there are any."""
-    from pipelines.runtime.build import prepare
-    from pipelines.search import stage
+    from pipelines.runtime.build import prepare, search_stage
 
     with TemporaryDirectory() as scratch:  # a run that starts, and ends at once
-        rehearsed = replace(config, run=RunConfig(scratch), wandb=WandbConfig("disabled"))
-        with prepare("full" if config.ablate.train else "search", rehearsed, argv):
-            config.data = rehearsed.data
+        tried = replace(config, run=RunConfig(scratch), wandb=WandbConfig("disabled"))
+        with prepare("full" if config.ablate.train else "search", tried, argv):
+            config.data = tried.data
     for entry in entries:
         if entry.seed == config.seed and entry.method != REFERENCE:
-            stage(replace(entry.config, data=config.data))
+            search_stage(replace(entry.config, data=config.data))
 
 
 def identity(config: Config) -> str:
@@ -189,7 +188,7 @@ def identity(config: Config) -> str:
 
 def find(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
     """What a method finds with a seed, what it costs and how it scores; searched only if that is not known yet."""
-    from esformer.atomic import write_text
+    from esformer.files import write_text
     from esformer.model.cost import cost
     from esformer.proxies import score
     from pipelines.runtime.run_folder import RunFolder, is_main
@@ -300,7 +299,7 @@ def publish(rows: Sequence[Row], space: str, run: "RunFolder") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from esformer.atomic import write_text
+    from esformer.files import write_text
     from pipelines.runtime.run_folder import is_main
 
     if not is_main():

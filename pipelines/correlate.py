@@ -292,7 +292,7 @@ def publish(folder: Path, result: dict[str, Any], panels: "list[Panel]") -> None
     from rich.console import Console
     from rich.table import Table
 
-    from esformer.atomic import write_text
+    from esformer.files import write_text
     from esformer.plots.correlation import draw_correlations
 
     title = (

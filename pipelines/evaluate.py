@@ -70,7 +70,7 @@ class EvaluationError(ESFormerError):
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Checks, evaluates, times, writes and prints. Rank 0 returns what evaluation.json holds, others what they know."""
-    config, flags = cli.parse_with(__doc__, argv, FLAGS, known)
+    config, flags = cli.parse_with(__doc__, argv, FLAGS, checkpoint_defaults)
     from callbacks.progress import EvaluationProgress
     from esformer.checkpoint.loading import network_of
     from esformer.data.datamodule import EvaluationDataModule
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return report
 
 
-def known(arguments: argparse.Namespace) -> list[str]:
+def checkpoint_defaults(arguments: argparse.Namespace) -> list[str]:
     """The settings that a checkpoint brings with it; it stays with the arguments as `found`.
 
     Raises:
@@ -297,7 +297,7 @@ def device_name(device: "torch.device") -> str:
 
 def write(folder: Path, report: dict[str, Any], found: "Evaluation") -> None:
     """The files, each of them whole; evaluation.json is the last."""
-    from esformer.atomic import write_text
+    from esformer.files import write_text
     from esformer.plots.confusion import draw_confusion
 
     rows = report["classes"]

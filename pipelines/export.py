@@ -73,9 +73,9 @@ def _size(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Opens, checks, writes, compares, keeps. Returns what was written and how far outputs are apart."""
     options = parse(argv)
-    from esformer.atomic import staged
     from esformer.checkpoint.loading import network_of, opened
     from esformer.export import FORMATS, compare, fold
+    from esformer.files import atomic_output
     from pipelines.runtime.run_folder import show, start_logging
     from pipelines.runtime.signals import stop
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     about = describe(found, img_size, ema=not options.raw) | ({"folded": True} if folds else {})
     exported = fold(network) if folds else network
     settings = {"opset": options.opset} if options.to == "onnx" else {}
-    with stop.deferred(), staged(out) as place:  # a signal within a library in C++ would end it there and then
+    with stop.deferred(), atomic_output(out) as place:  # a signal within a library in C++ would end it there and then
         kind.write(exported, about, place / out.name, **settings)
         difference = compare(network, kind.read(place / out.name))
         difference.check()

@@ -15,13 +15,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The whole main job."""
     config, flags = cli.parse_with(__doc__, argv, cli.DRY_RUN)
     if flags.dry_run:
-        from pipelines.runtime.dry_run import rehearse
+        from pipelines.runtime.dry_run import dry_run
 
-        return rehearse("full", config, argv)
+        return dry_run("full", config, argv)
     from pipelines.runtime.build import prepare
     from pipelines.runtime.finalists import choose
+    from pipelines.runtime.start import descent
     from pipelines.search import search, search_summary
-    from pipelines.train import descent, train
+    from pipelines.train import train
 
     with prepare("full", config, argv) as (run, loggers):
         if summary := run.finished():

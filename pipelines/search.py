@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.budget import budget, explain_auto
+from configs.budget import explain_auto
 from configs.schema import AUTO, Config, ConfigError
 from pipelines.runtime import cli
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from esformer.genotype import Genotype
     from esformer.search.ranking import Scored
-    from esformer.search.stage import SearchStage
     from pipelines.runtime.run_folder import RunFolder
 
 log = logging.getLogger("esformer")
@@ -68,7 +67,7 @@ def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "G
     from callbacks.search import SearchHistory, SearchLog, StopWhenAsked
     from esformer.genotype import Genotype
     from esformer.space import SearchSpace
-    from pipelines.runtime.build import search_fabric
+    from pipelines.runtime.build import search_fabric, search_stage
     from pipelines.runtime.run_folder import RunError, is_main
     from pipelines.runtime.signals import stop
     from pipelines.runtime.tracking import log_genotype
@@ -82,58 +81,16 @@ def search(config: Config, run: "RunFolder", loggers: "list[WandbLogger]") -> "G
     # a signal ends the search at once, but where Python was in a place in which it loses exceptions
     last = StopWhenAsked(lambda: stop.asked)
     fabric = search_fabric(config, [progress, SearchHistory(run.path), SearchLog(), last], loggers)
-    search_stage = stage(config, checkpoint=run.journal, fabric=fabric)
-    log.info("space %s holds %.3g genotypes", search_stage.space.name, search_stage.space.cardinality)
+    stage = search_stage(config, checkpoint=run.journal, fabric=fabric)
+    log.info("space %s holds %.3g genotypes", stage.space.name, stage.space.cardinality)
     if config.budget.macs == AUTO:
         log.info("budget.macs=%s: %s", AUTO, explain_auto(config))
-    result = search_stage.run()
+    result = stage.run()
     if fabric.is_global_zero:
         result.genotype.save(run.genotype, comment=f"found by: {run.command}\nin {result.evaluations} evaluations")
         log_genotype(loggers, result.genotype, params=result.cost.params, macs=result.cost.macs)
     fabric.barrier()
     return result.genotype
-
-
-def stage(config: Config, **where: Any) -> "SearchStage":
-    """The search that the configuration asks for, not yet run.
-
-    Args:
-        config: the configuration.
-        where: checkpoint and fabric of the stage.
-
-    Raises:
-        ESFormerError: it asks for what cannot be: a budget that nothing fits, an unknown proxy.
-    """
-    from esformer.search.stage import SearchStage
-    from esformer.space import SearchSpace
-
-    where |= batch(config)
-    return SearchStage(
-        SearchSpace.for_size(config.size, config.search.extended),
-        budget(config),
-        config.search,
-        seed=config.seed,
-        img_size=config.search.img_size,
-        draws=config.search.draws,
-        cost_img_size=config.data.img_size,
-        num_classes=config.data.num_classes or 1000,
-        workers=config.search.workers,
-        batch_size=config.search.batch_size,
-        **where,
-    )
-
-
-def batch(config: Config) -> dict[str, Any]:
-    """The images and labels of `search.batch=data`, where a proxy of the schedule looks at any; otherwise nothing."""
-    from esformer.search.batch import looks_at_a_batch
-
-    s = config.search
-    if s.batch != "data" or not looks_at_a_batch(s):
-        return {}
-    from esformer.data.sample import sample_images
-
-    images, labels = sample_images(config.data, s.batch_size, s.img_size, config.seed)
-    return {"images": images, "labels": labels}
 
 
 def search_summary(config: Config, run: "RunFolder", genotype: "Genotype") -> dict[str, Any]:
@@ -238,16 +195,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         return speed(config, flags.speed, flags.late)
     if flags.dry_run:
-        from pipelines.runtime.dry_run import rehearse
+        from pipelines.runtime.dry_run import dry_run
 
-        return rehearse("search", config, argv)
+        return dry_run("search", config, argv)
     if flags.replay:
         folder = Path(config.run.dir) if config.run.dir else flags.replay.parent / "replay"
         return replay(flags.replay, folder, flags.points)
     if flags.points and config.search.family is None:
         raise ConfigError("--points are those of a family: set search.family to macs, params or latency_ms too")
     from esformer.search.family import references
-    from pipelines.runtime.build import prepare
+    from pipelines.runtime.build import prepare, search_stage
     from pipelines.runtime.finalists import choose
     from pipelines.runtime.run_folder import is_main
 
@@ -259,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             found = search_summary(config, run, chosen.genotype) | chosen.summary
             summary = run.finish({**found, "commands": [run.command]})
         if flags.points and is_main():
-            write_points(run.journal, run.path, flags.points, references(stage(config)))
+            write_points(run.journal, run.path, flags.points, references(search_stage(config)))
         return summary
 
 

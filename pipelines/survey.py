@@ -71,7 +71,7 @@ def named(config: Config, arguments: Any) -> "Iterator[Draw]":
     from dataclasses import replace
 
     from esformer.benchmarks.draws import Draw
-    from pipelines.train import given_genotype
+    from pipelines.runtime.start import given_genotype
 
     for name in arguments.genotypes.split(","):
         yield Draw(Path(name).stem, given_genotype(replace(config, genotype=name)))
@@ -184,7 +184,7 @@ def _read_draws(file: Path) -> "list[Draw]":
 
 
 def _write_draws(file: Path, draws: "Sequence[Draw]") -> None:
-    from esformer.atomic import write_text
+    from esformer.files import write_text
     from esformer.genotype import notation
 
     text = io.StringIO()

@@ -212,67 +212,6 @@ def _fresh_state(genotype: "Genotype", config: Config, fit: "Trainer") -> "Train
     )
 
 
-def given_genotype(config: Config) -> "Genotype":
-    """The genotype that the configuration names: a file, a shipped one, or the shipped one of its size."""
-    from esformer.genotype import Genotype, shipped_names
-
-    name = config.genotype or f"esformer_{config.size.lower()}"
-    return Genotype.shipped(name) if name in shipped_names() and not Path(name).exists() else Genotype.load(name)
-
-
-def beginning(config: Config, argv: Sequence[str] | None = None) -> "tuple[Genotype, Checkpoint | None]":
-    """What a run trains, and the checkpoint that it starts from, if the configuration names one.
-
-    A run that has checkpoints of its own goes on from them, whatever became of the one that it started from.
-
-    Raises:
-        ESFormerError: the checkpoint cannot be opened, or is of another genotype or size than is asked for.
-    """
-    if config.init is None:
-        return given_genotype(config), None
-    from configs.schema import ConfigError
-    from esformer.checkpoint import CheckpointError
-    from esformer.checkpoint.loading import find
-    from esformer.genotype import Genotype
-    from pipelines.runtime.run_folder import RunFolder
-
-    try:
-        start = find(config.init)
-    except CheckpointError:
-        run = RunFolder.of("train", config, argv)
-        if not (run.last.exists() or run.previous.exists()):
-            raise
-        return Genotype.load(run.genotype), None
-    size = start.genotype.space.partition("-")[0]
-    if size != config.size:
-        raise ConfigError(f"size is {config.size}, but {start.path} holds an {size}; leave the size out")
-    if config.genotype is not None and given_genotype(config) != start.genotype:
-        raise ConfigError(f"genotype={config.genotype} is not that of {start.path}; leave it out")
-    _check_start(start, config.data.img_size)
-    return start.genotype, start
-
-
-def descent(start: "Checkpoint | None") -> dict[str, Any]:
-    """What a network should know of the checkpoint that its training started from, if from one."""
-    if start is None:
-        return {}
-    known = start.describe()
-    told = {key: known[key] for key in ("weights", "version", "metrics", "provenance")}
-    return {"from": {"path": str(start.path), **told}}
-
-
-def _check_start(start: "Checkpoint", img_size: int) -> None:
-    """Refuse weights that are not all there, before any work."""
-    import torch
-
-    from esformer.checkpoint.loading import fitted
-    from esformer.model.esformer import ESFormer
-
-    with torch.device("meta"):
-        network = ESFormer(start.genotype, img_size=img_size)
-    fitted(start, network)
-
-
 def _start_of(arguments: argparse.Namespace) -> list[str]:
     """The setting that `--from` stands for."""
     return [] if arguments.init is None else [f"init={arguments.init}"]
@@ -281,15 +220,17 @@ def _start_of(arguments: argparse.Namespace) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Training alone: any genotype file goes in."""
     config, flags = cli.parse_with(__doc__, argv, FLAGS, _start_of)
-    genotype, start = beginning(config, argv)
+    from pipelines.runtime.start import descent, load_initial_checkpoint
+
+    genotype, start = load_initial_checkpoint(config, argv)
     if flags.speed is not None:
         from pipelines.timing.throughput import speed
 
         return speed(config, genotype, flags.speed)
     if flags.dry_run:
-        from pipelines.runtime.dry_run import rehearse
+        from pipelines.runtime.dry_run import dry_run
 
-        return rehearse("train", config, argv, genotype, start)
+        return dry_run("train", config, argv, genotype, start)
     from esformer.genotype import Genotype
     from esformer.model.cost import cost
     from pipelines.runtime.build import prepare

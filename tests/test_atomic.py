@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from esformer.atomic import write_text
-from esformer.files import FileError
+from esformer.files import FileError, write_text
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit, MemoryError])
@@ -42,14 +41,14 @@ def test_a_file_is_replaced(tmp_path):
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
-from esformer.atomic import staged, write_bytes
+from esformer.files import atomic_output, write_bytes
 from esformer.errors import ESFormerError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 folder = Path(sys.argv[1])
 for write in (lambda path: path.write_bytes(b"x" * 9999), lambda path: write_bytes(path, b"x" * 9999)):
     try:
-        with staged(folder / "a.onnx") as place:
+        with atomic_output(folder / "a.onnx") as place:
             write(place / "a.onnx")
     except ESFormerError as error:
         print(error)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from torch import nn
 
-from esformer.atomic import write_text
 from esformer.benchmarks.base import Benchmark, BenchmarkError, Dataset, Entry
 from esformer.benchmarks.tables import read_csv
+from esformer.files import write_text
 from esformer.genotype import Genotype, GenotypeError, notation, parse
 from esformer.model.cost import cost
 from esformer.model.esformer import ESFormer

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from esformer.atomic import write_bytes
 from esformer.checkpoint.versions import FORMAT
 from esformer.errors import ESFormerError
+from esformer.files import write_bytes
 from esformer.genotype import Genotype
 from esformer.model.weights import Weights
 

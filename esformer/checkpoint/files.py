@@ -21,7 +21,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from esformer.checkpoint.archive import check_archive
 from esformer.checkpoint.content import DIGEST, KEY, Checkpoint, CheckpointError, digest_of
 from esformer.checkpoint.versions import FORMAT, is_known, upgrade
-from esformer.data.datasets import LARGEST_IMAGE, DataError, check_preparation
+from esformer.data.base import DataError
+from esformer.data.datasets import LARGEST_IMAGE, check_preparation
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.esformer import MIN_IMAGE

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from esformer.data.datasets import CorruptImage, DataConfig, DataError, check_memory, resolve
+from esformer.data.base import CorruptImage, DataError
+from esformer.data.datasets import DataConfig, check_memory, resolve
 from esformer.data.decoding import evaluation_transform, training_transform
 from esformer.data.images import ImageDataset, build
 from esformer.data.loader import Loader
@@ -27,7 +28,7 @@ TRIES = 10
 """Images in a row that may be corrupt."""
 
 
-class Place(NamedTuple):
+class SampleIndex(NamedTuple):
     """Where an image stands: in which epoch, at which position of its order, and its number in the data set."""
 
     epoch: int
@@ -40,7 +41,7 @@ class Item(NamedTuple):
 
     image: Tensor
     target: int
-    place: Place
+    place: SampleIndex
     corrupt: tuple[str, ...] = ()
 
 
@@ -51,7 +52,7 @@ class Batch(NamedTuple):
     targets: Tensor
     """B class numbers; after Mixup B, num_classes shares."""
     places: np.ndarray
-    """B, 3: the Place of each image."""
+    """B, 3: the SampleIndex of each image."""
     corrupt: tuple[str, ...] = ()
     """Images that could not be read and were skipped, each with the reason."""
 
@@ -89,7 +90,7 @@ class EvaluationDataModule(LightningDataModule):
         return self._batch_size
 
     def val_dataloader(self) -> DataLoader[Item]:
-        sampler = ShareSampler(len(self.val_set), self.batch_size, self._rank, self._world_size)
+        sampler = DistributedEvalSampler(len(self.val_set), self.batch_size, self._rank, self._world_size)
         return self._loader(self.val_set, sampler)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -119,7 +120,7 @@ class EvaluationDataModule(LightningDataModule):
         mean, std = self._scale
         return images.permute(0, 3, 1, 2).to(torch.float32).sub_(mean).div_(std)
 
-    def _loader(self, dataset: Dataset[Item], sampler: Sampler[list[Place]], **settings: Any) -> DataLoader[Item]:
+    def _loader(self, dataset: Dataset[Item], sampler: Sampler[list[SampleIndex]], **settings: Any) -> DataLoader[Item]:
         workers = self.config.loaders
         return Loader(
             dataset,
@@ -196,7 +197,7 @@ class ImageDataModule(EvaluationDataModule):
             loop = self.trainer.fit_loop
             epoch: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
             done = loop.epoch_loop.batch_progress.current.completed
-            sampler.go_on(epoch, done if done < len(sampler) else 0)
+            sampler.resume(epoch, done if done < len(sampler) else 0)
         return self._loader(self.train_set, sampler, persistent_workers=self.config.loaders > 0)
 
     def sampler(self, rank: int, world_size: int, accumulate: int) -> "StepSampler":
@@ -258,7 +259,7 @@ class TrainingImages(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, place: Place) -> Item:
+    def __getitem__(self, place: SampleIndex) -> Item:
         number = place.number
         corrupt: list[str] = []
         with nullcontext() if get_worker_info() else isolate_rng(include_cuda=False):  # nobody else draws in a worker
@@ -283,7 +284,7 @@ class ValidationImages(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, place: Place) -> Item:
+    def __getitem__(self, place: SampleIndex) -> Item:
         black = torch.zeros(self.img_size, self.img_size, 3, dtype=torch.uint8)
         if place.number >= len(self.dataset):
             return Item(black, IGNORE, place)
@@ -294,7 +295,7 @@ class ValidationImages(Dataset[Item]):
         return Item(image, target, place)
 
 
-class StepSampler(Sampler[list[Place]]):
+class StepSampler(Sampler[list[SampleIndex]]):
     """The training batches of one rank: all batches of all ranks that make a step hold the same images in any setup.
 
     A step takes the next `batch_size * world_size * accumulate` images of the epoch's shuffled order: first those of
@@ -330,26 +331,26 @@ class StepSampler(Sampler[list[Place]]):
         """Lightning calls this before each epoch."""
         self.epoch = epoch
 
-    def go_on(self, epoch: int, done: int) -> None:
+    def resume(self, epoch: int, done: int) -> None:
         """Begin in an epoch of which so many batches are done; all others are whole."""
         self.epoch, self._done = epoch, {epoch: done}
 
     def __len__(self) -> int:
         return self.length // (self.batch_size * self.world_size * self.accumulate) * self.accumulate
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         epoch, start = self.epoch, self._done.get(self.epoch, 0)
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
         order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).tolist()
         return (self._batch(epoch, order, batch) for batch in range(start, len(self)))
 
-    def _batch(self, epoch: int, order: list[int], batch: int) -> list[Place]:
+    def _batch(self, epoch: int, order: list[int], batch: int) -> list[SampleIndex]:
         first = (batch * self.world_size + self.rank) * self.batch_size
         within = self.arrange(first, self.batch_size) if self.arrange else range(self.batch_size)
-        return [Place(epoch, first + i, order[first + i]) for i in within]
+        return [SampleIndex(epoch, first + i, order[first + i]) for i in within]
 
 
-class ShareSampler(Sampler[list[Place]]):
+class DistributedEvalSampler(Sampler[list[SampleIndex]]):
     """The validation batches of one rank: each image once, and as many batches of the same sizes on every rank.
 
     Args:
@@ -366,9 +367,9 @@ class ShareSampler(Sampler[list[Place]]):
     def __len__(self) -> int:
         return -(-len(self.numbers) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         for start in range(0, len(self.numbers), self.batch_size):
-            yield [Place(0, number, number) for number in self.numbers[start : start + self.batch_size]]
+            yield [SampleIndex(0, number, number) for number in self.numbers[start : start + self.batch_size]]
 
 
 def collate(items: Sequence[Item]) -> Batch:

@@ -6,12 +6,9 @@ Configurations import this, so it loads neither numpy nor torch before images ar
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from esformer.errors import ESFormerError
-
-if TYPE_CHECKING:
-    from esformer.data.sources import Source
+from esformer.data.base import MOST_CLASSES, DataError, Source, is_folder
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
@@ -22,8 +19,6 @@ CONTENTS = {"digits": (1437, 360), "cifar10": (50_000, 10_000)}
 """Training and validation images of the sets that are always the same."""
 LARGEST_IMAGE = 2048
 """Pixels each way; the memory of attention's tables grows with their fourth power."""
-MOST_CLASSES = 100_000
-"""The memory of a confusion matrix grows with their square, to 80 GB."""
 RANGES = {"img_size": (32, LARGEST_IMAGE), "num_classes": (1, MOST_CLASSES), "workers": (0, 256)}
 RANGES |= {"train_images": (1, 10**8), "val_images": (1, 10**8), "limit": (1, 10**8)}
 RANGES |= {"max_corrupt": (0, 10**8), "timeout": (1, 10**6)}
@@ -31,14 +26,6 @@ RANGES |= {"max_corrupt": (0, 10**8), "timeout": (1, 10**6)}
 overflow the clock of the operating system."""
 MOST_WORKERS = 16
 """More do not help a network of this size on one device, and each takes memory."""
-
-
-class DataError(ESFormerError):
-    """Images that are not there or not as they should be; says how to give them."""
-
-
-class CorruptImage(DataError):
-    """One image that was read but is none; the others may be well. The message names it and says what is wrong."""
 
 
 @dataclass
@@ -235,14 +222,6 @@ def check_memory(config: DataConfig, batch_size: int) -> None:
         )
 
 
-def is_folder(path: Path) -> bool:
-    """Whether there is a folder; no name is too long or too odd to ask for."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
-
-
 def _root(config: DataConfig) -> str:
     root = config.root or (os.environ.get("IMAGENET") if config.name == "imagenet" else None)
     if root is None:
@@ -260,7 +239,7 @@ def _root(config: DataConfig) -> str:
     return root
 
 
-def _check_classes(config: DataConfig, source: "Source") -> None:
+def _check_classes(config: DataConfig, source: Source) -> None:
     count = len(source.classes)
     if count > MOST_CLASSES:
         raise DataError(f"{source.place} has {count:,} classes; there can be at most {MOST_CLASSES:,}")

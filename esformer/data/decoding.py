@@ -20,7 +20,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.transforms import Compose, InterpolationMode, Resize, v2
 
-from esformer.data.datasets import DataConfig, DataError
+from esformer.data.base import DataError
+from esformer.data.datasets import DataConfig
 
 FAST_INTERPOLATIONS = ("bilinear", "bicubic", "random")
 """What torchvision resizes as PIL does: its nearest takes other pixels, and its Lanczos is not in all versions."""

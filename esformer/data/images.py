@@ -18,9 +18,10 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
-from esformer.data.datasets import CorruptImage, DataConfig, DataError, torchvision_cifar10
+from esformer.data.base import CorruptImage, DataError, Source, missing_data_error
+from esformer.data.datasets import DataConfig, torchvision_cifar10
 from esformer.data.decoding import check_dimensions, decode_jpeg, decodes_fast
-from esformer.data.sources import Source, gone, open_source, read_file
+from esformer.data.sources import open_source, read_file
 
 LIMIT_SEED = 0
 """Of the images that data.limit draws: the same ones in all runs, so that seeds differ in training alone."""
@@ -79,13 +80,13 @@ def build(config: DataConfig, train: bool, transform: Transform) -> ImageDataset
         if torchvision_cifar10(config):
             made = Cifar10(config.root, train, transform)
         else:
-            made = Encoded(open_source(Path(config.root), train), transform, decodes_fast(config))
+            made = ImageFileDataset(open_source(Path(config.root), train), transform, decodes_fast(config))
     if train and config.limit is not None:
-        made = Chosen(made, np.random.default_rng(LIMIT_SEED).permutation(len(made))[: config.limit])
+        made = Subset(made, np.random.default_rng(LIMIT_SEED).permutation(len(made))[: config.limit])
     return made
 
 
-class Encoded:
+class ImageFileDataset:
     """Images that lie in files or shards, and are decoded.
 
     Args:
@@ -114,7 +115,7 @@ class Encoded:
         return self.source.name_of(index)
 
 
-class Chosen:
+class Subset:
     """Some images of a data set, in its order."""
 
     def __init__(self, dataset: ImageDataset, indices: NDArray[np.int64]) -> None:
@@ -130,7 +131,7 @@ class Chosen:
         return self.dataset.name_of(int(self.indices[index]))
 
 
-class Held:
+class InMemoryDataset:
     """Images that are all in memory."""
 
     labels: Any
@@ -152,7 +153,7 @@ class Held:
         return f"image {index} of {self.name}"
 
 
-class Digits(Held):
+class Digits(InMemoryDataset):
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; a fifth, the same always, is held out for validation."""
 
     def __init__(self, train: bool, transform: Transform) -> None:
@@ -169,7 +170,7 @@ class Digits(Held):
         return Image.fromarray(pixels).convert("RGB")
 
 
-class Cifar10(Held):
+class Cifar10(InMemoryDataset):
     """CIFAR-10 as torchvision keeps it, in `cifar-10-batches-py`.
 
     Raises:
@@ -182,7 +183,7 @@ class Cifar10(Held):
         try:
             read = CIFAR10(root, train=train)
         except OSError as error:
-            raise gone(root, error) from None
+            raise missing_data_error(root, error) from None
         except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
             raise DataError(f"{root}/cifar-10-batches-py is not whole; unpack cifar-10-python.tar.gz again") from None
         super().__init__(f"CIFAR-10's {'training' if train else 'validation'} images", transform, read.classes)
@@ -192,7 +193,7 @@ class Cifar10(Held):
         return Image.fromarray(self.pixels[index])
 
 
-class Synthetic(Held):
+class Synthetic(InMemoryDataset):
     """Noise, to measure speed and to rehearse where there are no images; nothing can be learnt from it.
 
     An image depends on its number alone; there are few that differ.

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from esformer.children import end_with_parent, is_stopped, kill_children
-from esformer.data.datasets import DataError
+from esformer.data.base import DataError
 
 T = TypeVar("T")
 

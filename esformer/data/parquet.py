@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from esformer.data.datasets import MOST_CLASSES, CorruptImage, DataError
+from esformer.data.base import LARGEST_FILE, MOST_CLASSES, CorruptImage, DataError, missing_data_error
 from esformer.data.shards import Index, PerProcess, Table, open_files
-from esformer.data.sources import LARGEST_FILE, gone
 from esformer.text import printable
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class Parquet:
             image = self._groups((shard, group))[row].as_py()
         except Exception as error:  # pyarrow raises whatever broken pages lead it to
             if isinstance(error, OSError) and error.errno:
-                raise gone(self.paths[shard], error) from None
+                raise missing_data_error(self.paths[shard], error) from None
             raise CorruptImage(
                 f"{self.name_of(index)} cannot be read, nor can its row group ({_line(error)})"
             ) from None
@@ -120,7 +119,7 @@ def scan(path: Path) -> Table:
         raise
     except Exception as error:  # pyarrow raises whatever a broken file leads it to
         if isinstance(error, OSError) and error.errno:
-            raise gone(path, error) from None
+            raise missing_data_error(path, error) from None
         raise DataError(f"{path} is cut short or no Parquet file ({_line(error)}); copy it again") from None
     groups = np.repeat(np.arange(len(counts)), counts)
     rows = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from esformer.data.datasets import CorruptImage, DataConfig, DataError, resolve
+from esformer.data.base import CorruptImage, DataError
+from esformer.data.datasets import DataConfig, resolve
 from esformer.data.decoding import evaluation_transform
 from esformer.data.images import build
 

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from esformer.data.datasets import DataError
-from esformer.data.sources import THREADS, gone
+from esformer.data.base import THREADS, DataError, missing_data_error
 
 VERSION = 2
 """Of the index; another is made anew."""
@@ -49,7 +48,7 @@ class Index:
         try:
             stats = [path.stat() for path in paths]
         except OSError as error:
-            raise gone(error.filename, error) from None
+            raise missing_data_error(error.filename, error) from None
         if odd := next((path for path, s in zip(paths, stats, strict=True) if not stat.S_ISREG(s.st_mode)), None):
             raise DataError(f"{odd} is no file; move it elsewhere")
         sizes = np.array([status.st_size for status in stats], dtype=np.int64)

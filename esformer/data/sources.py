@@ -14,52 +14,30 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esformer.data.datasets import CorruptImage, DataError, is_folder
+from esformer.data.base import (
+    ENDINGS,
+    LARGEST_FILE,
+    THREADS,
+    CorruptImage,
+    DataError,
+    Source,
+    is_folder,
+    missing_data_error,
+)
 from esformer.text import printable
 
 SPLITS = ("val", "validation", "test")
 """Names that the validation images may have, the first that is there is taken."""
-ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 KINDS = {"folders": "class folders", ".tar": "WebDataset tars", ".parquet": "Parquet files"}
 NO_SHARDS = re.compile(r"\.|ILSVRC2012_|n\d{8}\.tar")
 """Begin the names of hidden files, and of ImageNet's own archives, which often lie where they were unpacked."""
-THREADS = 16  # a network file system answers many questions at a time as soon as one
-LARGEST_FILE = 2**30
-"""Bytes; no image of as many pixels as are decoded is larger."""
 ONE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM}
 ONE_FILE |= {errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
 """Errors that concern a single file, if the folder that it lies in is well."""
-
-
-class Source(Protocol):
-    """Images as they lie on disk, with the numbers of their classes."""
-
-    place: str
-    """Where they are, for messages."""
-    classes: list[str]
-    """Names of the classes, by number."""
-    labels: NDArray[np.int64]
-    """N: the number of each image's class."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes:
-        """The file of an image, as it is.
-
-        Raises:
-            CorruptImage: the container can be read, but not this image in it.
-            DataError: the images are gone.
-        """
-        ...
-
-    def name_of(self, index: int) -> str:
-        """Where an image is, for messages."""
-        ...
 
 
 def open_both(root: Path) -> tuple[Source, Source]:
@@ -152,7 +130,7 @@ def classes_in(folder: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise gone(folder, error) from None
+        raise missing_data_error(folder, error) from None
     for name in names:
         if not is_utf8(name):
             raise DataError(f"{folder} has a class folder whose name is not UTF-8: {name!r}; rename it")
@@ -166,13 +144,6 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def gone(path: Path | str, error: OSError) -> DataError:
-    """What to raise where files are not there any more, or their file system is not."""
-    reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text is long, and names the file again
-    question = "may you read it?" if error.errno in (errno.EACCES, errno.EPERM) else "are the images gone?"
-    return DataError(f"{printable(str(path))} cannot be read ({reason}): {question}")
 
 
 class Folder:
@@ -238,7 +209,7 @@ def read_file(path: str) -> bytes:
     except OSError as error:
         if error.errno in ONE_FILE and os.access(Path(path).parent, os.R_OK | os.X_OK):
             raise CorruptImage(f"{name} cannot be read ({os.strerror(error.errno)})") from None
-        raise gone(path, error) from None
+        raise missing_data_error(path, error) from None
 
 
 _lists: dict[Path, tuple[tuple[int, ...], bytes, NDArray[np.int64], NDArray[np.int64]]] = {}
@@ -257,7 +228,7 @@ def _listed(folder: Path, classes: list[str]) -> tuple[bytes, NDArray[np.int64],
         with ThreadPoolExecutor(THREADS) as pool:
             found = list(pool.map(_images_in, places))
     except OSError as error:
-        raise gone(error.filename or folder, error) from None
+        raise missing_data_error(error.filename or folder, error) from None
     ends = np.cumsum([len(name) for names in found for name in names], dtype=np.int64)
     labels = np.repeat(np.arange(len(found)), [len(names) for names in found])
     text = b"".join(name for names in found for name in names)
@@ -308,7 +279,7 @@ def _files(folder: Path, ending: str) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise gone(folder, error) from None
+        raise missing_data_error(folder, error) from None
     return [folder / name for name in sorted(names) if not NO_SHARDS.match(name)]
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from esformer.data.datasets import MOST_CLASSES, DataError
+from esformer.data.base import ENDINGS, LARGEST_FILE, MOST_CLASSES, DataError, missing_data_error
 from esformer.data.shards import Index, PerProcess, Table, open_files
-from esformer.data.sources import ENDINGS, LARGEST_FILE, gone
 from esformer.text import printable
 
 BLOCK = 512
@@ -66,7 +65,7 @@ class Tars:
         try:
             return read_at(self._files(path).number, offset, size)
         except OSError as error:
-            raise gone(path, error) from None
+            raise missing_data_error(path, error) from None
 
 
 def read_at(number: int, offset: int, size: int) -> bytes:
@@ -122,7 +121,7 @@ def scan(path: Path) -> Table:
     except DataError:
         raise
     except OSError as error:
-        raise gone(path, error) from None
+        raise missing_data_error(path, error) from None
     except Exception as error:  # tarfile raises whatever a broken header leads it to
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} is cut short or no tar ({reason}); copy it again") from None

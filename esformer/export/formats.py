@@ -20,10 +20,10 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 from torch.export import Dim
 
-from esformer.atomic import write_bytes
 from esformer.checkpoint.content import KEY, save_weights
 from esformer.checkpoint.loading import load
 from esformer.errors import ESFormerError
+from esformer.files import write_bytes
 from esformer.genotype import Genotype
 
 Computes = Callable[[Tensor], Tensor]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from esformer.atomic import write_bytes
+from esformer.files import write_bytes
 from esformer.text import printable
 
 NUMBERED, NAMED = 30, 60

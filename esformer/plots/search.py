@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from esformer.search.trajectory import Span, Trajectory
+from esformer.search.trajectory import PhaseRange, Trajectory
 
 PHASES = {"multi-start": "tab:gray", "topology": "tab:blue", "size": "tab:orange", "joint": "tab:green"}
 COSTS = {"params": ("parameters [M]", 1e6), "macs": ("MACs [G]", 1e9), "latency_ms": ("latency [ms]", 1.0)}
@@ -69,7 +69,7 @@ def draw_search(trajectory: Trajectory, limits: Mapping[str, float | None], path
     figure.savefig(path, dpi=110)
 
 
-def _values(ax: Any, trajectory: Trajectory, values: np.ndarray, spans: Sequence[Span]) -> None:
+def _values(ax: Any, trajectory: Trajectory, values: np.ndarray, spans: Sequence[PhaseRange]) -> None:
     """A dot an evaluation, and a line through those that are the best so far of their phase."""
     evaluations = np.arange(1, len(values) + 1)
     faint = min(0.4, max(0.05, 1000 / len(values)))

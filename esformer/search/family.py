@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from esformer.atomic import write_text
 from esformer.errors import ESFormerError
+from esformer.files import write_text
 from esformer.genotype import Genotype, notation
 from esformer.guide import Guide
 from esformer.search.front import front

@@ -20,7 +20,7 @@ COSTS = ("params", "macs", "latency_ms")
 
 
 @dataclass(frozen=True)
-class Span:
+class PhaseRange:
     """A stretch of a search: one phase, or the populations of a multi-start that evolve side by side.
 
     Args:
@@ -105,25 +105,25 @@ class Trajectory:
         """A cost, `seconds` or `elapsed` of all evaluations or some."""
         return np.array((self._costs | self._clock)[name][part])
 
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[PhaseRange]:
         """The stretches of the search so far, in order."""
         stops = [start for _, start in self._starts[1:]] + [len(self)]
         return [
             self._span(self._steps[step], start, stop) for (step, start), stop in zip(self._starts, stops, strict=True)
         ]
 
-    def last_span(self) -> Span:
+    def last_span(self) -> PhaseRange:
         """The stretch that the newest evaluation is of."""
         step, start = self._starts[-1]
         return self._span(self._steps[step], start, len(self))
 
     @staticmethod
-    def _span(step: Sequence[Phase], start: int, stop: int) -> Span:
+    def _span(step: Sequence[Phase], start: int, stop: int) -> PhaseRange:
         kind = step[0].name.rpartition(" ")[0]
         name = step[0].name if len(step) == 1 else kind
-        return Span(name, kind, step[0].guide, sum(phase.population for phase in step), start, stop)
+        return PhaseRange(name, kind, step[0].guide, sum(phase.population for phase in step), start, stop)
 
-    def best(self, span: Span) -> np.ndarray:
+    def best(self, span: PhaseRange) -> np.ndarray:
         """For each evaluation of the span, the place in it of the best until then.
 
         A sum of proxies is on the scale that they have in the span; in the search itself it is that of the population.
@@ -133,7 +133,7 @@ class Trajectory:
         places = np.arange(1, len(worth)) * better
         return np.maximum.accumulate(np.concatenate([[0], places]))
 
-    def medians(self, span: Span, proxy: str, at: np.ndarray) -> np.ndarray:
+    def medians(self, span: PhaseRange, proxy: str, at: np.ndarray) -> np.ndarray:
         """The median score of the genotypes alive after each of some evaluations, counted within the span."""
         scores = self.scores(proxy, span.slice)
         return np.array([np.median(scores[max(0, i + 1 - span.living) : i + 1]) for i in at])

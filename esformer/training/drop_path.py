@@ -6,7 +6,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 
-class PathDrops:
+class DeterministicDropPath:
     """Decides which images of a batch skip which paths of a network, from the seed, the epoch and the place alone.
 
     timm's DropPath draws from the state of a device, so another number of devices would be another training. Here the

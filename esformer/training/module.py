@@ -23,7 +23,7 @@ from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
 from esformer.recipe import Recipe
 from esformer.training.clipping import clip_grad_adaptive_
-from esformer.training.drop_path import PathDrops
+from esformer.training.drop_path import DeterministicDropPath
 from esformer.training.metrics import MeanLoss, accuracies
 from esformer.training.steps import RunningLoss, Step, Steps
 from esformer.version import code_version
@@ -85,7 +85,7 @@ class ESFormerModule(LightningModule):
         for part in self._frozen:
             part.requires_grad_(False)
         self.train()
-        self.paths = PathDrops(self.model, seed)
+        self.paths = DeterministicDropPath(self.model, seed)
         self.loss = BinaryCrossEntropy(smoothing=recipe.smoothing)
         self.train_loss = RunningLoss()
         self.val_loss = MeanLoss()

@@ -1,4 +1,4 @@
-"""What all stages need before they can start: checked data, a folder, loggers, and processes to run on."""
+"""What a run is built of: checked data, a folder, loggers, the search stage, the network, Fabric and Trainer."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,18 +20,24 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
 
 from callbacks.accumulation import Accumulation
-from callbacks.checkpoints import Checkpoints, WholeFiles
+from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from callbacks.ema import EMA
 from callbacks.history import History
 from callbacks.progress import EpochLines, TrainingBar
 from callbacks.speed import Speed, Waiting
+from configs.budget import budget
 from configs.schema import Config, ConfigError
 from esformer.checkpoint import Checkpoint
 from esformer.checkpoint.loading import install
-from esformer.data.datamodule import ImageDataModule, Place, device_batch_size
-from esformer.data.datasets import DataConfig, DataError, resolve
+from esformer.data.base import DataError
+from esformer.data.datamodule import ImageDataModule, SampleIndex, device_batch_size
+from esformer.data.datasets import DataConfig, resolve
+from esformer.data.sample import sample_images
 from esformer.errors import STOPPED
 from esformer.genotype import Genotype
+from esformer.search.batch import looks_at_a_batch
+from esformer.search.stage import SearchStage
+from esformer.space import SearchSpace
 from esformer.training.module import ESFormerModule
 from esformer.training.sync_batchnorm import SyncNorms
 from pipelines.runtime import preflight, tracking
@@ -39,7 +45,6 @@ from pipelines.runtime.processes import check_gpus, processes, settle_workers
 from pipelines.runtime.run_folder import RunFolder, start_logging
 from pipelines.runtime.signals import stop
 from pipelines.runtime.watchdog import disconnect, watchdog
-from pipelines.search import stage
 
 BACKENDS = "cpu:gloo,cuda:nccl"
 """How processes speak with each other where there are GPUs: what is on the CPU does not wait for them."""
@@ -82,7 +87,7 @@ def prepare(
             code = end.code
             raise
         finally:
-            watchdog.leave("failed" if code not in (0, STOPPED) else "done")  # finishing can take long
+            watchdog.announce_end("failed" if code not in (0, STOPPED) else "done")  # finishing can take long
             watchdog.farewells.remove(finish)
             finish(code if isinstance(code, int) else 1)
         disconnect()
@@ -103,7 +108,7 @@ def check(pipeline: str, config: Config) -> None:
         config.data = _resolve(pipeline, config)
     settle_workers(config)
     if pipeline != "train":
-        stage(config, fabric=_fabric(config, devices=_own_device(config), plugins=[LightningEnvironment()]))
+        search_stage(config, fabric=_fabric(config, devices=_own_device(config), plugins=[LightningEnvironment()]))
     if trains(pipeline, config):
         _check_training(config)
 
@@ -121,6 +126,41 @@ def _resolve(pipeline: str, config: Config) -> DataConfig:
         if pipeline == "search" and config.search.finalists:
             raise ConfigError(f"search.finalists={config.search.finalists} trains on images, but {error}") from None
         raise
+
+
+def search_stage(config: Config, **where: Any) -> SearchStage:
+    """The search that the configuration asks for, not yet run.
+
+    Args:
+        config: the configuration.
+        where: checkpoint and fabric of the stage.
+
+    Raises:
+        ESFormerError: it asks for what cannot be: a budget that nothing fits, an unknown proxy.
+    """
+    where |= _batch(config)
+    return SearchStage(
+        SearchSpace.for_size(config.size, config.search.extended),
+        budget(config),
+        config.search,
+        seed=config.seed,
+        img_size=config.search.img_size,
+        draws=config.search.draws,
+        cost_img_size=config.data.img_size,
+        num_classes=config.data.num_classes or 1000,
+        workers=config.search.workers,
+        batch_size=config.search.batch_size,
+        **where,
+    )
+
+
+def _batch(config: Config) -> dict[str, Any]:
+    """The images and labels of `search.batch=data`, where a proxy of the schedule looks at any; otherwise nothing."""
+    s = config.search
+    if s.batch != "data" or not looks_at_a_batch(s):
+        return {}
+    images, labels = sample_images(config.data, s.batch_size, s.img_size, config.seed)
+    return {"images": images, "labels": labels}
 
 
 def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger]) -> Fabric:
@@ -260,7 +300,7 @@ def _machine(config: Config) -> dict[str, Any]:
     return settings | {
         "plugins": [
             *settings["plugins"],
-            WholeFiles(),
+            AtomicCheckpointIO(),
             *([SyncNorms(preflight.on_gpus(t))] if t.sync_batchnorm else []),
         ],
         "accelerator": t.accelerator,
@@ -289,4 +329,4 @@ def _check_training(config: Config) -> None:
     except (AssertionError, KeyError) as error:  # timm's ways to refuse an augmentation
         name = config.recipe.auto_augment
         raise ConfigError(f"recipe.auto_augment={name} is no augmentation that timm knows ({error})") from None
-    data.train_set[Place(0, 0, 0)], data.val_set[Place(0, 0, 0)]
+    data.train_set[SampleIndex(0, 0, 0)], data.val_set[SampleIndex(0, 0, 0)]

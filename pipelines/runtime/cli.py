@@ -106,10 +106,10 @@ def run(main: Callable[[], object]) -> NoReturn:
             raise
         _end(end.code if isinstance(end.code, int) else INTERRUPTED)
     except Exception as raw:
-        signals.stop.over()
+        signals.stop.disarm()
         error = explain(raw)
         ours = isinstance(error, ESFormerError) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
-        stopped = signals.caused(error)
+        stopped = signals.is_shutdown_error(error)
         if ours and not (stopped and isinstance(error, ProcessLostError)):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         if stopped:
@@ -121,8 +121,8 @@ def run(main: Callable[[], object]) -> NoReturn:
 
 
 def _stop() -> NoReturn:
-    signals.stop.over()
-    _end(*signals.leave(), at_once=signals.under_slurm())  # which ends the processes of libraries too
+    signals.stop.disarm()
+    _end(*signals.requeue_and_exit_code(), at_once=signals.under_slurm())  # which ends the processes of libraries too
 
 
 def _end(code: int, words: str = "", at_once: bool = False) -> NoReturn:
@@ -130,12 +130,12 @@ def _end(code: int, words: str = "", at_once: bool = False) -> NoReturn:
 
     Where a process group or a process that cannot be killed is left, nobody takes leave of it: that may take for ever.
     """
-    signals.stop.over()
+    signals.stop.disarm()
     watchdog.rest()
     failed = code not in (0, STOPPED)
     if words:
         print(words, file=sys.stderr, flush=True)
-    watchdog.leave("failed" if failed else "done")
+    watchdog.announce_end("failed" if failed else "done")
     if failed:
         watchdog.end_launched()
     left = False

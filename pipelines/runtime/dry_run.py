@@ -1,4 +1,4 @@
-"""Rehearsal: a run in small, before any of its time is spent. What `--dry-run` does.
+"""Dry run: a run in small, before any of its time is spent. What `--dry-run` does.
 
 Everything is built and tried on the real processes, devices and images: some evaluations of the search, some steps of
 the global batch, some batches of validation, a checkpoint that is written and read. Then it says what the run needs.
@@ -32,8 +32,8 @@ from esformer.model.cost import cost
 from esformer.search.finalists import describe, rungs, seconds
 from pipelines.runtime.build import accumulation, check, network, search_fabric, trainer, trains, try_memory
 from pipelines.runtime.run_folder import RunError, RunFolder, is_main, show
+from pipelines.runtime.start import given_genotype
 from pipelines.runtime.watchdog import disconnect
-from pipelines.train import given_genotype
 
 log = logging.getLogger("esformer")
 
@@ -46,7 +46,7 @@ EVALUATIONS = 8
 """Of the search in each of its three kinds of phases, or as many as there are processes that score, if more."""
 
 
-def rehearse(
+def dry_run(
     pipeline: str,
     config: Config,
     argv: Sequence[str] | None = None,
@@ -74,11 +74,11 @@ def rehearse(
     if pipeline != "train":
         found["budget"] = str(budget(config))
         found |= {"budget_macs": explain_auto(config)} if config.budget.macs == AUTO else {}
-        found |= rehearse_search(config)
+        found |= try_search(config)
     if trains(pipeline, config):
         genotype = genotype or given_genotype(config)
         with scratch(run.path) as folder:
-            training = rehearse_training(config, genotype, folder, start)
+            training = try_training(config, genotype, folder, start)
         if pipeline != "train" and config.search.finalists:
             found |= price_finalists(config, training)
         if pipeline == "search":  # there is no other training than theirs
@@ -91,15 +91,15 @@ def rehearse(
     return found
 
 
-def rehearse_search(config: Config) -> dict[str, Any]:
+def try_search(config: Config) -> dict[str, Any]:
     """A search of each kind of phase, a few evaluations long, by all processes."""
-    from pipelines.search import stage
+    from pipelines.runtime.build import search_stage
 
     fabric = search_fabric(config, [], [])
-    log.info("rehearsing the search")
+    log.info("trying the search")
     length = max(EVALUATIONS, config.search.workers * fabric.world_size)
     short = dict(unit="evaluations", starts=1, start_length=length, phase_length=length, total=3 * length)
-    result = stage(replace(config, search=replace(config.search, **short)), fabric=fabric).run()  # type: ignore[arg-type]
+    result = search_stage(replace(config, search=replace(config.search, **short)), fabric=fabric).run()  # type: ignore[arg-type]
     elapsed = [evaluation.elapsed for evaluation in result.journal]
     half = len(elapsed) // 2  # the first wait for processes to start and weights to be drawn
     rate = (len(elapsed) - half) / max(elapsed[-1] - elapsed[half - 1], 1e-9)
@@ -108,9 +108,7 @@ def rehearse_search(config: Config) -> dict[str, Any]:
     return {"search_evaluations_per_second": rate, "search_seconds": seconds}
 
 
-def rehearse_training(
-    config: Config, genotype: Genotype, folder: Path, start: Checkpoint | None = None
-) -> dict[str, Any]:
+def try_training(config: Config, genotype: Genotype, folder: Path, start: Checkpoint | None = None) -> dict[str, Any]:
     """Some steps, a validation and a checkpoint, which another training then reads.
 
     Args:
@@ -121,10 +119,10 @@ def rehearse_training(
     """
     run = RunFolder(folder, "")
     accumulate = accumulation(config, genotype)
-    log.info("rehearsing the training")
+    log.info("trying the training")
     watch = Watch(STEPS + -(-2 * config.data.loaders // accumulate))  # so many batches lie ready before the first step
     _fit(config, genotype, run, watch, accumulate, start)
-    log.info("rehearsing how it goes on from a checkpoint")
+    log.info("trying how it goes on from a checkpoint")
     again = Watch(watch.stop_at + 1)
     longer = replace(config.recipe, epochs=config.recipe.epochs + 1)  # the steps may have been all that there are
     _fit(replace(config, recipe=longer), genotype, run, again, accumulate, resume=run.last)
@@ -258,7 +256,7 @@ def scratch(beside: Path) -> Iterator[Path]:
     folder = beside.parent / f".{beside.name}.dry-run"
     missing = [parent for parent in folder.parents if not parent.exists()]
     if is_main():
-        shutil.rmtree(folder, ignore_errors=True)  # of a rehearsal that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # of a dry run that was killed
         try:
             folder.mkdir(parents=True)
         except OSError as error:

@@ -23,11 +23,10 @@ from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.search import draw_found, send_genotype
 from configs.schema import Config
-from esformer.atomic import write_text
 from esformer.checkpoint import Checkpoint, CheckpointError
 from esformer.checkpoint.loading import find
 from esformer.data.datasets import cpus
-from esformer.files import read_json
+from esformer.files import read_json, write_text
 from esformer.genotype import Genotype, notation, parse
 from esformer.model.cost import Cost, cost
 from esformer.plots.finalists import draw_finalists

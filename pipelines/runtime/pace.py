@@ -1,4 +1,4 @@
-"""Pace: how long an epoch of a training takes here, measured as a rehearsal measures it, in a process of its own.
+"""Pace: how long an epoch of a training takes here, measured as a dry run does it, in a process of its own.
 
 `python -m pipelines.runtime.pace` takes the arguments of pipelines.train; `pace.json` in run.dir comes out.
 """
@@ -6,11 +6,11 @@
 import json
 from pathlib import Path
 
-from esformer.atomic import write_text
+from esformer.files import write_text
 from pipelines.runtime import cli
 from pipelines.runtime.build import check
-from pipelines.runtime.dry_run import rehearse_training, scratch
-from pipelines.train import given_genotype
+from pipelines.runtime.dry_run import scratch, try_training
+from pipelines.runtime.start import given_genotype
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     check("train", config)
     folder = Path(config.run.dir or "pace")
     with scratch(folder) as place:
-        found = rehearse_training(config, given_genotype(config), place)
+        found = try_training(config, given_genotype(config), place)
     epoch = (found["training_seconds"] + found["validation_seconds"]) / found["epochs"]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "pace.json", json.dumps({"epoch_seconds": epoch}) + "\n")

@@ -28,7 +28,7 @@ from esformer.errors import ESFormerError, out_of_memory
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
 from esformer.training.module import ESFormerModule
-from pipelines.timing.interleaved import InMemory
+from pipelines.timing.interleaved import InMemoryDataModule
 
 log = logging.getLogger("esformer")
 
@@ -265,7 +265,7 @@ def take_steps(
     )
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     try:
-        trainer.fit(module, InMemory(made_up, recipe, config.seed, parts))
+        trainer.fit(module, InMemoryDataModule(made_up, recipe, config.seed, parts))
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     finally:

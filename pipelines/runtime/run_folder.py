@@ -24,9 +24,8 @@ from rich.table import Table
 from callbacks.checkpoints import BEST, LAST, PREVIOUS
 from configs.compose import differences, to_yaml
 from configs.schema import Config, ConfigError
-from esformer.atomic import write_text
 from esformer.errors import ESFormerError
-from esformer.files import ContentError, FileError, parse_yaml, place_of, read_json, read_text, unwritable
+from esformer.files import ContentError, FileError, parse_yaml, place_of, read_json, read_text, unwritable, write_text
 
 log = logging.getLogger("esformer")
 

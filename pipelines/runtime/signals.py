@@ -88,7 +88,7 @@ class Stop:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._interrupt)
 
-    def over(self) -> None:
+    def disarm(self) -> None:
         """The work has come to its end, in whatever way: signals are too late from now on."""
         self._over = self.under_way = True
 
@@ -148,7 +148,7 @@ def is_first() -> bool:
     return int(rank) == 0 and int(os.environ.get("LOCAL_RANK") or 0) == 0
 
 
-def caused(error: BaseException) -> bool:
+def is_shutdown_error(error: BaseException) -> bool:
     """Whether an error of this process is but the consequence of a stop.
 
     When a stop was asked for, processes that this one needs may end sooner than it does. Under SLURM another rank may
@@ -168,7 +168,7 @@ def caused(error: BaseException) -> bool:
     return stop.asked and (signal.SIGUSR1 in stop.received or _preempted(_job()))
 
 
-def leave() -> tuple[int, str]:
+def requeue_and_exit_code() -> tuple[int, str]:
     """What remains to be done when the work has stopped: have SLURM start the job again. Gives exit code and words.
 
     Only the first process ends with 75, but under torchrun. srun, and Lightning where it started the others itself, end

@@ -24,9 +24,8 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 import esformer
 from configs.schema import Config, ConfigError
-from esformer.atomic import write_text
 from esformer.errors import STOPPED
-from esformer.files import ContentError, read_text
+from esformer.files import ContentError, read_text, write_text
 from pipelines.runtime.run_folder import RunFolder, is_main
 from pipelines.runtime.signals import stop
 

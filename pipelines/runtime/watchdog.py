@@ -64,7 +64,7 @@ class Peers:
         self._thread = threading.Thread(target=self._live, daemon=True, name="signs of life")
         self._thread.start()
 
-    def leave(self, state: str) -> None:
+    def announce_end(self, state: str) -> None:
         """Say once more how it stands, `done` or `failed`, and then nothing any more."""
         self._state = state
         self._wake.set()
@@ -138,13 +138,13 @@ class Watchdog:
             self._on, self._thread = False, None
         signal.set_wakeup_fd(-1)
 
-    def leave(self, state: str) -> None:
+    def announce_end(self, state: str) -> None:
         """Tell the other ranks that this one is `done`, or has `failed`; it does not need them any more."""
         with self._lock:
             peers, self._peers = self._peers, None
             self._heard, self._failed = {}, None
         if peers is not None:
-            peers.leave(state)
+            peers.announce_end(state)
 
     def adopt(self, launched: list[subprocess.Popen[Any]]) -> None:
         """Look after ranks that Lightning starts from here. Its own observer kills this process when one fails."""
@@ -200,7 +200,7 @@ class Watchdog:
         if asked == [signal.SIGINT]:
             return INTERRUPTED, signals.GOES_ON
         signals.stop.received.update(number for number in asked if number != signal.SIGINT)
-        return signals.leave()
+        return signals.requeue_and_exit_code()
 
     def _lost(self) -> tuple[int, str] | None:
         """Another rank is lost; a stop that was asked for before is what ends this one then."""
@@ -268,7 +268,7 @@ def connected() -> bool:
 
 def disconnect() -> None:
     """Leave the process group when the work is done. After an error NCCL would wait here for the others."""
-    watchdog.leave("done")
+    watchdog.announce_end("done")
     if connected():
         sys.modules["torch.distributed"].destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Turns: our training and timm's, timed in one process one after the other, for `pipelines.timing.throughput`."""
+"""Interleaved timing: our training and timm's in one process, by turns, for `pipelines.timing.throughput`."""
 
 import gc
 import itertools
@@ -22,7 +22,7 @@ WARM = 2
 """Steps before the first that counts."""
 
 
-class Enough(Exception):
+class StopMeasurement(Exception):
     """A training has been measured."""
 
 
@@ -91,7 +91,7 @@ class Meter:
 
 
 @contextmanager
-def as_timm(device: torch.device) -> Iterator[None]:
+def timm_backend_flags(device: torch.device) -> Iterator[None]:
     """PyTorch's switches as train.py sets them; afterwards as they were."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.benchmark
@@ -124,7 +124,7 @@ class Clock(Callback):
             self.meter.start(OURS)
         elif self._seen == self.skip + self.steps:
             self.meter.stop()
-            raise Enough
+            raise StopMeasurement
 
 
 class Steps(Callback):
@@ -148,11 +148,11 @@ class Steps(Callback):
                     times.clear()
             for side in (OURS, TIMM) if number % 2 else (TIMM, OURS):
                 self.meter.start(side)
-                with as_timm(self.meter.device) if side == TIMM else nullcontext():
+                with timm_backend_flags(self.meter.device) if side == TIMM else nullcontext():
                     for _ in range(self.turn):
                         next(ours if side == OURS else self.theirs)
                 self.meter.stop()
-        raise Enough
+        raise StopMeasurement
 
 
 def own_steps(trainer: Trainer, module: Any) -> Iterator[Tensor]:
@@ -180,7 +180,7 @@ def own_steps(trainer: Trainer, module: Any) -> Iterator[Tensor]:
         yield loss
 
 
-class InMemory(ImageDataModule):
+class InMemoryDataModule(ImageDataModule):
     """Random images of which all training batches are the same, but for how they are erased and mixed."""
 
     def setup(self, stage: str) -> None:

@@ -18,15 +18,25 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from configs.schema import Config, ConfigError
+from esformer.data.base import DataError
 from esformer.data.datamodule import ImageDataModule, device_batch_size
-from esformer.data.datasets import DataError
 from esformer.errors import ESFormerError, out_of_memory
 from esformer.genotype import Genotype
 from pipelines.runtime.build import accumulation, network, trainer
 from pipelines.runtime.preflight import precision, ran_out
 from pipelines.runtime.processes import settle_workers
 from pipelines.runtime.run_folder import RunFolder, start_logging
-from pipelines.timing.interleaved import OURS, TIMM, WARM, Clock, Enough, InMemory, Meter, Steps, as_timm
+from pipelines.timing.interleaved import (
+    OURS,
+    TIMM,
+    WARM,
+    Clock,
+    InMemoryDataModule,
+    Meter,
+    Steps,
+    StopMeasurement,
+    timm_backend_flags,
+)
 from pipelines.timing.timm_train import TimmTraining
 
 log = logging.getLogger("esformer")
@@ -96,7 +106,7 @@ class Comparison:
         self.device = self._trainer().strategy.root_device
         c = config
         made_up = replace(c.data, name="synthetic", root=None, limit=None, train_images=EPOCH, val_images=1, workers=0)
-        self.memory = InMemory(made_up, c.recipe, c.seed, self.accumulate)
+        self.memory = InMemoryDataModule(made_up, c.recipe, c.seed, self.accumulate)
         self.memory.setup("fit")
 
     def measure(self, steps: int, data: ImageDataModule | None) -> dict[str, Any]:
@@ -150,7 +160,7 @@ class Comparison:
         fit.callbacks.append(callback)  # type: ignore[attr-defined]
         fit.limit_val_batches = 0
         fit.fit_loop.max_epochs = sys.maxsize
-        with suppress(Enough):
+        with suppress(StopMeasurement):
             fit.fit(network(self.config, self.genotype), data)
 
     def _trainer(self) -> Trainer:
@@ -158,11 +168,11 @@ class Comparison:
 
     def _theirs(self, data: ImageDataModule, meter: Meter, skip: int, turn: int) -> None:
         training = self._timm(data)
-        if isinstance(data, InMemory):
+        if isinstance(data, InMemoryDataModule):
             losses = training.in_memory(*data.batch)
         else:
             losses = training.steps(training.loader(self.batch_size))
-        with as_timm(self.device):
+        with timm_backend_flags(self.device):
             for _ in range(skip):
                 next(losses)
             meter.start(TIMM)

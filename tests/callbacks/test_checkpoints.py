@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from callbacks import checkpoints
-from callbacks.checkpoints import GO_ON, SAVE, STOP, Checkpoints, WholeFiles
+from callbacks.checkpoints import GO_ON, SAVE, STOP, AtomicCheckpointIO, Checkpoints
 from esformer.checkpoint import CheckpointError, read
 from esformer.errors import STOPPED
 from pipelines import train
@@ -176,7 +176,7 @@ def test_steps_stay_the_same_with_another_number_of_accumulated_batches(tmp_path
 
 
 def test_a_whole_checkpoint_is_there_at_every_moment(tmp_path, monkeypatch):
-    io, last, previous = WholeFiles(), tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    io, last, previous = AtomicCheckpointIO(), tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
     seen = []
 
     def look(*_):
@@ -197,7 +197,7 @@ def test_a_whole_checkpoint_is_there_at_every_moment(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    io, last = WholeFiles(), tmp_path / "last.ckpt"
+    io, last = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"step": 1}, last)
 
     def full(descriptor):

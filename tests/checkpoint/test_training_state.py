@@ -8,7 +8,7 @@ import torch
 from lightning import Trainer
 from quiet import QUIET
 
-from callbacks.checkpoints import WholeFiles
+from callbacks.checkpoints import AtomicCheckpointIO
 from esformer.checkpoint.training_state import StateError, TrainingState, check_training_state
 from esformer.recipe import Recipe
 from esformer.training.module import ESFormerModule, optimizer_of
@@ -42,7 +42,7 @@ def state(content):
 
 def test_what_the_training_wrote_is_good(state, like, trained):
     check_training_state(state, like)
-    check_training_state(WholeFiles().load_checkpoint(trained) | {"callbacks": state["callbacks"]}, like)
+    check_training_state(AtomicCheckpointIO().load_checkpoint(trained) | {"callbacks": state["callbacks"]}, like)
 
 
 def at(state, path):

@@ -10,9 +10,9 @@ from esformer.genotype import Genotype
 from esformer.model.cost import Budget, cost, paper_macs
 from esformer.search.journal import read_header
 from pipelines import search
+from pipelines.runtime.build import search_stage
 from pipelines.runtime.cli import parse
 from pipelines.runtime.run_folder import RunError, RunFolder
-from pipelines.search import stage
 
 FAST = ["--quick", "wandb.mode=disabled", "search.total=8", "search.start_length=2", "search.phase_length=2"]
 FAST += ["search.seeds=1"]
@@ -28,7 +28,7 @@ def test_every_size_has_the_papers_parameters_and_macs(size):
     assert budget(compose(size)) == Budget(Budget.for_size(size).params, paper_macs(size))
     small = compose(size, overrides=["data=cifar10", "data.img_size=48"])
     assert budget(small).macs == paper_macs(size, 48, 10)
-    assert stage(small).header()["budget"]["macs"] == paper_macs(size, 48, 10)
+    assert search_stage(small).header()["budget"]["macs"] == paper_macs(size, 48, 10)
 
 
 @pytest.mark.parametrize(

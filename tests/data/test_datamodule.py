@@ -13,19 +13,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
+from esformer.data.base import DataError
 from esformer.data.datamodule import (
     IGNORE,
+    DistributedEvalSampler,
     ImageDataModule,
     Place,
-    ShareSampler,
     collate,
     device_batch_size,
 )
-from esformer.data.datasets import DataConfig, DataError, resolve
+from esformer.data.datasets import DataConfig, resolve
 from esformer.data.images import build
 from esformer.data.mixup import GROUP, GroupMixup, ImageErasing
 from esformer.recipe import Recipe
-from esformer.training.drop_path import PathDrops
+from esformer.training.drop_path import DeterministicDropPath
 
 
 def digits(workers=0, **recipe):
@@ -81,7 +82,7 @@ def test_mixup_gives_soft_targets_and_validation_none():
     assert batch.targets.shape == (64, 10)
     torch.testing.assert_close(batch.targets.sum(1), torch.ones(64))
     data.trainer = SimpleNamespace(training=False)
-    batch = next(iter(DataLoader(data.val_set, batch_sampler=ShareSampler(360, 8, 0, 1), collate_fn=collate)))
+    batch = next(iter(DataLoader(data.val_set, batch_sampler=DistributedEvalSampler(360, 8, 0, 1), collate_fn=collate)))
     assert torch.equal(on_device(data, batch).targets, batch.targets)
 
 
@@ -201,7 +202,7 @@ def test_nothing_between_the_loader_and_the_network_waits_for_the_gpu(mixup, mon
     monkeypatch.setattr(torch.cuda, "default_generators", (torch.Generator(),))
     data = digits(mixup=mixup, cutmix=mixup, batch_size=192, random_erasing=0.1)
     data.setup("fit")
-    drops = PathDrops(nn.Sequential(DropPath(0.1), DropPath(0.2)), seed=0)
+    drops = DeterministicDropPath(nn.Sequential(DropPath(0.1), DropPath(0.2)), seed=0)
     batches = [batch for batch, _ in zip(data.train_dataloader(), range(2), strict=False)]
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         for number, host in enumerate(batches):
@@ -278,7 +279,7 @@ def test_loading_leaves_the_random_state_alone():
 
 @pytest.mark.parametrize(("length", "world", "size"), [(360, 1, 64), (361, 2, 8), (7, 3, 2), (2, 4, 8)])
 def test_no_validation_image_is_counted_twice(length, world, size):
-    samplers = [ShareSampler(length, size, rank, world) for rank in range(world)]
+    samplers = [DistributedEvalSampler(length, size, rank, world) for rank in range(world)]
     numbers = sorted(place.number for sampler in samplers for batch in sampler for place in batch)
     assert [number for number in numbers if number < length] == list(range(length))
     assert len({tuple(map(len, sampler)) for sampler in samplers}) == 1  # nobody waits for somebody

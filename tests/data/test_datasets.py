@@ -5,8 +5,9 @@ import math
 import pytest
 from timm.data import create_transform
 
+from esformer.data.base import DataError
 from esformer.data.datamodule import EvaluationDataModule
-from esformer.data.datasets import INTERPOLATIONS, RANGES, DataConfig, DataError, check_memory, check_preparation
+from esformer.data.datasets import INTERPOLATIONS, RANGES, DataConfig, check_memory, check_preparation
 
 HUGE = 10**30
 REFUSED = {

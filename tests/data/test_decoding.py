@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from esformer.data.base import CorruptImage, DataError
 from esformer.data.datamodule import EvaluationDataModule, ImageDataModule, Place, seed_all
-from esformer.data.datasets import CorruptImage, DataConfig, DataError
+from esformer.data.datasets import DataConfig
 from esformer.data.decoding import _has_decoder, decode_jpeg, training_transform
-from esformer.data.images import Encoded, build, decode
+from esformer.data.images import ImageFileDataset, build, decode
 from esformer.recipe import Recipe
 
 PHOTOS = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
@@ -202,7 +203,7 @@ def test_the_random_draws_are_those_of_timm(photos):
     states = []
     for decoder in ("pil", "torchvision"):
         dataset = build(DataConfig(**vars(config) | {"decoder": decoder}), True, training_transform(config, None))
-        assert isinstance(dataset, Encoded) and dataset.fast == (decoder == "torchvision")
+        assert isinstance(dataset, ImageFileDataset) and dataset.fast == (decoder == "torchvision")
         seed_all(3)
         dataset[0]
         states.append((random.getstate(), torch.get_rng_state().tolist()))

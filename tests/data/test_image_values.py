@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from esformer.data.datasets import CorruptImage
+from esformer.data.base import CorruptImage
 from esformer.data.decoding import PIXELS
 from esformer.data.images import decode
 

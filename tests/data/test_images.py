@@ -18,7 +18,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
-from esformer.data.datasets import CorruptImage, DataConfig, DataError, resolve
+from esformer.data.base import CorruptImage, DataError
+from esformer.data.datasets import DataConfig, resolve
 from esformer.data.images import build, decode, read_image
 from esformer.data.sources import Folder
 

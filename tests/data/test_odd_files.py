@@ -13,7 +13,8 @@ from PIL import Image
 from written import opened, write_folder
 
 from esformer.data import sources
-from esformer.data.datasets import CorruptImage, DataConfig, DataError, resolve
+from esformer.data.base import CorruptImage, DataError
+from esformer.data.datasets import DataConfig, resolve
 from esformer.data.images import read_image
 from esformer.data.sources import Folder
 

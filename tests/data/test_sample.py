@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from esformer.data.datasets import DataConfig, DataError
+from esformer.data.base import DataError
+from esformer.data.datasets import DataConfig
 from esformer.data.sample import sample_images
 
 DIGITS = DataConfig(name="digits", img_size=32, num_classes=10, mean=[0.305] * 3, std=[0.376] * 3, crop_pct=1.0)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from written import contents, opened, to_tensor, write_folder, write_parquet, write_tars
 
 from esformer.data import shards
-from esformer.data.datasets import CorruptImage, DataError
+from esformer.data.base import CorruptImage, DataError
 from esformer.data.sources import find_shards
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "images" / "imagenet-sample.tar"

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from written import opened, write_folder, write_parquet, write_tars
 
-from esformer.data.datasets import DataError
+from esformer.data.base import DataError
 
 
 def cut(images, root):

@@ -16,8 +16,9 @@ from PIL import Image
 import esformer
 from esformer.checkpoint import open_checkpoint, save_weights
 from esformer.checkpoint.loading import network_of
+from esformer.data.base import DataError
 from esformer.data.datamodule import EvaluationDataModule
-from esformer.data.datasets import DataConfig, DataError, resolve
+from esformer.data.datasets import DataConfig, resolve
 from pipelines import evaluate, train
 from pipelines.runtime import cli
 

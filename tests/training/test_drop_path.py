@@ -6,7 +6,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from esformer.training.drop_path import PathDrops, PlacedDropPath
+from esformer.training.drop_path import DeterministicDropPath, PlacedDropPath
 
 RATES = (0.0, 0.1, 0.5, 0.2, 0.3, 0.05)
 
@@ -16,7 +16,7 @@ def network():
 
 
 def scales(first, count, epoch=0, seed=0, order=None):
-    drops = PathDrops(network(), seed)
+    drops = DeterministicDropPath(network(), seed)
     positions = np.arange(first, first + count)
     positions = positions if order is None else positions[order]
     drops.draw(np.stack([np.full(count, epoch), positions, positions], axis=1), torch.device("cpu"))
@@ -52,7 +52,7 @@ def test_paths_are_dropped_as_often_as_they_should_and_independently():
 
 def test_a_dropped_path_is_zero_in_training_and_whole_in_evaluation():
     path = nn.Sequential(DropPath(0.5))
-    drops = PathDrops(path, seed=0)
+    drops = DeterministicDropPath(path, seed=0)
     drops.draw(np.stack([np.zeros(8), np.arange(8), np.arange(8)], axis=1).astype(int), torch.device("cpu"))
     assert type(path[0]) is PlacedDropPath
     images = torch.randn(8, 2, 3, 3)

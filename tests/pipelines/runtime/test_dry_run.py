@@ -5,7 +5,7 @@ import errno
 import pytest
 import torch
 
-from callbacks.checkpoints import Checkpoints, WholeFiles
+from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from configs.compose import compose
 from esformer.errors import ESFormerError
 from pipelines import full, search, train
@@ -66,7 +66,7 @@ def test_steps_are_those_that_the_real_run_takes(tmp_path, monkeypatch):
     train.main(command)
     last = torch.load(tmp_path / "runs/a/t/checkpoints/last.ckpt", weights_only=False)
     assert last["global_step"] == found["steps"] == 2
-    monkeypatch.setattr(dry_run, "rehearse_training", lambda *_: {})
+    monkeypatch.setattr(dry_run, "try_training", lambda *_: {})
     assert "go on" in train.main([*command, "--dry-run"])["run"]
     assert {path.name for path in (tmp_path / "runs/a").iterdir()} == {"t"}
 
@@ -103,7 +103,7 @@ def test_a_full_disk_is_seen_and_cleared(tmp_path, monkeypatch):
         written.append(path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(WholeFiles, "save_checkpoint", fill)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fill)
     (tmp_path / "runs").mkdir()
     with pytest.raises(OSError, match="No space left"):
         train.main([*FAST, *SMALL, "--dry-run"])

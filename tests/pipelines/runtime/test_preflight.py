@@ -12,7 +12,7 @@ from callbacks.accumulation import Accumulation
 from configs.compose import compose
 from configs.schema import ConfigError
 from esformer.checkpoint import read
-from esformer.data.datasets import DataError
+from esformer.data.base import DataError
 from esformer.genotype import Genotype
 from esformer.training.module import ESFormerModule
 from pipelines import full, search, train

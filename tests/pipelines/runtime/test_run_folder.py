@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from callbacks.checkpoints import WholeFiles
+from callbacks.checkpoints import AtomicCheckpointIO
 from configs.compose import compose
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
@@ -177,7 +177,7 @@ def test_a_folder_that_is_gone_in_the_middle_of_a_training_is_named(tmp_path, wh
         assert train._explained(lost, config, run, fit) is lost  # of something else
         (tmp_path / "r").rename(tmp_path / "moved")
         with pytest.raises(FileNotFoundError):
-            WholeFiles().save_checkpoint({}, run.last)
+            AtomicCheckpointIO().save_checkpoint({}, run.last)
         assert not run.path.exists()  # a checkpoint alone, which the same command would refuse
         if what == "removed":
             shutil.rmtree(tmp_path / "moved")

@@ -248,7 +248,7 @@ PREEMPTED = "2026-01-01T00:00:00"
 def test_who_is_put_into_the_queue_again(stop, scontrol, numbers, about, code, requeued):
     stop.received.update(numbers)
     asked = scontrol(**about)
-    assert signals.leave()[0] == code
+    assert signals.requeue_and_exit_code()[0] == code
     assert asked() == (["requeue 12"] if requeued else [])
 
 
@@ -257,14 +257,14 @@ def test_one_task_of_an_array_is_put_into_the_queue_again(stop, scontrol, monkey
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     stop.received.add(USR1)
     asked = scontrol()
-    assert signals.leave() == (STOPPED, "stopped; job 12_1 is in the queue again and goes on from here")
+    assert signals.requeue_and_exit_code() == (STOPPED, "stopped; job 12_1 is in the queue again and goes on from here")
     assert asked() == ["requeue 12_1"]
 
 
 def test_a_job_that_may_not_be_requeued_says_so(stop, scontrol):
     stop.received.add(USR1)
     scontrol(refuses="Requested operation is presently disabled")
-    code, words = signals.leave()
+    code, words = signals.requeue_and_exit_code()
     assert code == STOPPED and "submit the same job again" in words and "presently disabled" in words
 
 
@@ -272,7 +272,7 @@ def test_the_other_ranks_wait_for_the_first_and_ask_nothing(stop, scontrol, monk
     monkeypatch.setenv("SLURM_PROCID", "1")
     stop.received.add(USR1)
     scontrol()
-    assert signals.leave() == (0, "")
+    assert signals.requeue_and_exit_code() == (0, "")
     assert not (tmp_path / "asked").exists()
 
 
@@ -284,15 +284,15 @@ def test_errors_that_another_ranks_stop_causes(stop, scontrol, monkeypatch, numb
     """The signal reaches the other rank first, and us while we look at what has happened."""
     monkeypatch.setattr(signals, "LATE", 0.3)
     stop.install()
-    stop.over()
+    stop.disarm()
     scontrol(**about)
     if number:
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
         signal.setitimer(signal.ITIMER_REAL, 0.1)
-    assert signals.caused(ESFormerError("rank 1 is gone")) == expected
+    assert signals.is_shutdown_error(ESFormerError("rank 1 is gone")) == expected
 
 
 def test_without_other_ranks_an_error_is_an_error(stop, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     stop.received.add(USR1)
-    assert not signals.caused(ESFormerError("disk full"))
+    assert not signals.is_shutdown_error(ESFormerError("disk full"))

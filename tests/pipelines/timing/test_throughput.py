@@ -14,7 +14,7 @@ from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from pipelines import train
 from pipelines.timing import interleaved, throughput
-from pipelines.timing.interleaved import OURS, TIMM, Clock, Enough, InMemory, Meter, own_steps
+from pipelines.timing.interleaved import OURS, TIMM, Clock, InMemoryDataModule, Meter, StopMeasurement, own_steps
 from pipelines.timing.throughput import Comparison
 from pipelines.timing.timm_train import TimmTraining
 
@@ -43,7 +43,7 @@ class Both(Callback):
             for side in steps:
                 loss = float(torch.as_tensor(next(steps[side])).detach())
                 self.seen[side][-1]["loss"] = loss * (trainer.accumulate_grad_batches if side == OURS else 1)
-        raise Enough
+        raise StopMeasurement
 
     @staticmethod
     def _watch(seen, optimizer, *_):
@@ -107,7 +107,7 @@ def test_timms_loader_gives_the_recipes_images(tmp_path):
 
 def test_batches_in_memory_are_mixed_anew_each_time(tmp_path):
     memory = comparison(tmp_path, "recipe.mixup_prob=1.0").memory
-    assert isinstance(memory, InMemory) and len(memory) == throughput.EPOCH // 4
+    assert isinstance(memory, InMemoryDataModule) and len(memory) == throughput.EPOCH // 4
     first, second = (memory.on_after_batch_transfer(batch, 0) for batch, _ in zip(memory, range(2), strict=False))
     assert first.images.shape == (4, 3, 32, 32) and not torch.equal(first.images, second.images)
     assert first.targets.shape == (4, 10)
@@ -119,7 +119,7 @@ def test_the_clock_counts_updates(monkeypatch, accumulate):
     monkeypatch.setattr("time.perf_counter", lambda: trainer.batch)
     meter = Meter(torch.device("cpu"))
     clock = Clock(meter, skip=2, steps=3)
-    with pytest.raises(Enough):
+    with pytest.raises(StopMeasurement):
         for trainer.batch in range(1, 100):
             trainer.global_step = trainer.batch // accumulate
             clock.on_train_batch_end(trainer)
