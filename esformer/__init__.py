@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esformer import proxies as proxies
     from esformer.checkpoint import load as load
+    from esformer.data.base import register_data_source as register_data_source
     from esformer.genotype import Genotype as Genotype
     from esformer.model.cost import Budget as Budget
     from esformer.model.cost import Cost as Cost
     from esformer.model.cost import cost as cost
     from esformer.model.esformer import ESFormer as ESFormer
+    from esformer.proxies import register_proxy as register_proxy
     from esformer.proxies import score as score
     from esformer.search.schedule import Schedule as Schedule
     from esformer.search.stage import search as search
@@ -28,6 +30,8 @@ _WHERE = {
     "SearchSpace": "esformer.space",
     "cost": "esformer.model.cost",
     "load": "esformer.checkpoint",
+    "register_data_source": "esformer.data.base",
+    "register_proxy": "esformer.proxies",
     "score": "esformer.proxies",
 }
 

@@ -118,7 +118,7 @@ def checkpoint_defaults(arguments: argparse.Namespace) -> list[str]:
     """
     from esformer.checkpoint.files import PREPARATION
     from esformer.checkpoint.loading import opened
-    from esformer.data.datasets import NAMES
+    from esformer.data.base import NAMES, registered_opener
     from pipelines.runtime.run_folder import start_logging
 
     start_logging()
@@ -134,12 +134,13 @@ def checkpoint_defaults(arguments: argparse.Namespace) -> list[str]:
             f"{found.path} takes images of {height} x {width} pixels, and ours are square: give data.img_size=PIXELS"
         )
     name = found.data.get("name", "folder")
+    foreign = [f"data.name={name}"] if registered_opener(name) else []
     if name not in NAMES or ("data.root" in given and name in MADE):
         name = "folder"
     prepared = {word: found.data[word] for word in PREPARATION if word in found.data}
     prepared = {word: list(value) if isinstance(value, tuple) else value for word, value in prepared.items()}
     settings = {"img_size": height} | prepared
-    choice = [] if arguments.quick else [f"data={name}"]  # which has images of its own
+    choice = [] if arguments.quick else [f"data={name}", *foreign]  # which has images of its own
     return [*choice, *(f"data.{key}={value}" for key, value in settings.items())]
 
 

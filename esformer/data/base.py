@@ -2,9 +2,12 @@
 
 import errno
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from esformer import plugins
 from esformer.errors import ESFormerError
 from esformer.text import printable
 
@@ -67,3 +70,54 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+NAMES = ("imagenet", "folder", "cifar10", "digits", "synthetic")
+"""The data sets that this library knows."""
+Opener = Callable[[Any, bool], Source]
+_Opener = TypeVar("_Opener", bound=Opener)
+_OPENERS: dict[str, Opener] = {}
+
+
+def register_data_source(name: str) -> Callable[[_Opener], _Opener]:
+    """Make images known as `data.name=NAME`; a decorator of the function that opens them.
+
+    It gets the `DataConfig` and whether the training or the validation images are wanted, and returns a `Source`: the
+    bytes of encoded images and their classes. Commands find it if an installed package names its module as an entry
+    point of the group `esformer.data_sources`. The processes that load images unpickle the source.
+
+    Args:
+        name: small letters, digits, _ and -.
+
+    Raises:
+        DataError: the name cannot be one, or is taken.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_-]*", name):
+        raise DataError(f"a data source is called {name!r}; its name must be small letters, digits, _ and -")
+
+    def register(opener: _Opener) -> _Opener:
+        known = _OPENERS.get(name)
+        again = known is not None and _origin(known) == _origin(opener)  # as when the cell of a notebook runs twice
+        if name in NAMES or (known is not None and not again):
+            raise DataError(f"there is a data source {name!r} already; choose another name")
+        _OPENERS[name] = opener
+        return opener
+
+    return register
+
+
+def _origin(opener: Opener) -> tuple[str | None, str | None]:
+    return getattr(opener, "__module__", None), getattr(opener, "__qualname__", None)
+
+
+def data_names() -> list[str]:
+    """The names of all data sets, those that others registered last."""
+    plugins.load(plugins.DATA_SOURCES)
+    return [*NAMES, *sorted(_OPENERS)]
+
+
+def registered_opener(name: str) -> Opener | None:
+    """What opens the images of this name; None if they are not from elsewhere."""
+    if name not in _OPENERS and name not in NAMES:
+        plugins.load(plugins.DATA_SOURCES)
+    return _OPENERS.get(name)

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esformer.data.base import MOST_CLASSES, DataError, Source, is_folder
+from esformer.data.base import MOST_CLASSES, NAMES, DataError, Source, data_names, is_folder, registered_opener
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
 """What timm and torchvision can resize with, in training and in evaluation."""
 DECODERS = ("torchvision", "pil")
-NAMES = ("imagenet", "folder", "cifar10", "digits", "synthetic")
 CONTENTS = {"digits": (1437, 360), "cifar10": (50_000, 10_000)}
 """Training and validation images of the sets that are always the same."""
 LARGEST_IMAGE = 2048
@@ -161,10 +160,8 @@ def resolve(config: DataConfig, train: bool = True) -> DataConfig:
         DataError: an unknown name, no root, a root without what it needs, or not as many images as there must be.
     """
     name = config.name
-    if name not in NAMES:
-        raise DataError(
-            f"data.name is {name!r}; it must be imagenet, folder, cifar10 or digits, or synthetic for made-up images"
-        )
+    if name not in NAMES and registered_opener(name) is None:
+        raise DataError(f"data.name is {name!r}; it must be one of {', '.join(data_names())}")
     if name in CONTENTS and config.num_classes != 10:
         raise DataError(f"data.num_classes is {config.num_classes}; {name} has 10 classes")
     if name == "synthetic":
@@ -179,17 +176,21 @@ def resolve(config: DataConfig, train: bool = True) -> DataConfig:
     if name == "digits":
         _check_counts(config, ("digits",) * 2, CONTENTS[name])
         return config
-    config.root = root = _root(config)
-    if torchvision_cifar10(config):
-        _check_counts(config, (root,) * 2, CONTENTS[name])
-        return config
-
-    from esformer.data.sources import open_both, open_source
-
-    if train:
-        first, val = open_both(Path(root))
+    if opener := registered_opener(name):
+        first, val = opener(config, train), opener(config, False)
+        _check_agree(name, first, val)
     else:
-        first = val = open_source(Path(root), train=False)
+        config.root = root = _root(config)
+        if torchvision_cifar10(config):
+            _check_counts(config, (root,) * 2, CONTENTS[name])
+            return config
+
+        from esformer.data.sources import open_both, open_source
+
+        if train:
+            first, val = open_both(Path(root))
+        else:
+            first = val = open_source(Path(root), train=False)
     _check_classes(config, first)
     _check_counts(config, (first.place, val.place), (len(first), len(val)))
     return config
@@ -247,6 +248,18 @@ def _check_classes(config: DataConfig, source: Source) -> None:
         config.num_classes = count
     if config.num_classes != count:
         raise DataError(f"{source.place} has {count} classes, but data.num_classes is {config.num_classes}")
+
+
+def _check_agree(name: str, first: Source, val: Source) -> None:
+    """Refuse what somebody's source says of itself and cannot be, before a training meets it."""
+    for source in (first, val):
+        if len(source.labels) != len(source) or not set(source.labels) <= set(range(len(source.classes))):
+            raise DataError(
+                f"data source {name!r}: {source.place} has {len(source):,} images, {len(source.labels):,} labels and"
+                f" {len(source.classes):,} classes; each image needs a label, from 0 to the number of classes less 1"
+            )
+    if list(first.classes) != list(val.classes):
+        raise DataError(f"data source {name!r}: {first.place} and {val.place} have different classes")
 
 
 def _check_counts(config: DataConfig, places: tuple[str, str], counts: tuple[int, int]) -> None:

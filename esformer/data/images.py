@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
-from esformer.data.base import CorruptImage, DataError, Source, missing_data_error
+from esformer.data.base import CorruptImage, DataError, Source, missing_data_error, registered_opener
 from esformer.data.datasets import DataConfig, torchvision_cifar10
 from esformer.data.decoding import check_dimensions, decode_jpeg, decodes_fast
 from esformer.data.sources import open_source, read_file
@@ -75,6 +75,8 @@ def build(config: DataConfig, train: bool, transform: Transform) -> ImageDataset
         count = config.train_images if train else config.val_images
         assert count is not None and config.num_classes is not None
         made = Synthetic(count, config.num_classes, config.img_size, transform)
+    elif opener := registered_opener(config.name):
+        made = ImageFileDataset(opener(config, train), transform, decodes_fast(config))
     else:
         assert config.root is not None
         if torchvision_cifar10(config):

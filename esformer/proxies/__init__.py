@@ -3,15 +3,18 @@
 import copy
 import hashlib
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from esformer import guide, plugins
 from esformer.errors import out_of_memory
 from esformer.genotype import Genotype
 from esformer.model.esformer import MIN_IMAGE, Attention2d, Attention2dDownsample, ESFormer
@@ -38,7 +41,7 @@ from esformer.proxies.zen_score import ZenScore
 from esformer.proxies.zico import ZiCo
 from esformer.topology import Topology
 
-__all__ = ["Draw", "Proxy", "ProxyError", "Subject", "get", "names", "score"]
+__all__ = ["Draw", "Proxy", "ProxyError", "Subject", "get", "names", "register_proxy", "score"]
 
 _PROXIES: dict[str, Proxy] = {
     proxy.name: proxy
@@ -72,8 +75,52 @@ _PROXIES: dict[str, Proxy] = {
 }
 
 
+_BUILT_IN = frozenset(_PROXIES)
+_OneProxy = TypeVar("_OneProxy", bound=type[Proxy] | Proxy)
+
+
+def register_proxy(proxy: _OneProxy) -> _OneProxy:
+    """Make a proxy known by its name, for `score`, searches and correlations; a decorator of its class.
+
+    Commands find it if an installed package names its module as an entry point of the group `esformer.proxies`; a
+    search with several workers sends it to them, which import its module.
+
+    Args:
+        proxy: a subclass of `Proxy` that takes no arguments, or an instance.
+
+    Raises:
+        ProxyError: it is no proxy, says too little of itself, or its name is taken or cannot be written in a guide.
+    """
+    try:
+        made = proxy() if isinstance(proxy, type) else proxy
+    except TypeError as error:
+        raise ProxyError(f"{proxy} cannot be made without arguments ({error}); register an instance") from None
+    if not isinstance(made, Proxy):
+        raise ProxyError(f"{proxy} is not a proxy: derive it from esformer.proxies.Proxy")
+    if missing := [name for name in ("name", "needs", "source") if not hasattr(made, name)]:
+        raise ProxyError(f"{type(made).__name__} has no {' and no '.join(missing)}, which every proxy has")
+    if not re.fullmatch(guide.NAME, made.name):
+        raise ProxyError(f"a proxy is called {made.name!r}; its name must be small letters, digits and _")
+    known = _PROXIES.get(made.name)
+    again = known is not None and _origin(known) == _origin(made)  # as when the cell of a notebook runs twice
+    if known is not None and (known.name in _BUILT_IN or not again):
+        raise ProxyError(f"there is a proxy {made.name!r} already, {'.'.join(_origin(known))}; choose another name")
+    _PROXIES[made.name] = made
+    return proxy
+
+
+def _origin(proxy: Proxy) -> tuple[str, str]:
+    return type(proxy).__module__, type(proxy).__qualname__
+
+
+def registered(names: Iterable[str]) -> tuple[Proxy, ...]:
+    """Those of some proxies that are not this library's own."""
+    return tuple(get(name) for name in names if name not in _BUILT_IN)
+
+
 def names() -> list[str]:
     """The names of all proxies."""
+    plugins.load(plugins.PROXIES)
     return sorted(_PROXIES)
 
 
@@ -83,7 +130,7 @@ def get(name: str) -> Proxy:
     Raises:
         ProxyError: there is none of this name.
     """
-    if name not in _PROXIES:
+    if name not in _PROXIES and name not in names():  # which looks further
         raise ProxyError(f"there is no proxy {name!r}; there are {', '.join(names())}")
     return _PROXIES[name]
 

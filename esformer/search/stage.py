@@ -16,7 +16,7 @@ from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost
 from esformer.model.latency import Latency
-from esformer.proxies import get
+from esformer.proxies import get, registered
 from esformer.proxies.streams import forget_streams
 from esformer.search.batch import Batch
 from esformer.search.callback import SearchCallback, SearchResult
@@ -149,7 +149,8 @@ class SearchStage:
         return result if self.fabric.world_size == 1 else self.fabric.broadcast(result)
 
     def _scorer(self) -> Scorer:
-        return Scorer(self.seed, self.img_size, self.draws, str(self.fabric.device), self.batch)
+        foreign = registered(self.schedule.proxies())
+        return Scorer(self.seed, self.img_size, self.draws, str(self.fabric.device), self.batch, foreign)
 
     def replay(self) -> SearchResult:
         """The result of a finished search, from its journal alone; the callbacks are called at its start and end.
@@ -335,6 +336,12 @@ class SearchStage:
                 raise ESFormerError(f"{term.proxy} is better when lower, and a search maximises: write -{term.proxy}")
         if self.workers < 1:
             raise ESFormerError(f"workers is {self.workers}; it must be at least 1")
+        for proxy in registered(self.schedule.proxies()):
+            if self.workers > 1 and type(proxy).__module__ == "__main__":
+                raise ESFormerError(
+                    f"{proxy.name} is defined in the program that runs, where workers cannot import it: put it into a"
+                    " module of its own, or use one worker"
+                )
         processes = self.workers * self.fabric.world_size
         if self._timed and processes > 1 and self.fabric.device.type == "cpu":
             raise ESFormerError(

@@ -13,7 +13,7 @@ import torch
 from esformer.children import end_with_parent
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
-from esformer.proxies import get, score
+from esformer.proxies import Proxy, get, score
 from esformer.search.batch import Batch
 
 
@@ -43,12 +43,15 @@ class Scorer:
     device: str
     batch: Batch | None = None
     """For the proxies that need images."""
+    registered: tuple[Proxy, ...] = ()
+    """Proxies from elsewhere: a worker, which knows this library's alone, imports their modules as it receives them."""
 
     def __call__(self, task: Task) -> Measured:
         began = time.perf_counter()
         scores = []
+        registered = {proxy.name: proxy for proxy in self.registered}
         for name in task.proxies:
-            proxy = get(name)
+            proxy = registered.get(name) or get(name)
             img_size = self.img_size or proxy.search_img_size
             draws = self.draws or proxy.search_draws
             shown: dict[str, Any] = {}

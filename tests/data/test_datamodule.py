@@ -370,7 +370,7 @@ def test_missing_images_are_explained(image_folder, monkeypatch, tmp_path):
         resolve(DataConfig())
     with pytest.raises(DataError, match="which is not a folder"):
         resolve(DataConfig("folder", str(tmp_path / "nowhere")))
-    with pytest.raises(DataError, match="must be imagenet, folder, cifar10 or digits"):
+    with pytest.raises(DataError, match="must be one of imagenet, folder, cifar10, digits, synthetic"):
         resolve(DataConfig("mnist"))
     with pytest.raises(DataError, match="has 2 classes, but data.num_classes is 1000"):
         resolve(DataConfig("folder", str(image_folder)))
