@@ -192,7 +192,7 @@ def find(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
     from esformer.model.cost import cost
     from esformer.proxies import score
     from pipelines.runtime.run_folder import RunFolder, is_main
-    from pipelines.search import search, search_summary
+    from pipelines.runtime.searching import search, search_summary
 
     command = shlex.join(["python", "-m", "pipelines.search", *entry.arguments])
     run = RunFolder(ablation.path / "search" / entry.name, command)

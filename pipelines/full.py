@@ -20,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return dry_run("full", config, argv)
     from pipelines.runtime.build import prepare
     from pipelines.runtime.finalists import choose
+    from pipelines.runtime.searching import search, search_summary
     from pipelines.runtime.start import descent
-    from pipelines.search import search, search_summary
-    from pipelines.train import train
+    from pipelines.runtime.training import train
 
     with prepare("full", config, argv) as (run, loggers):
         if summary := run.finished():

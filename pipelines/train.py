@@ -3,22 +3,9 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from configs.schema import Config
 from pipelines.runtime import cli
-from pipelines.runtime.errors import explain
-
-if TYPE_CHECKING:
-    from lightning import Trainer
-    from lightning.pytorch.loggers import WandbLogger
-
-    from esformer.checkpoint import Checkpoint
-    from esformer.checkpoint.training_state import TrainingState
-    from esformer.genotype import Genotype
-    from esformer.training.module import ESFormerModule
-    from pipelines.runtime.run_folder import RunFolder
 
 log = logging.getLogger("esformer")
 
@@ -37,179 +24,6 @@ FLAGS: dict[str, dict[str, Any]] = {
     ),
     **cli.DRY_RUN,
 }
-
-
-def train(
-    config: Config,
-    run: "RunFolder",
-    genotype: "Genotype",
-    loggers: "list[WandbLogger]",
-    provenance: dict[str, Any],
-    start: "Checkpoint | None" = None,
-) -> dict[str, Any]:
-    """The training stage: trains, or goes on training, and returns what the final weights reach on all images once.
-
-    Args:
-        config: recipe, images and machine.
-        run: where checkpoints are, and may be already.
-        genotype: what is trained.
-        loggers: told of everything.
-        provenance: what travels with the weights.
-        start: whose weights a training that begins takes; None begins with random ones.
-    """
-    from lightning import seed_everything
-    from lightning.pytorch.callbacks import LambdaCallback
-
-    from esformer.data.datamodule import ImageDataModule
-    from pipelines.runtime import tracking
-    from pipelines.runtime.build import accumulation, network, trainer
-    from pipelines.runtime.signals import stop
-
-    accumulate = accumulation(config, genotype)
-    seed_everything(config.seed, verbose=False)
-    data = ImageDataModule(config.data, config.recipe, config.seed, accumulate)
-    fit = trainer(config, run, loggers, accumulate)
-    resume = _resume_from(run, genotype, config, fit)
-    if start is not None and resume is None:
-        _say_start(start, config)
-    module = network(config, genotype, provenance, None if resume else start)
-    say = LambdaCallback(on_fit_start=lambda fit, module: _say_settings(config, fit, module))
-    fit.callbacks.append(say)  # type: ignore[attr-defined]
-    tracking.log_genotype(loggers, genotype)
-    try:
-        with stop.deferred():  # Checkpoints sees to signals
-            fit.fit(module, data, ckpt_path=resume, weights_only=True)
-        metrics = fit.validate(module, data, verbose=False)[0]
-    except Exception as error:
-        raise _explained(error, config, run, fit) from None
-    except SystemExit as error:
-        if error.code == 1 and fit.interrupted:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from None
-        raise
-    if config.wandb.checkpoints:
-        tracking.send_checkpoints(loggers, {"best": run.best, "last": run.last})
-    return {
-        "top1": metrics["val/top1"],
-        "top5": metrics["val/top5"],
-        "ema_top1": metrics.get("val/ema_top1"),
-        "ema_top5": metrics.get("val/ema_top5"),
-        "checkpoint": str(run.last),
-        **_waited(fit),
-    }
-
-
-def _waited(fit: "Trainer") -> dict[str, float]:
-    """The share of this session's time that waited for images, if that was measured."""
-    from callbacks.speed import Speed
-
-    speed = next(callback for callback in fit.callbacks if isinstance(callback, Speed))  # type: ignore[attr-defined]
-    return {} if speed.waited is None else {"waiting_for_images": round(speed.waited, 4)}
-
-
-def _explained(error: Exception, config: Config, run: "RunFolder", fit: "Trainer") -> BaseException:
-    """Where a training that cannot go on can be taken up; what is said of lost processes, in words for people."""
-    from esformer.errors import out_of_memory
-    from esformer.files import FileError
-    from esformer.training.module import TrainingError
-    from pipelines.runtime.preflight import ran_out
-
-    if isinstance(error, OSError | FileError):
-        run.check_place()
-    if out_of_memory(error):
-        return ran_out(config.recipe.batch_size, fit.world_size, fit.accumulate_grad_batches)
-    if isinstance(error, TrainingError):
-        good = f"the last good checkpoint is {run.last}" if run.last.exists() else "there is no checkpoint yet"
-        return TrainingError(f"{error}; {good}")
-    return explain(error)
-
-
-def _say_start(start: "Checkpoint", config: Config) -> None:
-    """From where, and whether images are prepared otherwise than they were there."""
-    log.info("starting from %s", start.path)
-    for word in ("mean", "std"):
-        ours = list(getattr(config.data, word))
-        theirs = list(start.data.get(word, ours))
-        if theirs != ours:
-            log.warning("data.%s is %s here and was %s in the training of %s", word, ours, theirs, start.path)
-
-
-def _say_settings(config: Config, fit: "Trainer", module: "ESFormerModule") -> None:
-    """The settings as they take effect on these devices."""
-    from esformer.data.datamodule import device_batch_size
-
-    r, accumulate = config.recipe, fit.accumulate_grad_batches
-    each = device_batch_size(r.batch_size, fit.world_size, accumulate)
-    frozen = f", the stem and {r.freeze} of 4 stages frozen" if r.freeze else ""
-    layers = f" (x {r.layer_decay} with each block away from the classifier)" if r.layer_decay < 1 else ""
-    lines = {
-        "network": f"{sum(p.numel() for p in module.model.parameters()):,} parameters{frozen}, {config.data.img_size}"
-        f" pixels, {config.data.num_classes} classes, drop path 0 to {r.drop_path}",
-        "batch": f"{r.batch_size} = {fit.world_size} {fit.strategy.root_device.type} devices x {each}"
-        f" x {accumulate} accumulated, {fit.precision}, {config.data.loaders} processes load images",
-        "optimiser": f"AdamW, learning rate {r.warmup_lr} to {r.lr} in {r.warmup_epochs} epochs, cosine to {r.min_lr}"
-        f" in epoch {r.epochs}{layers}, weight decay {r.weight_decay}, clipping {r.clip_mode} {r.clip_grad}",
-        "augmentation": f"{r.auto_augment or 'no RandAugment'}, erasing {r.random_erasing}, Mixup {r.mixup} / CutMix"
-        f" {r.cutmix} in {r.mixup_prob:.0%} of the groups, {r.mixup_switch_prob:.0%} of them CutMix",
-        "loss": f"binary cross-entropy, smoothing {r.smoothing}; weights averaged with"
-        f" {r.ema_decay if r.ema else 'nothing'}",
-    }
-    for name, line in lines.items():
-        log.info("%s: %s", name, line)
-
-
-def _resume_from(run: "RunFolder", genotype: "Genotype", config: Config, fit: "Trainer") -> Path | None:
-    """The last whole checkpoint of the run, if there is one; it must be of this genotype, and of this training.
-
-    Raises:
-        CheckpointError: there are checkpoints, and from none of them the training can go on.
-    """
-    from esformer.checkpoint import CheckpointError, read
-    from esformer.checkpoint.training_state import StateError, check_training_state
-    from pipelines.runtime.run_folder import RunError
-
-    there = [path for path in (run.last, run.previous) if path.exists()]
-    like = _fresh_state(genotype, config, fit) if there else None
-    for path in there:
-        try:
-            checkpoint = read(path)
-            if checkpoint["hyper_parameters"]["genotype"] != genotype.to_dict():
-                raise RunError(f"{path} is of another genotype than {run.genotype}; train it with another run.dir")
-            assert like is not None
-            check_training_state(checkpoint, like)
-        except (CheckpointError, StateError) as error:
-            why = f"{path}: {error}" if isinstance(error, StateError) else str(error)
-            if path == there[-1]:
-                raise CheckpointError(
-                    f"{why}; there is no whole checkpoint before it: remove {path.parent} to train from the beginning"
-                ) from None
-            log.warning("%s; going on from %s", why, there[-1])
-            continue
-        return path
-    return None
-
-
-def _fresh_state(genotype: "Genotype", config: Config, fit: "Trainer") -> "TrainingState":
-    """What a checkpoint of this training must fit; nothing of it takes memory, or draws random numbers."""
-    import torch
-
-    from callbacks.checkpoints import Checkpoints
-    from esformer.checkpoint.training_state import TrainingState
-    from esformer.training.module import ESFormerModule, optimizer_of
-
-    assert config.data.num_classes is not None
-    classes, img_size = config.data.num_classes, config.data.img_size
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        network = ESFormerModule(genotype, config.recipe, classes, img_size).model
-    return TrainingState(
-        network=network,
-        optimizer=optimizer_of(network, config.recipe),
-        loops=fit.fit_loop.state_dict(),
-        callbacks={one.state_key: one.state_dict() for one in fit.checkpoint_callbacks if isinstance(one, Checkpoints)},
-        settings={"num_classes": classes, "img_size": img_size},
-        ema=config.recipe.ema,
-        max_skipped=config.trainer.max_skipped,
-        epochs=config.recipe.epochs,
-    )
 
 
 def _start_of(arguments: argparse.Namespace) -> list[str]:
@@ -235,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from esformer.model.cost import cost
     from pipelines.runtime.build import prepare
     from pipelines.runtime.run_folder import RunError, is_main
+    from pipelines.runtime.training import train
 
     with prepare("train", config, argv, genotype) as (run, loggers):
         if summary := run.finished():

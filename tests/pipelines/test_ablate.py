@@ -182,7 +182,7 @@ def test_what_was_found_is_trained_once(copied, monkeypatch):
     trained = copied / "training" / "decoupled-0"
     assert json.loads((trained / "summary.json").read_text())["top1"] == rows[0]["top1"]
     assert Genotype.load(trained / "genotype.yaml") == Genotype.load(copied / rows[0]["genotype"])
-    monkeypatch.setattr("pipelines.train.train", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr("pipelines.runtime.training.train", lambda *args: pytest.fail("trained again"))
     assert train(copied, "recipe.epochs=1") == rows
     with pytest.raises(ESFormerError, match="decoupled-0 holds another run: recipe.epochs was 1, is 2"):
         train(copied, "recipe.epochs=2")

@@ -13,7 +13,7 @@ from configs.compose import compose
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from pipelines import full, search, train
-from pipelines.runtime import cli
+from pipelines.runtime import cli, training
 from pipelines.runtime.run_folder import RunError, RunFolder
 
 FAST = ["--quick", "wandb.mode=disabled", "trainer.accelerator=cpu"]
@@ -174,7 +174,7 @@ def test_a_folder_that_is_gone_in_the_middle_of_a_training_is_named(tmp_path, wh
     with RunFolder.open("train", config, []) as run:
         lost = FileNotFoundError(2, "No such file or directory", str(run.path / "steps.csv"))
         fit = SimpleNamespace()
-        assert train._explained(lost, config, run, fit) is lost  # of something else
+        assert training._explained(lost, config, run, fit) is lost  # of something else
         (tmp_path / "r").rename(tmp_path / "moved")
         with pytest.raises(FileNotFoundError):
             AtomicCheckpointIO().save_checkpoint({}, run.last)
@@ -183,4 +183,4 @@ def test_a_folder_that_is_gone_in_the_middle_of_a_training_is_named(tmp_path, wh
             shutil.rmtree(tmp_path / "moved")
         says = "removed while this run" if what == "removed" else f"it is {tmp_path / 'moved'} now"
         with pytest.raises(RunError, match=says):
-            train._explained(lost, config, run, fit)
+            training._explained(lost, config, run, fit)

@@ -1,0 +1,132 @@
+"""The search stage, and what is left of a search: its summary, its family, and all of it from a journal alone."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+from callbacks.progress import SearchProgress
+from callbacks.search import SearchHistory, SearchLog, StopWhenAsked
+from configs.budget import explain_auto
+from configs.schema import AUTO, Config, ConfigError
+from esformer.genotype import Genotype
+from esformer.model.cost import cost
+from esformer.plots.family import draw_family
+from esformer.search.evolution import cheapest
+from esformer.search.family import read_family, write_family
+from esformer.search.journal import JournalError, read
+from esformer.search.ranking import Scored
+from esformer.search.stage import replay as rebuild
+from esformer.space import SearchSpace
+from pipelines.runtime.build import search_fabric, search_stage
+from pipelines.runtime.run_folder import RunError, RunFolder, is_main, show, start_logging
+from pipelines.runtime.signals import stop
+from pipelines.runtime.tracking import log_genotype
+
+log = logging.getLogger("esformer")
+
+
+def search(config: Config, run: RunFolder, loggers: list[WandbLogger]) -> Genotype:
+    """The search stage: runs it, or goes on with it; leaves `genotype.yaml` and `search.png` in the run's folder."""
+    if run.genotype.exists():
+        genotype = Genotype.load(run.genotype)
+        if genotype not in SearchSpace.for_size(config.size, config.search.extended):
+            raise RunError(f"{run.genotype} is of space {genotype.space}, which this run does not search")
+        return genotype
+    progress = SearchProgress(bar=sys.stdout.isatty() and is_main())
+    # a signal ends the search at once, but where Python was in a place in which it loses exceptions
+    last = StopWhenAsked(lambda: stop.asked)
+    fabric = search_fabric(config, [progress, SearchHistory(run.path), SearchLog(), last], loggers)
+    stage = search_stage(config, checkpoint=run.journal, fabric=fabric)
+    log.info("space %s holds %.3g genotypes", stage.space.name, stage.space.cardinality)
+    if config.budget.macs == AUTO:
+        log.info("budget.macs=%s: %s", AUTO, explain_auto(config))
+    result = stage.run()
+    if fabric.is_global_zero:
+        result.genotype.save(run.genotype, comment=f"found by: {run.command}\nin {result.evaluations} evaluations")
+        log_genotype(loggers, result.genotype, params=result.cost.params, macs=result.cost.macs)
+    fabric.barrier()
+    return result.genotype
+
+
+def search_summary(config: Config, run: RunFolder, genotype: Genotype) -> dict[str, Any]:
+    """What `summary.json` says of the search."""
+    price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
+    last, scores = None, {}
+    for evaluation in read(run.journal):
+        last = evaluation
+        if evaluation.genotype == genotype.to_dict():
+            scores = evaluation.scores
+    if last is None:
+        raise JournalError(f"{run.journal} holds no evaluation, but {run.genotype} was found; choose another run.dir")
+    return {
+        "size": config.size,
+        "genotype": str(run.genotype),
+        "params": price.params,
+        "macs": price.macs,
+        "search_evaluations": last.evaluation,
+        "search_seconds": last.elapsed,
+        "search_score": scores,
+    }
+
+
+def check_points(config: Config, points: Sequence[float]) -> None:
+    """Refuse costs that no genotype is as cheap as, before there is a search for them.
+
+    Raises:
+        ConfigError: says what the cheapest costs.
+    """
+    if not points or (name := config.search.family) not in ("macs", "params"):
+        return
+    space = SearchSpace.for_size(config.size, config.search.extended)
+
+    def weigh(genotype: Genotype) -> float:
+        price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
+        return float(getattr(price, name))
+
+    if (point := min(points)) < (least := weigh(cheapest(space, weigh))):
+        raise ConfigError(
+            f"--points asks for {point:,.12g} {name}; the cheapest genotype of space {space.name} has {least:,.12g}"
+        )
+
+
+def write_points(journal: Path, folder: Path, points: Sequence[float], references: dict[str, Scored]) -> None:
+    """Write the best genotype within each cost as `family/COST.yaml` in a folder, and show them in `front.png`.
+
+    Raises:
+        ESFormerError: nothing was found that costs as little as one of them.
+    """
+    family = read_family(journal)
+    files = write_family(family, folder, points)
+    draw_family(family, folder / "front.png", {point: family.best(point) for point in points}, references)
+    for point, file in files.items():
+        best = family.best(point)
+        scores = ", ".join(f"{name} {score:.6g}" for name, score in best.scores.items())
+        log.info("%s: %s %s, %s", file, f"{best.cost:,.12g}", family.cost, scores)
+
+
+def replay(journal: Path, folder: Path, points: Sequence[float] = ()) -> dict[str, Any]:
+    """The result of a finished search from its journal alone: its genotype, table and pictures, in a folder."""
+    start_logging()
+    genotype = folder / "genotype.yaml"
+    if genotype.exists():
+        raise RunError(f"{genotype} exists already; choose another run.dir")
+    history = SearchHistory(folder)
+    result = rebuild(journal, callbacks=[history])
+    result.genotype.save(genotype, comment=f"rebuilt from {journal}\nof {result.evaluations} evaluations")
+    summary = {
+        "journal": str(journal),
+        "genotype": str(genotype),
+        "params": result.cost.params,
+        "macs": result.cost.macs,
+        "search_evaluations": result.evaluations,
+        "search_seconds": result.seconds,
+        "search_score": result.scores,
+    }
+    show(summary)
+    if points:
+        write_points(journal, folder, points, history.references)
+    return summary
