@@ -5,26 +5,13 @@ first, and kept only if no more than rounding differs; an older export under the
 """
 
 import argparse
-import json
-import logging
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from pipelines.runtime import cli
-from pipelines.runtime.checkpoint import beside, check_size, evaluation_of
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from esformer.checkpoint import Checkpoint
-    from esformer.export.formats import Format
-
-log = logging.getLogger("esformer")
 
 EPILOG = """
 --to is one of
@@ -37,8 +24,6 @@ Beside a file NAME lie its card NAME.md and the network drawn, NAME.png; a folde
 of images. In graphs each batch norm is folded into the convolution before it; by how much that speeds up the network is
 measured on one thread of this machine's CPU.
 """
-IN_FOLDER = {"README.md", "config.json", "genotype.png", "genotype.yaml", "model.safetensors"}
-"""What an exported folder holds; one that holds anything else is not replaced."""
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -73,137 +58,9 @@ def _size(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Opens, checks, writes, compares, keeps. Returns what was written and how far outputs are apart."""
     options = parse(argv)
-    from esformer.checkpoint.loading import network_of, opened
-    from esformer.export import FORMATS, compare, fold
-    from esformer.files import atomic_output
-    from pipelines.runtime.run_folder import show, start_logging
-    from pipelines.runtime.signals import stop
+    from pipelines.runtime.exporting import run
 
-    start_logging()
-    kind = FORMATS[options.to]
-    check(kind, options)
-    found = opened(options.checkpoint)
-    out = options.out or beside(options.checkpoint, kind.suffix)
-    check_place(out, kind, Path(options.checkpoint))
-    img_size = options.img_size or found.img_size
-    check_size(*img_size)
-    network: Any = network_of(found, ema=not options.raw, img_size=img_size)
-    folds = kind.is_graph and not options.no_fold
-    about = describe(found, img_size, ema=not options.raw) | ({"folded": True} if folds else {})
-    exported = fold(network) if folds else network
-    settings = {"opset": options.opset} if options.to == "onnx" else {}
-    with stop.deferred(), atomic_output(out) as place:  # a signal within a library in C++ would end it there and then
-        kind.write(exported, about, place / out.name, **settings)
-        difference = compare(network, kind.read(place / out.name))
-        difference.check()
-        log.info("compared with PyTorch: the largest difference is %s", difference)
-        extras = write_card(place, out, kind, found, about, options)
-    command = shlex.join(["python", "-m", "pipelines.export", *(sys.argv[1:] if argv is None else argv)])
-    summary = {
-        "checkpoint": str(found.path),
-        "weights": about["weights"],
-        "written": str(out),
-        **extras,
-        "largest_difference": difference.largest,
-        "largest_output": difference.scale,
-        **(measure(network, exported) if folds else {}),
-        "command": command,
-    }
-    show(summary | {"largest_difference": f"{difference.largest:.1e}"})
-    return summary
-
-
-def check(kind: "Format", options: argparse.Namespace) -> None:
-    """Refuse what cannot be done before anything is done.
-
-    Raises:
-        ExportError: a package is missing, or an option is not for this kind or not within its range.
-    """
-    from esformer.export.formats import OPSETS, ExportError
-
-    kind.check_packages()
-    if options.opset is not None and options.to != "onnx":
-        raise ExportError(f"--opset is for --to onnx, not for {options.to}")
-    if options.opset is not None and options.opset not in OPSETS:
-        raise ExportError(f"--opset is {options.opset}; it must be from {OPSETS[0]} to {OPSETS[-1]}")
-
-
-def check_place(out: Path, kind: "Format", checkpoint: Path) -> None:
-    """Refuse a place in which something else lies, or whose name says that something else is there.
-
-    Raises:
-        ExportError: says what is in the way.
-    """
-    from esformer.export.formats import ExportError
-
-    if out.name in ("", ".."):
-        raise ExportError(f"--out {out} has no name; give one")
-    if checkpoint.resolve().is_relative_to(out.resolve()):
-        raise ExportError(f"{out} is the checkpoint itself; choose another --out")
-    if kind.is_folder:
-        if out.exists() and not (out.is_dir() and {entry.name for entry in out.iterdir()} <= IN_FOLDER):
-            raise ExportError(f"{out} is there already and is not an export; choose another --out")
-    elif out.suffix != kind.suffix:
-        raise ExportError(f"{out} must end in {kind.suffix}")
-    elif folder := next((path for path in (out, *beside_file(out)) if path.is_dir()), None):
-        raise ExportError(f"{folder} is a folder; choose another --out")
-
-
-def beside_file(out: Path) -> tuple[Path, Path]:
-    """The card and the picture of an export that is a file."""
-    return out.with_name(f"{out.name}.md"), out.with_name(f"{out.name}.png")
-
-
-def describe(found: "Checkpoint", img_size: tuple[int, int], ema: bool) -> dict[str, Any]:
-    """What is known of the weights that are exported, which at another image size are not quite the checkpoint's."""
-    trained = found.provenance.get("trained_img_size", list(found.img_size))
-    provenance = {name: value for name, value in found.provenance.items() if name != "trained_img_size"}
-    if list(img_size) != trained and not found.random:
-        provenance["trained_img_size"] = trained
-    return replace(found, img_size=img_size, provenance=provenance).describe(ema)
-
-
-def write_card(
-    place: Path, out: Path, kind: "Format", found: "Checkpoint", about: Mapping[str, Any], options: argparse.Namespace
-) -> dict[str, str]:
-    """The model card and the drawing, in the folder or beside the file; returns where they will be."""
-    from esformer.export.card import front_matter, model_card
-    from esformer.plots.genotype import draw_genotype
-
-    card, picture = (out / "README.md", out / "genotype.png") if kind.is_folder else beside_file(out)
-    head = front_matter(options.license) if kind.is_folder else ""
-    usage = kind.usage.format(name=json.dumps(out.name)[1:-1])  # within quotes
-    evaluation = evaluated(options.checkpoint, found.digest(not options.raw), about["img_size"])
-    text = head + model_card(about, usage, picture.name, kind.is_graph, options.license, evaluation)
-    (place / card.relative_to(out.parent)).write_text(text, encoding="utf-8")
-    title = f"ESFormer {found.genotype.space}, genotype {found.genotype.digest}"
-    draw_genotype(found.genotype, place / picture.relative_to(out.parent), title)
-    return {"card": str(card), "picture": str(picture)}
-
-
-def evaluated(checkpoint: str, digest: str, img_size: list[int]) -> dict[str, Any]:
-    """The figures that `pipelines.evaluate` left beside the checkpoint, if they are of these weights at this size."""
-    from esformer.export.card import METRICS
-
-    try:
-        found = json.loads((evaluation_of(checkpoint) / "evaluation.json").read_text(encoding="utf-8"))
-        figures = [found["images"], *(found[name] for name in METRICS if found.get(name) is not None)]
-        if not isinstance(found["data"]["name"], str) or not all(type(value) in (int, float) for value in figures):
-            return {}
-        same = found["weights_digest"] == digest and [found["data"]["img_size"]] * 2 == img_size
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return found if same else {}
-
-
-def measure(network: "nn.Module", folded: "nn.Module") -> dict[str, Any]:
-    """What folding gains for one image on one thread of the CPU."""
-    from esformer.export import speed_up
-    from esformer.export.formats import images_for
-
-    found = speed_up(network, folded, images_for(network, 1))
-    log.info("batch norms folded: one image in %s", found)
-    return {"ms_before_folding": found.before.ms, "ms_folded": found.after.ms, "folding_speed_up": found.ratio}
+    return run(options, shlex.join(["python", "-m", "pipelines.export", *(sys.argv[1:] if argv is None else argv)]))
 
 
 if __name__ == "__main__":

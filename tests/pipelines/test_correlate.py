@@ -22,7 +22,7 @@ from esformer.children import StoppedProcesses
 from esformer.errors import ESFormerError
 from esformer.proxies import get, names
 from pipelines import correlate
-from pipelines.runtime import cli, scoring
+from pipelines.runtime import cli, correlating, scoring
 from pipelines.runtime.run_folder import Folder
 from pipelines.runtime.scoring import Job, Score, ScoreFile, ScoringError, read_batch, score_all
 
@@ -223,7 +223,7 @@ def test_the_same_figures_in_any_order_and_ties_as_ties(tmp_path, monkeypatch, c
         with closing(ScoreFile(tmp_path / f"{len(found)}.csv")) as scores:
             for score in order:
                 scores.append(score)
-            found.append(correlate.evaluate(entries, correlate.choose_guides(asked, tmp_path), scores, seed=0))
+            found.append(correlating.evaluate(entries, correlating.choose_guides(asked, tmp_path), scores, seed=0))
     (panels, statistics), (_, again) = found
     assert statistics == again
     accuracies = np.array(list(TABLE.values()))
@@ -243,7 +243,7 @@ def test_the_same_figures_in_any_order_and_ties_as_ties(tmp_path, monkeypatch, c
         "benchmark": "b", "dataset": "d", "sample": 6, "architectures": 6, "command": "c", "seed": 0, "images": None,
         "source": "s", "best_of_sample": 93.2, "proxies": statistics, "fitted": [],
     }  # fmt: skip
-    correlate.publish(tmp_path, result, panels)
+    correlating.publish(tmp_path, result, panels)
     report = (tmp_path / "report.md").read_text()
     assert "3 tied: best 93.20 (rank 1), mean 92.57 (rank 2), worst 92.10 (rank 4)" in report
     assert "| parameters | 6 | 0 | constant | constant | none | 0.50 [0.50, 0.50] of 1 | 0.5 |" in report
@@ -289,9 +289,9 @@ def test_a_guide_is_fitted_to_one_half_and_judged_on_the_other(tmp_path):
         for name, values in known.items():
             for entry, value in zip(entries, values, strict=True):
                 scores.append(Score(entry.architecture, name, float(value), 0.1))
-        guides = correlate.choose_guides("sed,meco,zico", tmp_path)
-        fitted = correlate.fit_guides(entries, ["sed", "meco", "zico"], scores, 2, seed=0)
-        panels, statistics = correlate.evaluate(entries, guides, scores, seed=0)
+        guides = correlating.choose_guides("sed,meco,zico", tmp_path)
+        fitted = correlating.fit_guides(entries, ["sed", "meco", "zico"], scores, 2, seed=0)
+        panels, statistics = correlating.evaluate(entries, guides, scores, seed=0)
     assert [found["guide"].split(" ")[0] for found in fitted] == ["sed"] * 4
     of_two = [found for found in fitted if "- 0." in found["guide"] and "meco" in found["guide"]]
     assert len(of_two) == 2 and all(found["partial"] > 0.9 for found in of_two)
@@ -300,11 +300,11 @@ def test_a_guide_is_fitted_to_one_half_and_judged_on_the_other(tmp_path):
         "benchmark": "b", "dataset": "d", "sample": 60, "architectures": 60, "command": "c", "seed": 0, "images": None,
         "source": "s", "best_of_sample": 93.2, "proxies": statistics, "fitted": fitted,
     }  # fmt: skip
-    correlate.publish(tmp_path, result, panels)
+    correlating.publish(tmp_path, result, panels)
     assert f"| {of_two[0]['guide']} | 30 | 30 | 0.9" in (tmp_path / "report.md").read_text()
     costless = [Entry(entry.architecture, entry.accuracy) for entry in entries]
     with pytest.raises(ESFormerError, match="add parameters and macs to --proxies"):
-        correlate.fit_guides(costless, ["sed"], scores, 2, seed=0)
+        correlating.fit_guides(costless, ["sed"], scores, 2, seed=0)
 
 
 def test_a_batch_of_images_with_odd_names(tmp_path):
@@ -322,15 +322,15 @@ def test_a_batch_of_images_with_odd_names(tmp_path):
 
 def test_a_larger_sample_holds_a_smaller_one():
     entries = [Entry(str(i), 90.0) for i in range(100)]
-    drawn = correlate.draw_sample(entries, 50, seed=3)
-    assert correlate.draw_sample(entries, 20, seed=3) == drawn[:20]
-    assert correlate.draw_sample(entries, 20, seed=4) != drawn[:20]
-    assert set(correlate.draw_sample(entries, None, seed=3)) == set(entries)
+    drawn = correlating.draw_sample(entries, 50, seed=3)
+    assert correlating.draw_sample(entries, 20, seed=3) == drawn[:20]
+    assert correlating.draw_sample(entries, 20, seed=4) != drawn[:20]
+    assert set(correlating.draw_sample(entries, None, seed=3)) == set(entries)
 
 
 def test_the_default_is_every_proxy_that_can_run(tmp_path):
-    assert correlate.proxies_of(correlate.choose_guides(None, tmp_path)) == names()
-    without = correlate.proxies_of(correlate.choose_guides(None, None))
+    assert correlating.proxies_of(correlating.choose_guides(None, tmp_path)) == names()
+    without = correlating.proxies_of(correlating.choose_guides(None, None))
     assert {get(name).needs for name in set(names()) - set(without)} == {"batch"}
     assert {"sed", "log_synflow"} <= set(without)
 

@@ -23,7 +23,7 @@ from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
 from esformer.recipe import Recipe
 from pipelines import export
-from pipelines.runtime import cli
+from pipelines.runtime import cli, exporting
 
 pytestmark = pytest.mark.slow
 
@@ -167,7 +167,7 @@ def test_onnx(exported):
 @torch.no_grad()
 def test_timm_folder(exported, networks, genotype):
     folder = Path(exported["timm-folder"]["written"])
-    assert {path.name for path in folder.iterdir()} == export.IN_FOLDER
+    assert {path.name for path in folder.iterdir()} == exporting.IN_FOLDER
     assert folder.stat().st_mode & 0o777 == 0o777 & ~_umask()
     assert Genotype.load(folder / "genotype.yaml") == genotype
     config = json.loads((folder / "config.json").read_text())

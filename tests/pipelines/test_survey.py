@@ -15,7 +15,7 @@ from esformer.benchmarks.esformers import ESFormers, read_trainings
 from esformer.errors import ESFormerError
 from esformer.genotype import notation
 from pipelines import survey
-from pipelines.runtime import cli
+from pipelines.runtime import cli, surveying
 
 TINY = ["data=digits", "data.limit=64", "recipe=quick", "recipe.epochs=2", "recipe.batch_size=16", "trainer.threads=1"]
 COMMAND = [sys.executable, "-m", "pipelines.survey", *TINY]
@@ -87,13 +87,13 @@ def test_named_genotypes_are_trained_with_every_seed(tmp_path):
     shipped_reference("S0").save(file)
     config, arguments = cli.parse_with("", ["--genotypes", f"{file},esformer_s0", "--seeds", "2"], survey.FLAGS)
     done = {(notation(shipped_reference("S0")), 1)}
-    jobs = list(survey.jobs(config, arguments, tmp_path, done))
+    jobs = list(surveying.jobs(config, arguments, tmp_path, done))
     assert [(job.origin, job.seed) for job in jobs] == [("mine", 0), ("esformer_s0", 0), ("esformer_s0", 1)]
     assert len({job.folder for job in jobs}) == 3
 
 
 def test_what_is_known_is_not_trained_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(survey, "REPEATED", 10**9)
+    monkeypatch.setattr(surveying, "REPEATED", 10**9)
     monkeypatch.setattr("pipelines.runtime.trainings.Trainings.start", lambda *_: pytest.fail("it trains"))
     command = ["--networks", "1", "--seeds", "3", *TINY, f"run.dir={tmp_path / 'run'}"]
     summary = survey.main([*command, "--known", str(ESFormers.shipped)])
@@ -113,11 +113,11 @@ def test_draws_are_kept(tmp_path, monkeypatch):
             made.append(index)
             return Draw(f"number {index}", shipped_reference("S0"))
 
-    monkeypatch.setattr("esformer.benchmarks.draws.Draws", Draws)
+    monkeypatch.setattr("pipelines.runtime.surveying.Draws", Draws)
     config, arguments = cli.parse_with("", ["--networks", "2", *TINY], survey.FLAGS)
-    once = list(survey.drawn(config, arguments, tmp_path))
+    once = list(surveying.drawn(config, arguments, tmp_path))
     arguments.networks = 3
-    again = list(survey.drawn(config, arguments, tmp_path))
+    again = list(surveying.drawn(config, arguments, tmp_path))
     assert again[:2] == once
     assert made == [0, 1, 2]
 
@@ -127,7 +127,7 @@ def test_damaged_draws_are_refused(tmp_path, damage):
     (tmp_path / "draws.csv").write_text(f"reference,{notation(shipped_reference('S0'))}\n{damage}\n")
     config, arguments = cli.parse_with("", TINY, survey.FLAGS)
     with pytest.raises(ESFormerError, match=r"draws.csv: line 2 holds no draw .* remove the file"):
-        list(survey.drawn(config, arguments, tmp_path))
+        list(surveying.drawn(config, arguments, tmp_path))
 
 
 def test_devices_are_dealt_out_by_the_survey_alone():
