@@ -1,7 +1,13 @@
 """What a search makes of the settings of the budget."""
 
 from configs.schema import Config
-from esformer.model.cost import PAPER_MACS, Budget, paper_macs
+from esformer.genotype import Genotype
+from esformer.model.cost import PAPER_MACS, Budget, Cost, cost, paper_macs
+
+
+def price_of(config: Config, genotype: Genotype) -> Cost:
+    """What a genotype costs with the images and classes of a configuration."""
+    return cost(genotype, config.data.img_size, config.data.known_classes)
 
 
 def budget(config: Config) -> Budget:
@@ -26,4 +32,4 @@ def explain_auto(config: Config) -> str:
 
 
 def _auto(config: Config) -> int:
-    return paper_macs(config.size, config.data.img_size, config.data.num_classes or 1000)
+    return paper_macs(config.size, config.data.img_size, config.data.known_classes)

@@ -188,8 +188,8 @@ def identity(config: Config) -> str:
 
 def find(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
     """What a method finds with a seed, what it costs and how it scores; searched only if that is not known yet."""
+    from configs.budget import price_of
     from esformer.files import write_text
-    from esformer.model.cost import cost
     from esformer.proxies import score
     from pipelines.runtime.run_folder import RunFolder, is_main
     from pipelines.runtime.searching import search, search_summary
@@ -208,7 +208,7 @@ def find(entry: Entry, config: Config, ablation: "RunFolder") -> Row:
     else:
         genotype = search(config, run, [])
         spent = search_summary(config, run, genotype)
-    price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
+    price = price_of(config, genotype)
     counts = Counter(block.ffn for block in genotype.blocks())
     row: Row = {
         "method": entry.method,

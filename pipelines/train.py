@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         from pipelines.runtime.dry_run import dry_run
 
         return dry_run("train", config, argv, genotype, start)
+    from configs.budget import price_of
     from esformer.genotype import Genotype
-    from esformer.model.cost import cost
     from pipelines.runtime.build import prepare
     from pipelines.runtime.run_folder import RunError, is_main
     from pipelines.runtime.training import train
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if is_main():
             named = config.genotype or config.init or "the shipped one"
             genotype.save(run.genotype, comment=f"given as {named}")
-        price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
+        price = price_of(config, genotype)
         if genotype.space.partition("-")[0] != config.size:
             log.info("the genotype is of space %s, the recipe that of size %s", genotype.space, config.size)
         about = {"size": genotype.space, "genotype": str(run.genotype), "params": price.params, "macs": price.macs}

@@ -93,6 +93,11 @@ class DataConfig:
         return "bicubic" if self.interpolation == "random" else self.interpolation
 
     @property
+    def known_classes(self) -> int:
+        """How many classes there are: ImageNet's 1,000 until they are counted."""
+        return self.num_classes or 1000
+
+    @property
     def loaders(self) -> int:
         """How many processes load images: `workers`, or one for each CPU of this process."""
         return default_workers(cpus()) if self.workers is None else int(self.workers)

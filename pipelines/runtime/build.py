@@ -147,7 +147,7 @@ def search_stage(config: Config, **where: Any) -> SearchStage:
         img_size=config.search.img_size,
         draws=config.search.draws,
         cost_img_size=config.data.img_size,
-        num_classes=config.data.num_classes or 1000,
+        num_classes=config.data.known_classes,
         workers=config.search.workers,
         batch_size=config.search.batch_size,
         **where,

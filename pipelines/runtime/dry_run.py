@@ -22,13 +22,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from callbacks.progress import duration
-from configs.budget import budget, explain_auto
+from configs.budget import budget, explain_auto, price_of
 from configs.compose import to_yaml
 from configs.schema import AUTO, Config
 from esformer.checkpoint import Checkpoint
 from esformer.data.datamodule import ImageDataModule
 from esformer.genotype import Genotype
-from esformer.model.cost import cost
 from esformer.search.finalists import describe, rungs, seconds
 from pipelines.runtime.build import accumulation, check, network, search_fabric, trainer, trains, try_memory
 from pipelines.runtime.run_folder import RunError, RunFolder, is_main, show
@@ -127,7 +126,7 @@ def try_training(config: Config, genotype: Genotype, folder: Path, start: Checkp
     longer = replace(config.recipe, epochs=config.recipe.epochs + 1)  # the steps may have been all that there are
     _fit(replace(config, recipe=longer), genotype, run, again, accumulate, resume=run.last)
     assert again.first_step == watch.stop_at, "the checkpoint was not taken up where it was written"
-    price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
+    price = price_of(config, genotype)
     return {"genotype": genotype.space, **asdict(price), **watch.found()}
 
 

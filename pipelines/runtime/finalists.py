@@ -22,13 +22,14 @@ from lightning.fabric import Fabric
 from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.search import draw_found, send_genotype
+from configs.budget import price_of
 from configs.schema import Config
 from esformer.checkpoint import Checkpoint, CheckpointError
 from esformer.checkpoint.loading import find
 from esformer.data.datasets import cpus
 from esformer.files import read_json, write_text
 from esformer.genotype import Genotype, notation, parse
-from esformer.model.cost import Cost, cost
+from esformer.model.cost import Cost
 from esformer.plots.finalists import draw_finalists
 from esformer.search.finalists import (
     POOL,
@@ -266,7 +267,7 @@ class Stage:
                 yield number + 1, one.place, notation(one.genotype), one.guide, *facts
 
     def _cost(self, one: Finalist) -> Cost:
-        return cost(one.genotype, self.config.data.img_size, self.config.data.num_classes or 1000)
+        return price_of(self.config, one.genotype)
 
     def _summary(self, ranked: Sequence[Finalist]) -> dict[str, Any]:
         """Who won, from which place, with which accuracy, and how far ahead of the second."""

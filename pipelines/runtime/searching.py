@@ -10,10 +10,9 @@ from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.progress import SearchProgress
 from callbacks.search import SearchHistory, SearchLog, StopWhenAsked
-from configs.budget import explain_auto
+from configs.budget import explain_auto, price_of
 from configs.schema import AUTO, Config, ConfigError
 from esformer.genotype import Genotype
-from esformer.model.cost import cost
 from esformer.plots.family import draw_family
 from esformer.search.evolution import cheapest
 from esformer.search.family import read_family, write_family
@@ -54,7 +53,7 @@ def search(config: Config, run: RunFolder, loggers: list[WandbLogger]) -> Genoty
 
 def search_summary(config: Config, run: RunFolder, genotype: Genotype) -> dict[str, Any]:
     """What `summary.json` says of the search."""
-    price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
+    price = price_of(config, genotype)
     last, scores = None, {}
     for evaluation in read(run.journal):
         last = evaluation
@@ -84,7 +83,7 @@ def check_points(config: Config, points: Sequence[float]) -> None:
     space = SearchSpace.for_size(config.size, config.search.extended)
 
     def weigh(genotype: Genotype) -> float:
-        price = cost(genotype, config.data.img_size, config.data.num_classes or 1000)
+        price = price_of(config, genotype)
         return float(getattr(price, name))
 
     if (point := min(points)) < (least := weigh(cheapest(space, weigh))):

@@ -188,7 +188,7 @@ class InMemoryDataModule(ImageDataModule):
         d, size = self.config, self.batch_size
         generator = torch.Generator().manual_seed(self.seed)
         images = torch.randint(256, (size, 3, d.img_size, d.img_size), generator=generator).to(torch.uint8)
-        targets = torch.randint(d.num_classes or 1000, (size,), generator=generator)
+        targets = torch.randint(d.known_classes, (size,), generator=generator)
         if torch.cuda.is_available():
             images, targets = images.pin_memory(), targets.pin_memory()
         self.batch = (images, targets)

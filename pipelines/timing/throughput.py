@@ -76,7 +76,7 @@ def speed(config: Config, genotype: Genotype, steps: int = 20) -> dict[str, Any]
     except DataError as error:
         log.info("measured on random images only: %s", error)
         data = None
-        config.data = replace(config.data, num_classes=config.data.num_classes or 1000)
+        config.data = replace(config.data, num_classes=config.data.known_classes)
     accumulate = accumulation(config, genotype)
     config = replace(config, trainer=replace(config.trainer, accumulate=accumulate))
     if data is not None:
