@@ -18,7 +18,7 @@ from esformer.data.datamodule import (
     IGNORE,
     DistributedEvalSampler,
     ImageDataModule,
-    Place,
+    SampleIndex,
     collate,
     device_batch_size,
 )
@@ -273,7 +273,7 @@ def test_loading_leaves_the_random_state_alone():
     data.setup("fit")
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    data.train_set[Place(0, 0, 0)]
+    data.train_set[SampleIndex(0, 0, 0)]
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -289,8 +289,8 @@ def test_no_validation_image_is_counted_twice(length, world, size):
 def test_what_lies_beyond_the_end_is_not_counted():
     data = digits()
     data.setup("fit")
-    assert data.val_set[Place(0, 359, 359)].target != IGNORE
-    assert data.val_set[Place(0, 360, 360)].target == IGNORE
+    assert data.val_set[SampleIndex(0, 359, 359)].target != IGNORE
+    assert data.val_set[SampleIndex(0, 360, 360)].target == IGNORE
 
 
 @pytest.fixture
@@ -310,15 +310,22 @@ def of_folder(folder, **settings):
 
 def test_corrupt_images_are_replaced_and_named(with_corrupt, caplog):
     data = of_folder(with_corrupt, max_corrupt=3)
-    assert [item.place.number for item in (data.train_set[Place(0, 0, n)] for n in range(6))] == [0, 1, 4, 4, 4, 5]
-    image = data.train_set[Place(0, 5, 4)].image
-    assert np.array_equal(data.train_set[Place(0, 0, 2)].image, image)  # as it would have been in its own place
-    item = data.val_set[Place(0, 4, 4)]
+    assert [item.place.number for item in (data.train_set[SampleIndex(0, 0, n)] for n in range(6))] == [
+        0,
+        1,
+        4,
+        4,
+        4,
+        5,
+    ]
+    image = data.train_set[SampleIndex(0, 5, 4)].image
+    assert np.array_equal(data.train_set[SampleIndex(0, 0, 2)].image, image)  # as it would have been in its own place
+    item = data.val_set[SampleIndex(0, 4, 4)]
     assert (item.target, item.image.any()) == (IGNORE, False)
     with caplog.at_level("ERROR", "esformer"):
         for _ in range(2):  # a second look finds the same ones
             for numbers in (range(6), range(6, 12)):
-                data.on_before_batch_transfer(collate([data.train_set[Place(0, 0, n)] for n in numbers]), 0)
+                data.on_before_batch_transfer(collate([data.train_set[SampleIndex(0, 0, n)] for n in numbers]), 0)
     said = [record.getMessage() for record in caplog.records]
     assert [text.rpartition("; ")[2] for text in said] == [f"skipped, the {n}. of at most 3" for n in (1, 2)]
     assert "train/cat/2.png is not an image that can be read" in said[0]
@@ -332,12 +339,12 @@ def test_corrupt_images_are_replaced_and_named(with_corrupt, caplog):
 def test_too_many_corrupt_images_end_it(with_corrupt):
     data = of_folder(with_corrupt, max_corrupt=1)
     with pytest.raises(DataError, match=r"cat/3\.png is not an image .*more than data\.max_corrupt=1 images"):
-        data.on_before_batch_transfer(collate([data.train_set[Place(0, 0, n)] for n in range(6)]), 0)
+        data.on_before_batch_transfer(collate([data.train_set[SampleIndex(0, 0, n)] for n in range(6)]), 0)
     for label in ("cat", "dog"):
         for path in (with_corrupt / "train" / label).iterdir():
             path.write_text("no image")
     with pytest.raises(DataError, match="nor can the 9 images after it"):
-        data.train_set[Place(0, 0, 0)]
+        data.train_set[SampleIndex(0, 0, 0)]
 
 
 @pytest.mark.parametrize(("world", "accumulate", "each"), [(1, 1, 1024), (8, 1, 128), (4, 2, 128), (64, 8, 2)])

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from esformer.data.base import CorruptImage, DataError
-from esformer.data.datamodule import EvaluationDataModule, ImageDataModule, Place, seed_all
+from esformer.data.datamodule import EvaluationDataModule, ImageDataModule, SampleIndex, seed_all
 from esformer.data.datasets import DataConfig
 from esformer.data.decoding import _has_decoder, decode_jpeg, training_transform
 from esformer.data.images import ImageFileDataset, build, decode
@@ -112,7 +112,7 @@ def both(root, auto_augment=None, **settings):
 
 def pairs(root, auto_augment=None, **settings):
     pil, fast = both(root, auto_augment, **settings)
-    places = [Place(epoch, number, number) for epoch in range(5) for number in range(12)]
+    places = [SampleIndex(epoch, number, number) for epoch in range(5) for number in range(12)]
     yield from ((pil.train_set[place].image, fast.train_set[place].image) for place in places)
     yield from ((pil.val_set[place].image, fast.val_set[place].image) for place in places[:12])
 
@@ -183,7 +183,7 @@ def test_what_torchvision_resizes_otherwise_is_left_to_pil(photos, interpolation
 def test_other_files_are_as_with_pil(photos):
     pil, fast = both(photos, img_size=64)
     for number in range(24):
-        same = torch.equal(*(data.val_set[Place(0, number, number)].image for data in (pil, fast)))
+        same = torch.equal(*(data.val_set[SampleIndex(0, number, number)].image for data in (pil, fast)))
         assert same == pil.val_set.dataset.name_of(number).endswith(".png"), number
 
 
@@ -195,7 +195,7 @@ def test_images_in_memory_are_as_with_pil():
     for data in (one, other):
         data.setup("fit")
     for number in range(5):
-        assert torch.equal(*(data.train_set[Place(1, number, number)].image for data in (one, other)))
+        assert torch.equal(*(data.train_set[SampleIndex(1, number, number)].image for data in (one, other)))
 
 
 def test_the_random_draws_are_those_of_timm(photos):
@@ -219,5 +219,5 @@ def test_random_interpolation_is_bicubic_in_evaluation(photos):
     )
     for data in (random_, bicubic):
         data.setup("validate")
-    assert torch.equal(random_.val_set[Place(0, 3, 3)].image, bicubic.val_set[Place(0, 3, 3)].image)
+    assert torch.equal(random_.val_set[SampleIndex(0, 3, 3)].image, bicubic.val_set[SampleIndex(0, 3, 3)].image)
     assert random_.describe()["interpolation"] == "bicubic"  # timm knows no other

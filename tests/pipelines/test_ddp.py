@@ -11,7 +11,7 @@ import torch
 
 import esformer
 from esformer.checkpoint import read
-from esformer.data.datamodule import ImageDataModule, Place, collate
+from esformer.data.datamodule import ImageDataModule, SampleIndex, collate
 from esformer.data.datasets import DataConfig
 from esformer.errors import STOPPED
 from esformer.recipe import Recipe
@@ -74,7 +74,7 @@ def count_each_image_once(root, said, folder):
     config = DataConfig("folder", str(folder), img_size=32, num_classes=10, workers=0)
     data = ImageDataModule(config, Recipe(epochs=2, warmup_epochs=0, batch_size=40))
     data.setup("fit")
-    batch = collate([data.val_set[Place(0, i, i)] for i in range(VALIDATION)])
+    batch = collate([data.val_set[SampleIndex(0, i, i)] for i in range(VALIDATION)])
     images = data.normalise(batch.images)
     for ema, name in ((False, "top1"), (True, "ema_top1")):
         network = esformer.load(summary["checkpoint"], ema=ema)

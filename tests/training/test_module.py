@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 import esformer
 import esformer.model.registry
 from callbacks.ema import EMA
-from esformer.data.datamodule import ImageDataModule, Place, collate
+from esformer.data.datamodule import ImageDataModule, SampleIndex, collate
 from esformer.data.datasets import DataConfig
 from esformer.genotype import Genotype
 from esformer.recipe import Recipe
@@ -65,7 +65,7 @@ def test_both_weights_are_evaluated_and_neither_is_exchanged(trained):
     raw = {name: value.clone() for name, value in module.model.state_dict().items()}
     metrics = trainer.validate(module, data, verbose=False)[0]
     assert all(torch.equal(value, raw[name]) for name, value in module.model.state_dict().items())
-    batch = collate([data.val_set[Place(0, i, i)] for i in range(128)])
+    batch = collate([data.val_set[SampleIndex(0, i, i)] for i in range(128)])
     images, labels = data.normalise(batch.images), batch.targets
     with torch.no_grad():
         for network, name in ((module.model.eval(), "val/"), (ema.ema.module, "val/ema_")):

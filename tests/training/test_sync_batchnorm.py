@@ -96,7 +96,7 @@ def norms_of(images):
 SCRIPT = """
 import sys, torch, torch.distributed as dist
 sys.path[:0] = {tests!r}
-from test_sync import norms_of
+from test_sync_batchnorm import norms_of
 dist.init_process_group('gloo')
 rank, collectives = dist.get_rank(), []
 for name in ('all_reduce', 'all_gather', 'broadcast'):

@@ -221,7 +221,8 @@ def test_ranks_share_the_trainings(searched, stub, warm, tmp_path):
     run, found = searched("search", FOUR)
     script = tmp_path / "search.py"
     script.write_text(
-        f"import sys\nsys.executable = {str(stub.path)!r}\nfrom pipelines import cli, search\ncli.run(search.main)\n"
+        f"import sys\nsys.executable = {str(stub.path)!r}\n"
+        "from pipelines import search\nfrom pipelines.runtime import cli\ncli.run(search.main)\n"
     )
     env = {"SLURM_JOB_ID": "1", "GROUP_WORLD_SIZE": "1", "LOCAL_SCRATCH": "/scratch"}
     ranks = warm.start_ranks(2, [script, *FOUR, f"run.dir={run}"], env=env)
