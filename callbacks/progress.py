@@ -21,10 +21,10 @@ from rich.progress import (
 from rich.table import Column
 
 from callbacks.speed import Speed
+from esformer.search.callback import Search, SearchCallback, SearchResult
 from esformer.search.journal import Evaluation
 from esformer.search.ranking import Scored
 from esformer.search.schedule import Phase
-from esformer.search.stage import SearchCallback, SearchResult, SearchStage
 
 log = logging.getLogger("esformer")
 
@@ -53,7 +53,7 @@ class SearchProgress(SearchCallback):
             columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             self._bar = Progress(TextColumn("search: {task.description}"), *columns)
 
-    def on_search_start(self, stage: SearchStage) -> None:
+    def on_search_start(self, stage: Search) -> None:
         schedule = stage.schedule
         steps = [[phase.name for phase in step] for step in schedule.steps()]
         self._side_by_side = {name: names for names in steps for name in names}
@@ -72,18 +72,18 @@ class SearchProgress(SearchCallback):
             self._bar.start()
             self._task = self._bar.add_task("", total=schedule.total)
 
-    def on_evaluation(self, stage: SearchStage, evaluation: Evaluation) -> None:
+    def on_evaluation(self, stage: Search, evaluation: Evaluation) -> None:
         self._see(evaluation)
         if (now := time.monotonic()) >= self._next:
             self._next = now + self._every
             self._say(stage, evaluation, now)
 
-    def on_phase_end(self, stage: SearchStage, phase: Phase, best: Scored) -> None:
+    def on_phase_end(self, stage: Search, phase: Phase, best: Scored) -> None:
         price = stage.cost(best.genotype)
         line = "search: %s ends at %s, %.2f M parameters, %.3f GMACs"
         log.info(line, phase.name, _scores(best.scores), price.params / 1e6, price.macs / 1e9)
 
-    def on_search_end(self, stage: SearchStage, result: SearchResult) -> None:
+    def on_search_end(self, stage: Search, result: SearchResult) -> None:
         if self._bar is not None:
             self._bar.stop()
         log.info("search: %s evaluations in %.0f s", f"{result.evaluations:,}", result.seconds)
@@ -95,7 +95,7 @@ class SearchProgress(SearchCallback):
             if score > self._best.get(proxy, -math.inf):
                 self._best[proxy] = score
 
-    def _say(self, stage: SearchStage, evaluation: Evaluation, now: float) -> None:
+    def _say(self, stage: Search, evaluation: Evaluation, now: float) -> None:
         self._counts.append((now, evaluation.evaluation))
         since, before = self._counts[0]
         speed = f", {(evaluation.evaluation - before) / (now - since):.0f} evaluations/s" if now > since else ""

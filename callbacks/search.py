@@ -20,11 +20,11 @@ from esformer.model.cost import Cost
 from esformer.plots.family import draw_family
 from esformer.plots.genotype import draw_genotype
 from esformer.plots.search import draw_search
+from esformer.search.callback import Search, SearchCallback, SearchResult
 from esformer.search.family import read_family, references, write_family
 from esformer.search.journal import Evaluation
 from esformer.search.ranking import Scored
 from esformer.search.schedule import Phase
-from esformer.search.stage import SearchCallback, SearchResult, SearchStage
 from esformer.search.trajectory import Trajectory
 
 SHARE = 0.01
@@ -37,12 +37,12 @@ class SearchRecorder(SearchCallback):
     def __init__(self) -> None:
         self.trajectory = Trajectory([])
 
-    def on_search_start(self, stage: SearchStage) -> None:
+    def on_search_start(self, stage: Search) -> None:
         self.trajectory = Trajectory(stage.schedule.steps())
         for evaluation in stage.journal:
             self.trajectory.append(evaluation)
 
-    def on_evaluation(self, stage: SearchStage, evaluation: Evaluation) -> None:
+    def on_evaluation(self, stage: Search, evaluation: Evaluation) -> None:
         self.trajectory.append(evaluation)
 
 
@@ -56,7 +56,7 @@ class StopWhenAsked(SearchCallback):
     def __init__(self, asked: Callable[[], bool]) -> None:
         self.asked = asked
 
-    def on_evaluation(self, stage: SearchStage, evaluation: Evaluation) -> None:
+    def on_evaluation(self, stage: Search, evaluation: Evaluation) -> None:
         if self.asked():
             raise SystemExit(STOPPED)
 
@@ -81,20 +81,20 @@ class SearchHistory(SearchRecorder):
         """What the picture of a family compares it with."""
         self._next = time.monotonic() + every
 
-    def on_search_start(self, stage: SearchStage) -> None:
+    def on_search_start(self, stage: Search) -> None:
         try:  # now and not later: a folder that somebody moves away meanwhile must not appear again
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FileError(unwritable(self.folder, error)) from None
         super().on_search_start(stage)
 
-    def on_phase_end(self, stage: SearchStage, phase: Phase, best: Scored) -> None:
+    def on_phase_end(self, stage: Search, phase: Phase, best: Scored) -> None:
         if (began := time.monotonic()) >= self._next:
             self._write(stage)
             ended = time.monotonic()
             self._next = ended + max(self.every, (ended - began) / SHARE)
 
-    def on_search_end(self, stage: SearchStage, result: SearchResult) -> None:
+    def on_search_end(self, stage: Search, result: SearchResult) -> None:
         self._write(stage)
         draw_found(result.genotype, result.cost, self.folder / "genotype.png")
         if stage.schedule.family:
@@ -103,7 +103,7 @@ class SearchHistory(SearchRecorder):
             write_family(family, self.folder)
             draw_family(family, self.folder / "front.png", {}, self.references)
 
-    def _write(self, stage: SearchStage) -> None:
+    def _write(self, stage: Search) -> None:
         write_text(self.folder / "search.csv", self.trajectory.csv())
         draw_search(self.trajectory, asdict(stage.budget), self.folder / "search.png")
 
@@ -124,7 +124,7 @@ class SearchLog(SearchRecorder):
         self.every = every
         self._sent = 0
 
-    def on_search_start(self, stage: SearchStage) -> None:
+    def on_search_start(self, stage: Search) -> None:
         super().on_search_start(stage)
         self._sent = 0
         for logger in stage.fabric.loggers:
@@ -132,15 +132,15 @@ class SearchLog(SearchRecorder):
                 logger.experiment.define_metric("search/evaluation", hidden=True)
                 logger.experiment.define_metric("search/*", step_metric="search/evaluation")
 
-    def on_evaluation(self, stage: SearchStage, evaluation: Evaluation) -> None:
+    def on_evaluation(self, stage: Search, evaluation: Evaluation) -> None:
         super().on_evaluation(stage, evaluation)
         if evaluation.evaluation % self.every == 0:
             self._send(stage)
 
-    def on_phase_end(self, stage: SearchStage, phase: Phase, best: Scored) -> None:
+    def on_phase_end(self, stage: Search, phase: Phase, best: Scored) -> None:
         self._send(stage)
 
-    def on_search_end(self, stage: SearchStage, result: SearchResult) -> None:
+    def on_search_end(self, stage: Search, result: SearchResult) -> None:
         self._send(stage)
         able = [logger for logger in stage.fabric.loggers if hasattr(logger, "log_image")]
         if not able:
@@ -161,7 +161,7 @@ class SearchLog(SearchRecorder):
                     facts = {**asdict(result.cost), **result.scores, "space": result.genotype.space}
                     send_genotype(logger, folder / "genotype.yaml", facts)
 
-    def _send(self, stage: SearchStage) -> None:
+    def _send(self, stage: Search) -> None:
         if not stage.fabric.loggers or len(self.trajectory) == self._sent:  # phases may end together
             return
         self._sent = len(self.trajectory)

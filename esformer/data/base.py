@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+IGNORE = -1
+"""The class of images that are not counted: they only fill up a rank's share of the validation set, or are corrupt."""
 MOST_CLASSES = 100_000
 """The memory of a confusion matrix grows with their square, to 80 GB."""
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -13,14 +13,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from esformer.data.base import CorruptImage, DataError
+from esformer.data.base import IGNORE, CorruptImage, DataError
 from esformer.data.datasets import DataConfig, check_memory, resolve
 from esformer.data.decoding import evaluation_transform, training_transform
 from esformer.data.images import ImageDataset, build
 from esformer.data.loader import Loader
 from esformer.data.mixup import GroupMixup, ImageErasing
 from esformer.recipe import Recipe
-from esformer.training.metrics import IGNORE
 
 log = logging.getLogger("esformer")
 

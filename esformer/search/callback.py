@@ -1,34 +1,53 @@
 """What a search tells those who want to know, and what it gives back."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
+
+from lightning.fabric import Fabric
 
 from esformer.genotype import Genotype
-from esformer.model.cost import Cost
+from esformer.model.cost import Budget, Cost
+from esformer.search.costs import Costs
 from esformer.search.journal import Evaluation, Journal
 from esformer.search.ranking import Scored
-from esformer.search.schedule import Phase
+from esformer.search.schedule import Phase, Schedule
+from esformer.space import SearchSpace
 
-if TYPE_CHECKING:
-    from esformer.search.stage import SearchStage
+
+class Search(Protocol):
+    """The search that is under way, as far as a callback may look at it: a `SearchStage`."""
+
+    space: SearchSpace
+    budget: Budget
+    schedule: Schedule
+    seed: int
+    costs: Costs
+    journal: Journal
+    fabric: Fabric
+
+    def cost(self, genotype: Genotype) -> Cost:
+        """What a genotype costs."""
+
+    def score(self, genotype: Genotype) -> dict[str, float] | None:
+        """What the guide of the last phase gives a genotype; None if it looks at images that are not at hand."""
 
 
 class SearchCallback:
     """What happens in a search, for those who want to know. A Lightning callback may be one too."""
 
-    def on_search_start(self, stage: "SearchStage") -> None:
+    def on_search_start(self, stage: Search) -> None:
         """Before the first phase; what an earlier session left is in `stage.journal`."""
 
-    def on_phase_start(self, stage: "SearchStage", phase: Phase) -> None:
+    def on_phase_start(self, stage: Search, phase: Phase) -> None:
         """Before a phase that is not wholly in the journal already."""
 
-    def on_evaluation(self, stage: "SearchStage", evaluation: Evaluation) -> None:
+    def on_evaluation(self, stage: Search, evaluation: Evaluation) -> None:
         """After each new line of the journal."""
 
-    def on_phase_end(self, stage: "SearchStage", phase: Phase, best: Scored) -> None:
+    def on_phase_end(self, stage: Search, phase: Phase, best: Scored) -> None:
         """After a phase, with the best that it found."""
 
-    def on_search_end(self, stage: "SearchStage", result: "SearchResult") -> None:
+    def on_search_end(self, stage: Search, result: "SearchResult") -> None:
         """After the last phase."""
 
 

@@ -13,11 +13,11 @@ from esformer.errors import ESFormerError
 from esformer.files import write_text
 from esformer.genotype import Genotype, notation
 from esformer.guide import Guide
+from esformer.search.callback import Search
 from esformer.search.front import front
 from esformer.search.journal import JournalError, read, read_header
 from esformer.search.ranking import Ranking, Scored
 from esformer.search.schedule import Phase, Schedule
-from esformer.search.stage import SearchStage
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def point_name(cost: str, point: float) -> str:
     return f"{point:.12g}ms" if cost == "latency_ms" else f"{point / 1e6:.12g}M"
 
 
-def references(stage: SearchStage) -> dict[str, Scored]:
+def references(stage: Search) -> dict[str, Scored]:
     """EfficientFormerV2 of the search's size as the guide sees it, where this is quickly known."""
     size, cost = stage.space.name.partition("-")[0], stage.schedule.family
     genotype = Genotype.shipped(f"efficientformerv2_{size.lower()}")

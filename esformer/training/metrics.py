@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-IGNORE = -1
-"""The class of images that are not counted: they only fill up a rank's share of the validation set, or are corrupt."""
+from esformer.data.base import IGNORE
 
 
 class TopK(Metric):

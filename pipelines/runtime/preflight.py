@@ -24,11 +24,11 @@ from callbacks.ema import EMA
 from configs.compose import to_yaml
 from configs.schema import Config, ConfigError, TrainerConfig
 from esformer.data.datamodule import device_batch_size
+from esformer.data.in_memory import InMemoryDataModule
 from esformer.errors import ESFormerError, out_of_memory
 from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
 from esformer.training.module import ESFormerModule
-from pipelines.timing.interleaved import InMemoryDataModule
 
 log = logging.getLogger("esformer")
 

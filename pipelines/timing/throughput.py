@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from configs.schema import Config, ConfigError
 from esformer.data.base import DataError
 from esformer.data.datamodule import ImageDataModule, device_batch_size
+from esformer.data.in_memory import InMemoryDataModule
 from esformer.errors import ESFormerError, out_of_memory
 from esformer.genotype import Genotype
 from pipelines.runtime.build import accumulation, network, trainer
@@ -31,7 +32,6 @@ from pipelines.timing.interleaved import (
     TIMM,
     WARM,
     Clock,
-    InMemoryDataModule,
     Meter,
     Steps,
     StopMeasurement,

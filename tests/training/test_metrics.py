@@ -10,10 +10,11 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from callbacks.ema import EMA
+from esformer.data.base import IGNORE
 from esformer.data.datamodule import Batch
 from esformer.genotype import Genotype
 from esformer.recipe import Recipe
-from esformer.training.metrics import IGNORE, MeanLoss, accuracies
+from esformer.training.metrics import MeanLoss, accuracies
 from esformer.training.module import ESFormerModule
 
 

@@ -10,11 +10,12 @@ from lightning import Callback
 from timm.data import create_transform
 
 from configs.compose import compose
+from esformer.data.in_memory import InMemoryDataModule
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from pipelines import train
 from pipelines.timing import interleaved, throughput
-from pipelines.timing.interleaved import OURS, TIMM, Clock, InMemoryDataModule, Meter, StopMeasurement, own_steps
+from pipelines.timing.interleaved import OURS, TIMM, Clock, Meter, StopMeasurement, own_steps
 from pipelines.timing.throughput import Comparison
 from pipelines.timing.timm_train import TimmTraining
 
