@@ -3,13 +3,10 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from configs.compose import compose
-from configs.explain import settings
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.guide import Guide
@@ -211,16 +208,3 @@ def test_what_cannot_be_is_said_before_any_work(arguments, message, tmp_path, mo
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
-
-
-def test_help_is_light_and_explains_the_section():
-    code = (
-        "import sys, pipelines.ablate as ablate\n"
-        "try: ablate.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'lightning', 'timm', 'wandb', 'matplotlib', 'sklearn', 'torchvision'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for setting in settings():
-        assert f"{setting.key}: " in shown

@@ -335,14 +335,6 @@ def test_the_default_is_every_proxy_that_can_run(tmp_path):
     assert {"sed", "log_synflow"} <= set(without)
 
 
-def test_help_is_quick(fresh_process):
-    heavy = fresh_process(
-        "-c",
-        "import sys, pipelines.correlate as c; print({'torch', 'scipy', 'matplotlib', 'numpy'} & set(sys.modules))",
-    )
-    assert heavy == "set()\n"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -363,15 +363,3 @@ def test_killed_in_the_middle_the_export_is_whole_or_not_there(checkpoint, netwo
 def test_a_process_ends_with_a_sentence_and_code_2(checkpoint, tmp_path, warm):
     process = warm.start(["pipelines.export", checkpoint, "--to", "onnx", "--opset", "5"], tmp_path)
     assert process.finish(2).strip() == "error: --opset is 5; it must be from 18 to 25"
-
-
-def test_help_is_light_and_names_all_kinds(fresh_process):
-    code = (
-        "import sys, pipelines.export as e\n"
-        "try: e.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "print({'torch', 'lightning', 'timm', 'numpy', 'onnx', 'matplotlib'} & set(sys.modules))"
-    )
-    printed = fresh_process("-c", code)
-    assert printed.endswith("set()\n") and all(f"\n  {kind} " in printed for kind in FORMATS)
-    assert f"{{{','.join(FORMATS)}}}" in printed

@@ -6,7 +6,32 @@ from importlib.metadata import entry_points
 
 import pytest
 
+from configs.explain import SECTIONS_WITH_FILES, choices, settings
+from esformer.export import FORMATS
 from pipelines.__main__ import COMMANDS, main
+
+HELP = """
+import importlib, sys
+try:
+    importlib.import_module("pipelines." + sys.argv[1]).main(["--help"])
+except SystemExit:
+    pass
+heavy = "torch torchvision lightning timm numpy scipy sklearn matplotlib wandb pandas onnx rich".split()
+print([name for name in heavy if name in sys.modules], file=sys.stderr)
+"""
+WITHOUT_SETTINGS = ("correlate", "export", "script")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_light_and_explains_every_setting(command):
+    done = subprocess.run([sys.executable, "-c", HELP, command], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    said = " ".join(done.stdout.split())
+    if command not in WITHOUT_SETTINGS:
+        assert [setting.key for setting in settings() if f"{setting.key}: {setting.type} = " not in said] == []
+        assert all(f"{section}={'|'.join(choices(section))}" in said for section in SECTIONS_WITH_FILES)
+    if command == "export":
+        assert all(f"\n  {kind} " in done.stdout for kind in FORMATS) and f"{{{','.join(FORMATS)}}}" in said
 
 
 def test_every_command_is_listed_with_what_it_does(capsys):
