@@ -11,6 +11,7 @@ from esformer.genotype import Genotype, parse
 from esformer.model.cost import cost
 from esformer.search import worker
 from pipelines import search
+from pipelines.runtime import searching
 
 COMMAND = [
     *("--quick", "wandb.mode=disabled", "data.img_size=64", "search.total=60", "search.start_length=15"),
@@ -42,7 +43,7 @@ def test_named_points_get_the_best_within_them_and_later_ones_without_a_search(r
     front = rows(tmp_path / "r")
     journal = (tmp_path / "r" / "journal.jsonl").read_bytes()
     assert found["search_evaluations"] == 60 and Genotype.load("r/genotype.yaml") == parse(front[-1]["genotype"])
-    monkeypatch.setattr(search, "search", lambda *_: pytest.fail("it searched again"))
+    monkeypatch.setattr(searching, "search", lambda *_: pytest.fail("it searched again"))
     assert run("--points", "2e7,1e9") == found
     assert (tmp_path / "r" / "journal.jsonl").read_bytes() == journal and rows(tmp_path / "r") == front
     files = {"15M": 1.5e7, "25M": 2.5e7, "20M": 2e7, "1000M": 1e9}

@@ -15,8 +15,8 @@ from esformer.checkpoint import read
 from esformer.data.base import DataError
 from esformer.genotype import Genotype
 from esformer.training.module import ESFormerModule
-from pipelines import full, search, train
-from pipelines.runtime import preflight
+from pipelines import full, train
+from pipelines.runtime import preflight, searching
 from pipelines.runtime.preflight import NoMemoryError, Trial, accumulation, activations, check_precision, precision
 from pipelines.runtime.run_folder import RunFolder
 
@@ -228,7 +228,7 @@ def test_arithmetic_in_which_nothing_is_learnt_is_refused(name):
 
 def test_a_number_that_does_not_fit_is_refused_before_the_search(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "available_memory", lambda: preflight.BASE + 120e6)
-    monkeypatch.setattr(search, "search", lambda *_: pytest.fail("the search began"))
+    monkeypatch.setattr(searching, "search", lambda *_: pytest.fail("the search began"))
     command = [*QUICK, f"run.dir={tmp_path / 'r'}", "trainer.accumulate=1"]
     for flags in ([], ["--dry-run"]):
         with pytest.raises(NoMemoryError, match=r"accumulate=1: 64 images .* trainer\.accumulate=\d+ \(the same"):
