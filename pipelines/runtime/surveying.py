@@ -121,13 +121,11 @@ def _say(training: Training, number: int, pace: float) -> None:
 
 
 def _versions() -> str:
-
     libraries = (f"{name} {version(name)}" for name in ("torch", "timm", "lightning"))
     return ", ".join([f"esformer {code_version()}", *libraries])
 
 
 def _read_draws(file: Path) -> list[Draw]:
-
     draws = []
     for number, row in enumerate(csv.reader(read_text(file).splitlines()), 1):
         try:
@@ -141,7 +139,6 @@ def _read_draws(file: Path) -> list[Draw]:
 
 
 def _write_draws(file: Path, draws: Sequence[Draw]) -> None:
-
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows((draw.drawn, notation(draw.genotype)) for draw in draws)
     write_text(file, text.getvalue())
