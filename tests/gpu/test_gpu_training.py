@@ -148,7 +148,7 @@ def test_a_number_that_does_not_fit_is_refused_with_one_that_does(little_memory)
 def test_memory_that_runs_out_in_training_is_a_sentence(tmp_path):
     torch.cuda.empty_cache()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.runtime.build.accumulation", lambda *_: 1)  # as if the trial had been mistaken
+        patch.setattr("pipelines.runtime.memory.accumulation", lambda *_: 1)  # as if the trial had been mistaken
         torch.cuda.set_per_process_memory_fraction(5e-4)
         try:
             with pytest.raises(memory.NoMemoryError, match="go on with trainer.accumulate=2"):
