@@ -14,24 +14,26 @@ from pipelines.runtime import cli
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The whole main job."""
     config, flags = cli.parse_with(__doc__, argv, cli.DRY_RUN)
-    if flags.dry_run:
-        from pipelines.runtime.dry_run import dry_run
-
-        return dry_run("full", config, argv)
     from pipelines.runtime.build import prepare
+    from pipelines.runtime.dry_run import dry_run
     from pipelines.runtime.finalists import choose
+    from pipelines.runtime.preflight import preflight
     from pipelines.runtime.searching import search, search_summary
     from pipelines.runtime.start import descent
     from pipelines.runtime.training import train
 
-    with prepare("full", config, argv) as (run, loggers):
+    plan = preflight("full", config, argv)
+    run = plan.run
+    if flags.dry_run:
+        return dry_run(plan)
+    with prepare(plan) as loggers:
         if summary := run.finished():
             return summary
-        chosen = choose(config, flags, run, loggers, search(config, run, loggers))
-        found = search_summary(config, run, chosen.genotype) | chosen.summary
-        start = chosen.start(config, run)
+        chosen = choose(plan, flags, loggers, search(plan, loggers))
+        found = search_summary(plan, chosen.genotype) | chosen.summary
+        start = chosen.start(plan)
         provenance = {"command": run.command, **found, **descent(start)}
-        metrics = train(config, run, chosen.genotype, loggers, provenance, start)
+        metrics = train(plan, chosen.genotype, loggers, provenance, start)
         return run.finish({**found, **metrics, "commands": [run.command]})
 
 

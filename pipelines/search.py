@@ -52,36 +52,36 @@ FLAGS: dict[str, dict[str, Any]] = {
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Search alone: a genotype file comes out."""
     config, flags = cli.parse_with(__doc__, argv, FLAGS)
-    if flags.speed is not None:
-        from pipelines.timing.speed import speed
+    from esformer.search.family import references
+    from pipelines.runtime.build import prepare
+    from pipelines.runtime.dry_run import dry_run
+    from pipelines.runtime.finalists import choose
+    from pipelines.runtime.preflight import preflight
+    from pipelines.runtime.run_folder import is_main
+    from pipelines.runtime.searching import check_points, replay, search, search_summary, write_points
+    from pipelines.timing.speed import speed
 
+    if flags.speed is not None:
         return speed(config, flags.speed, flags.late)
     if flags.dry_run:
-        from pipelines.runtime.dry_run import dry_run
-
-        return dry_run("search", config, argv)
+        return dry_run(preflight("search", config, argv))
     if flags.replay:
-        from pipelines.runtime.searching import replay
-
         folder = Path(config.run.dir) if config.run.dir else flags.replay.parent / "replay"
         return replay(flags.replay, folder, flags.points)
     if flags.points and config.search.family is None:
         raise ConfigError("--points are those of a family: set search.family to macs, params or latency_ms too")
-    from esformer.search.family import references
-    from pipelines.runtime.build import prepare, search_stage
-    from pipelines.runtime.finalists import choose
-    from pipelines.runtime.run_folder import is_main
-    from pipelines.runtime.searching import check_points, search, search_summary, write_points
-
-    with prepare("search", config, argv) as (run, loggers):
-        check_points(config, flags.points)
+    plan = preflight("search", config, argv)
+    run = plan.run
+    with prepare(plan) as loggers:
+        check_points(plan.config, flags.points)
         summary = run.finished()
         if summary is None:
-            chosen = choose(config, flags, run, loggers, search(config, run, loggers))
-            found = search_summary(config, run, chosen.genotype) | chosen.summary
+            chosen = choose(plan, flags, loggers, search(plan, loggers))
+            found = search_summary(plan, chosen.genotype) | chosen.summary
             summary = run.finish({**found, "commands": [run.command]})
         if flags.points and is_main():
-            write_points(run.journal, run.path, flags.points, references(search_stage(config)))
+            assert plan.stage is not None
+            write_points(run.journal, run.path, flags.points, references(plan.stage))
         return summary
 
 

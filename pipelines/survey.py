@@ -35,19 +35,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name in ("networks", "seeds", "workers"):
         if not 1 <= getattr(arguments, name) <= 100_000:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}; it must be from 1 to 100,000")
-    from pipelines.runtime.build import check
-    from pipelines.runtime.processes import processes
-    from pipelines.runtime.run_folder import RunFolder, show
+    from pipelines.runtime.preflight import preflight
+    from pipelines.runtime.run_folder import show
     from pipelines.runtime.surveying import survey
 
-    if (found := processes(config).world_size) > 1:
-        raise ConfigError(
-            f"a survey is one process with --workers that have a device each, but {found} processes were asked for;"
-            " leave trainer.devices out, and start it once"
-        )
-    check("survey", config)
-    with RunFolder.open("survey", config, argv) as run:
-        trainings = survey(config, arguments, run)
+    plan = preflight("survey", config, argv)
+    with plan.run.open(plan.config) as run:
+        trainings = survey(plan, arguments)
         finals = sorted(training.top1[-1] for training in trainings)
         summary = {
             "trainings": len(trainings),

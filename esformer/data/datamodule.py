@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from esformer.data.base import IGNORE, CorruptImage, DataError
-from esformer.data.datasets import DataConfig, check_memory, resolve
+from esformer.data.datasets import DataConfig, check_memory
 from esformer.data.decoding import evaluation_transform, training_transform
 from esformer.data.images import ImageDataset, build
 from esformer.data.loader import Loader
@@ -71,8 +71,14 @@ class EvaluationDataModule(LightningDataModule):
         self._scale = torch.tensor([config.mean, config.std]).mul_(255).view(2, 3, 1, 1)
 
     def setup(self, stage: str) -> None:
-        c = self.config
-        check_memory(c, self.batch_size)
+        """Open the images: once, however often Lightning asks for it.
+
+        Raises:
+            DataError: the images are not there, or batches of them do not fit into memory.
+        """
+        if hasattr(self, "val_set"):
+            return
+        check_memory(c := self.config, self.batch_size)
         self.val_set = ValidationImages(build(c, False, evaluation_transform(c)), c.img_size)
 
     def describe(self) -> dict[str, Any]:
@@ -154,31 +160,32 @@ class ImageDataModule(EvaluationDataModule):
     after a restart. Worker processes read, crop and augment bytes; the device normalises, erases and mixes.
 
     Args:
-        config: which images.
+        config: which images, resolved.
         recipe: batch size and augmentation.
         seed: of the order and the augmentation.
         accumulate: batches that are accumulated into one step; the recipe's batch size counts them all.
-
-    Raises:
-        DataError: the images are not there, or fewer than a batch; or the batch does not divide.
     """
 
     def __init__(self, config: DataConfig, recipe: Recipe, seed: int = 0, accumulate: int = 1) -> None:
-        super().__init__(resolve(config), recipe.batch_size)
+        super().__init__(config, recipe.batch_size)
         self.recipe, self.seed, self.accumulate = recipe, seed, accumulate
         assert self.config.num_classes is not None
         self.mixup = GroupMixup(recipe, self.config.num_classes, seed) if recipe.mixes else None
         self.erasing = ImageErasing(recipe.random_erasing, seed) if recipe.random_erasing > 0 else None
 
     def setup(self, stage: str) -> None:
+        """The same; there must be at least a batch of training images."""
         super().setup(stage)
+        if hasattr(self, "train_set"):
+            return
         c, r = self.config, self.recipe
-        self.train_set = TrainingImages(build(c, True, training_transform(c, r.auto_augment)), self.seed)
-        if len(self.train_set) < r.batch_size:
+        train_set = TrainingImages(build(c, True, training_transform(c, r.auto_augment)), self.seed)
+        if len(train_set) < r.batch_size:
             raise DataError(
-                f"there are {len(self.train_set)} training images, fewer than a batch;"
+                f"there are {len(train_set)} training images, fewer than a batch;"
                 f" recipe.batch_size={r.batch_size} must be at most that"
             )
+        self.train_set = train_set
 
     @property
     def batch_size(self) -> int:

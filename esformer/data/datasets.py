@@ -4,7 +4,7 @@ Configurations import this, so it loads neither numpy nor torch before images ar
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def default_workers(cpus: int) -> int:
 
 
 def resolve(config: DataConfig, train: bool = True) -> DataConfig:
-    """The configuration with its root found and its classes counted; refuses what cannot be there.
+    """A copy of the configuration with its root found and its classes counted; refuses what cannot be there.
 
     Everything is looked at but the pixels: layout, classes of both splits, numbers of images.
 
@@ -164,7 +164,7 @@ def resolve(config: DataConfig, train: bool = True) -> DataConfig:
     Raises:
         DataError: an unknown name, no root, a root without what it needs, or not as many images as there must be.
     """
-    name = config.name
+    config, name = replace(config), config.name
     if name not in NAMES and registered_opener(name) is None:
         raise DataError(f"data.name is {name!r}; it must be one of {', '.join(data_names())}")
     if name in CONTENTS and config.num_classes != 10:

@@ -1,4 +1,4 @@
-"""What a run is built of: checked data, a folder, loggers, the search stage, the network, Fabric and Trainer."""
+"""What a run is built of by its plan: its folder and loggers, the search stage, the network, Fabric and Trainer."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,9 +29,6 @@ from configs.budget import budget
 from configs.schema import Config, ConfigError
 from esformer.checkpoint import Checkpoint
 from esformer.checkpoint.loading import install
-from esformer.data.base import DataError
-from esformer.data.datamodule import ImageDataModule, SampleIndex, device_batch_size
-from esformer.data.datasets import DataConfig, resolve
 from esformer.data.sample import sample_images
 from esformer.errors import STOPPED
 from esformer.genotype import Genotype
@@ -40,9 +37,8 @@ from esformer.search.stage import SearchStage
 from esformer.space import SearchSpace
 from esformer.training.module import ESFormerModule
 from esformer.training.sync_batchnorm import SyncNorms
-from pipelines.runtime import preflight, tracking
-from pipelines.runtime.processes import check_gpus, processes, settle_workers
-from pipelines.runtime.run_folder import RunFolder, start_logging
+from pipelines.runtime import memory, tracking
+from pipelines.runtime.plan import Plan
 from pipelines.runtime.signals import stop
 from pipelines.runtime.watchdog import disconnect, watchdog
 
@@ -61,27 +57,26 @@ DDP: dict[str, Any] = {
 
 
 @contextmanager
-def prepare(
-    pipeline: str, config: Config, argv: Sequence[str] | None, genotype: Genotype | None = None
-) -> Iterator[tuple[RunFolder, list[WandbLogger]]]:
-    """The run's folder and loggers. Whatever is wrong with the configuration is said here, before any work.
+def prepare(plan: Plan, genotype: Genotype | None = None) -> Iterator[list[WandbLogger]]:
+    """The run's folder, claimed until the end, and its loggers.
 
     Args:
-        pipeline: `full`, `search` or `train`.
-        config: the run's configuration.
-        argv: the run's arguments.
+        plan: of the run.
         genotype: what is trained, if that is known.
+
+    Raises:
+        ESFormerError: the folder holds another run, or no step of the training fits into memory.
     """
-    check(pipeline, config)
-    with RunFolder.open(pipeline, config, argv) as run:
-        if trains(pipeline, config) and not run.summary.exists():  # in the folder: nobody else trains in it now
-            try_memory(config, genotype or (Genotype.load(run.genotype) if run.genotype.exists() else None))
-        made = [] if run.summary.exists() else tracking.loggers(config, run)
-        finish = partial(tracking.finish, made)
+    with plan.run.open(plan.config) as run:
+        over = run.summary.exists()
+        if plan.trains and not over:  # in the folder: nobody else trains in it now
+            try_memory(plan, genotype or (Genotype.load(run.genotype) if run.genotype.exists() else None))
+        loggers = [] if over else tracking.loggers(plan.config, run)
+        finish = partial(tracking.finish, loggers)
         watchdog.farewells.append(finish)
         code: Any = 1
         try:
-            yield run, made
+            yield loggers
             code = 0
         except SystemExit as end:
             code = end.code
@@ -93,52 +88,16 @@ def prepare(
         disconnect()
 
 
-def check(pipeline: str, config: Config) -> None:
-    """Refuse what cannot run, before any work and before a folder is claimed; finds the images.
-
-    Raises:
-        ESFormerError: it says what is wrong, and what would be right.
-    """
-    start_logging()
-    processes(config)
-    for name in ("genotype", "init"):
-        if getattr(config, name) is not None and pipeline != "train":
-            raise ConfigError(f"{name} is a setting of pipelines.train; a search finds its own genotype")
-    if trains(pipeline, config) or config.data.num_classes is None:  # a search alone looks at no image
-        config.data = _resolve(pipeline, config)
-    settle_workers(config)
-    if pipeline != "train":
-        search_stage(config, fabric=_fabric(config, devices=_own_device(config), plugins=[LightningEnvironment()]))
-    if trains(pipeline, config):
-        _check_training(config)
-
-
-def trains(pipeline: str, config: Config) -> bool:
-    """Whether a pipeline trains networks: a search does if it has finalists."""
-    return pipeline != "search" or config.search.finalists > 0
-
-
-def _resolve(pipeline: str, config: Config) -> DataConfig:
-    """The images, which must be there."""
-    try:
-        return resolve(config.data)
-    except DataError as error:
-        if pipeline == "search" and config.search.finalists:
-            raise ConfigError(f"search.finalists={config.search.finalists} trains on images, but {error}") from None
-        raise
-
-
-def search_stage(config: Config, **where: Any) -> SearchStage:
+def search_stage(config: Config, fabric: Fabric | None = None) -> SearchStage:
     """The search that the configuration asks for, not yet run.
 
     Args:
         config: the configuration.
-        where: checkpoint and fabric of the stage.
+        fabric: on which it runs.
 
     Raises:
         ESFormerError: it asks for what cannot be: a budget that nothing fits, an unknown proxy.
     """
-    where |= _batch(config)
     return SearchStage(
         SearchSpace.for_size(config.size, config.search.extended),
         budget(config),
@@ -150,7 +109,8 @@ def search_stage(config: Config, **where: Any) -> SearchStage:
         num_classes=config.data.known_classes,
         workers=config.search.workers,
         batch_size=config.search.batch_size,
-        **where,
+        fabric=fabric,
+        **_batch(config),
     )
 
 
@@ -163,36 +123,30 @@ def _batch(config: Config) -> dict[str, Any]:
     return {"images": images, "labels": labels}
 
 
-def search_fabric(config: Config, callbacks: list[Any], made: list[WandbLogger]) -> Fabric:
-    """The Fabric on which all processes search that torchrun or SLURM started, or this one alone.
+def search_fabric(plan: Plan, callbacks: Sequence[Any] = (), loggers: Sequence[WandbLogger] = ()) -> Fabric:
+    """The Fabric on which all processes search that torchrun or SLURM started, or this one alone; not yet launched.
 
     They stay connected, and train together over the same connections. To disconnect and meet again at the same port is
     a race: one that is quick finds the other's old meeting point, which closes on it.
+
+    Raises:
+        ConfigError: there is no such accelerator.
     """
-    found = processes(config)
-    settings: dict[str, Any] = dict(devices=1)
-    if found.starter is not None:
-        settings = found.settings()
-        if found.world_size > 1:
-            settings["strategy"] = FabricDDP(process_group_backend=_backend(config))
-    fabric = _fabric(config, callbacks=callbacks, loggers=list(made), **settings)
-    fabric.launch()
-    return fabric
-
-
-def _own_device(config: Config) -> int | list[int]:
-    """What Fabric is to be told of the device on which this process searches, when it is to search alone."""
-    if config.search.accelerator == "cpu" or not torch.cuda.is_available():
-        return 1
-    return [(processes(config).environment or LightningEnvironment()).local_rank()]
-
-
-def _fabric(config: Config, **settings: Any) -> Fabric:
+    name = plan.config.search.accelerator
     try:
-        return Fabric(accelerator=config.search.accelerator, **settings)
+        return Fabric(accelerator=name, callbacks=[*callbacks], loggers=[*loggers], **_search_machine(plan))
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        name = config.search.accelerator
         raise ConfigError(f"search.accelerator is {name}, and there is none to search on: {error}") from None
+
+
+def _search_machine(plan: Plan) -> dict[str, Any]:
+    """What Fabric is to be told of processes and devices."""
+    found, environment = plan.processes, LightningEnvironment()
+    if found.starter is None:  # one that searches alone, on its own device if Lightning started it to train
+        on_gpu = plan.config.search.accelerator != "cpu" and torch.cuda.is_available()
+        return {"devices": [environment.local_rank()] if on_gpu else 1, "plugins": [environment]}
+    several = {"strategy": FabricDDP(process_group_backend=_backend(plan.config))} if found.world_size > 1 else {}
+    return found.settings() | several
 
 
 def network(
@@ -214,38 +168,38 @@ def network(
     return module
 
 
-def accumulation(config: Config, genotype: Genotype, margin: float = 1.0) -> int:
-    """Batches that make a step which fits into the memory of this process's device; `preflight` says how it is found.
+def accumulation(plan: Plan, genotype: Genotype, margin: float = 1.0) -> int:
+    """Batches that make a step which fits into the memory of this process's device; `memory` says how it is found.
 
     Args:
-        config: the run's configuration.
+        plan: of the run, which trains.
         genotype: what is trained.
         margin: so many times the images of the step must fit.
 
     Raises:
         NoMemoryError: the number that the configuration asks for does not fit; it says what would.
     """
-    found, device = processes(config), bare_trainer(config).strategy.root_device
-    return preflight.accumulation(config, genotype, device, found.world_size, found.devices, margin)
+    assert plan.device is not None
+    found = plan.processes
+    return memory.accumulation(plan.config, genotype, plan.device, found.world_size, found.devices, margin)
 
 
-def try_memory(config: Config, genotype: Genotype | None) -> int:
+def try_memory(plan: Plan, genotype: Genotype | None) -> int:
     """The same before a search, when the genotype need not be known yet."""
     if genotype is not None:
-        return accumulation(config, genotype)
-    return accumulation(config, Genotype.shipped(f"esformer_{config.size.lower()}"), preflight.UNFOUND)
+        return accumulation(plan, genotype)
+    return accumulation(plan, Genotype.shipped(f"esformer_{plan.config.size.lower()}"), memory.UNFOUND)
 
 
-def trainer(config: Config, run: RunFolder, made: list[WandbLogger], accumulate: int) -> Trainer:
+def trainer(plan: Plan, loggers: list[WandbLogger], accumulate: int) -> Trainer:
     """The Trainer with everything that a run wants: averaged weights, checkpoints, pictures, progress.
 
     Args:
-        config: the run's configuration.
-        run: where it lies.
-        made: its loggers.
+        plan: of the run.
+        loggers: told of everything.
         accumulate: batches that make a step on this rank; with `trainer.accumulate=auto` others may need more.
     """
-    r, t = config.recipe, config.trainer
+    run, r, t = plan.run, plan.config.recipe, plan.config.trainer
     bar = sys.stdout.isatty()
     if t.threads is not None:
         torch.set_num_threads(t.threads)
@@ -260,11 +214,11 @@ def trainer(config: Config, run: RunFolder, made: list[WandbLogger], accumulate:
         Checkpoints(run.checkpoints, "val/ema_top1" if r.ema else "val/top1", t.save_minutes, stop.look, stop.agreed),
     ]
     made_trainer = Trainer(
-        **_machine(config),
+        **_machine(plan),
         accumulate_grad_batches=accumulate,
         max_epochs=r.epochs,
         callbacks=callbacks,
-        logger=made or False,
+        logger=loggers or False,
         profiler=Waiting(),
         log_every_n_steps=t.log_every,
         num_sanity_val_steps=0,
@@ -280,32 +234,33 @@ def trainer(config: Config, run: RunFolder, made: list[WandbLogger], accumulate:
     return made_trainer
 
 
-def bare_trainer(config: Config, **settings: Any) -> Trainer:
-    """A Trainer on the devices of a configuration, which leaves nothing behind.
+def bare_trainer(plan: Plan, **settings: Any) -> Trainer:
+    """A Trainer on the devices of a run, which leaves nothing behind.
 
     Raises:
         ConfigError: there are no such devices, or they do not work together like that.
     """
     settings |= dict(logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False)
     try:
-        return Trainer(**_machine(config), **settings)
+        return Trainer(**_machine(plan), **settings)
     except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
         raise ConfigError(f"the trainer cannot run as the settings trainer.* ask: {error}") from None
 
 
-def _machine(config: Config) -> dict[str, Any]:
-    t, found = config.trainer, processes(config)
+def _machine(plan: Plan) -> dict[str, Any]:
+    """What the Trainer is to be told of processes, devices and arithmetic."""
+    t, found = plan.config.trainer, plan.processes
     settings = found.settings()
     several = found.world_size > 1 or t.strategy != "auto"
     return settings | {
         "plugins": [
             *settings["plugins"],
             AtomicCheckpointIO(),
-            *([SyncNorms(preflight.on_gpus(t))] if t.sync_batchnorm else []),
+            *([SyncNorms(memory.on_gpus(t))] if t.sync_batchnorm else []),
         ],
         "accelerator": t.accelerator,
-        "strategy": DDPStrategy(process_group_backend=_backend(config), **DDP) if several else "auto",
-        "precision": preflight.precision(t),
+        "strategy": DDPStrategy(process_group_backend=_backend(plan.config), **DDP) if several else "auto",
+        "precision": plan.precision,
         "use_distributed_sampler": False,  # ours give each rank its share
     }
 
@@ -314,19 +269,3 @@ def _backend(config: Config) -> str:
     """The same for the search and the training, which share their connections."""
     on_gpus = torch.cuda.is_available() and {config.search.accelerator, config.trainer.accelerator} != {"cpu"}
     return BACKENDS if on_gpus else "gloo"
-
-
-def _check_training(config: Config) -> None:
-    """Refuse a machine that is not there, and images that cannot be read, before the search rather than after it."""
-    t, found = config.trainer, processes(config)
-    check_gpus(config, found)
-    preflight.check_precision(t, bare_trainer(config).strategy.root_device)
-    least = t.accumulate if isinstance(t.accumulate, int) else 1
-    device_batch_size(config.recipe.batch_size, found.world_size, least)
-    data = ImageDataModule(config.data, config.recipe)
-    try:
-        data.setup("fit")
-    except (AssertionError, KeyError) as error:  # timm's ways to refuse an augmentation
-        name = config.recipe.auto_augment
-        raise ConfigError(f"recipe.auto_augment={name} is no augmentation that timm knows ({error})") from None
-    data.train_set[SampleIndex(0, 0, 0)], data.val_set[SampleIndex(0, 0, 0)]

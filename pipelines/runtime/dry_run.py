@@ -11,7 +11,7 @@ import resource
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
@@ -26,10 +26,10 @@ from configs.budget import budget, explain_auto, price_of
 from configs.compose import to_yaml
 from configs.schema import AUTO, Config
 from esformer.checkpoint import Checkpoint
-from esformer.data.datamodule import ImageDataModule
 from esformer.genotype import Genotype
 from esformer.search.finalists import describe, rungs, seconds
-from pipelines.runtime.build import accumulation, check, network, search_fabric, trainer, trains, try_memory
+from pipelines.runtime.build import accumulation, network, search_fabric, search_stage, trainer, try_memory
+from pipelines.runtime.plan import Plan
 from pipelines.runtime.run_folder import RunError, RunFolder, is_main, show
 from pipelines.runtime.start import given_genotype
 from pipelines.runtime.watchdog import disconnect
@@ -45,42 +45,33 @@ EVALUATIONS = 8
 """Of the search in each of its three kinds of phases, or as many as there are processes that score, if more."""
 
 
-def dry_run(
-    pipeline: str,
-    config: Config,
-    argv: Sequence[str] | None = None,
-    genotype: Genotype | None = None,
-    start: Checkpoint | None = None,
-) -> dict[str, Any]:
+def dry_run(plan: Plan, genotype: Genotype | None = None, start: Checkpoint | None = None) -> dict[str, Any]:
     """Try a run in small, print what it will need, and return that.
 
     Args:
-        pipeline: `full`, `search` or `train`.
-        config: the run's configuration.
-        argv: the run's arguments.
+        plan: of the run.
         genotype: what is trained; by default the shipped one of the size, as what a search finds costs as much.
         start: the checkpoint that the training starts from.
 
     Raises:
         ESFormerError: what a real start would refuse.
     """
-    check(pipeline, config)
-    run = RunFolder.of(pipeline, config, argv)
-    known = is_main() and run.check(f"python -m pipelines.{pipeline}", to_yaml(config))
+    config, run = plan.config, plan.run
+    known = is_main() and run.check(run.title, to_yaml(config))
     found: dict[str, Any] = {"run": f"{run.path} ({'there already: it would go on' if known else 'not there yet'})"}
-    if trains(pipeline, config):
-        try_memory(config, genotype)
-    if pipeline != "train":
+    if plan.trains:
+        try_memory(plan, genotype)
+    if plan.stage is not None:
         found["budget"] = str(budget(config))
         found |= {"budget_macs": explain_auto(config)} if config.budget.macs == AUTO else {}
-        found |= try_search(config)
-    if trains(pipeline, config):
+        found |= try_search(plan)
+    if plan.trains:
         genotype = genotype or given_genotype(config)
         with scratch(run.path) as folder:
-            training = try_training(config, genotype, folder, start)
-        if pipeline != "train" and config.search.finalists:
+            training = try_training(plan, genotype, folder, start)
+        if plan.stage is not None and config.search.finalists:
             found |= price_finalists(config, training)
-        if pipeline == "search":  # there is no other training than theirs
+        if plan.pipeline == "search":  # there is no other training than theirs
             training = {name: value for name, value in training.items() if not name.endswith("_seconds")}
         found |= training
     disconnect()
@@ -90,15 +81,14 @@ def dry_run(
     return found
 
 
-def try_search(config: Config) -> dict[str, Any]:
+def try_search(plan: Plan) -> dict[str, Any]:
     """A search of each kind of phase, a few evaluations long, by all processes."""
-    from pipelines.runtime.build import search_stage
-
-    fabric = search_fabric(config, [], [])
+    config, fabric = plan.config, search_fabric(plan)
+    fabric.launch()
     log.info("trying the search")
     length = max(EVALUATIONS, config.search.workers * fabric.world_size)
     short = dict(unit="evaluations", starts=1, start_length=length, phase_length=length, total=3 * length)
-    result = search_stage(replace(config, search=replace(config.search, **short)), fabric=fabric).run()  # type: ignore[arg-type]
+    result = search_stage(replace(config, search=replace(config.search, **short)), fabric).run()  # type: ignore[arg-type]
     elapsed = [evaluation.elapsed for evaluation in result.journal]
     half = len(elapsed) // 2  # the first wait for processes to start and weights to be drawn
     rate = (len(elapsed) - half) / max(elapsed[-1] - elapsed[half - 1], 1e-9)
@@ -107,24 +97,24 @@ def try_search(config: Config) -> dict[str, Any]:
     return {"search_evaluations_per_second": rate, "search_seconds": seconds}
 
 
-def try_training(config: Config, genotype: Genotype, folder: Path, start: Checkpoint | None = None) -> dict[str, Any]:
+def try_training(plan: Plan, genotype: Genotype, folder: Path, start: Checkpoint | None = None) -> dict[str, Any]:
     """Some steps, a validation and a checkpoint, which another training then reads.
 
     Args:
-        config: the run's configuration.
+        plan: of the run.
         genotype: what is trained.
         folder: a place for the checkpoint; on the run's disk, so that one that is full or not to be written to is seen.
         start: the checkpoint that the training starts from.
     """
-    run = RunFolder(folder, "")
-    accumulate = accumulation(config, genotype)
+    plan = replace(plan, run=RunFolder(folder, ""))
+    config, accumulate = plan.config, accumulation(plan, genotype)
     log.info("trying the training")
     watch = Watch(STEPS + -(-2 * config.data.loaders // accumulate))  # so many batches lie ready before the first step
-    _fit(config, genotype, run, watch, accumulate, start)
+    _fit(plan, genotype, watch, accumulate, start)
     log.info("trying how it goes on from a checkpoint")
     again = Watch(watch.stop_at + 1)
     longer = replace(config.recipe, epochs=config.recipe.epochs + 1)  # the steps may have been all that there are
-    _fit(replace(config, recipe=longer), genotype, run, again, accumulate, resume=run.last)
+    _fit(replace(plan, config=replace(config, recipe=longer)), genotype, again, accumulate, resume=plan.run.last)
     assert again.first_step == watch.stop_at, "the checkpoint was not taken up where it was written"
     price = price_of(config, genotype)
     return {"genotype": genotype.space, **asdict(price), **watch.found()}
@@ -146,17 +136,18 @@ def price_finalists(config: Config, training: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fit(
-    config: Config,
+    plan: Plan,
     genotype: Genotype,
-    run: RunFolder,
     watch: "Watch",
     accumulate: int,
     start: Checkpoint | None = None,
     resume: Path | None = None,
 ) -> None:
+    config, data = plan.config, plan.images
+    assert data is not None
+    data.accumulate = accumulate
     seed_everything(config.seed, verbose=False)
-    data = ImageDataModule(config.data, config.recipe, config.seed, accumulate)
-    fit = trainer(config, run, [], accumulate)
+    fit = trainer(plan, [], accumulate)
     fit.callbacks.append(watch)  # type: ignore[attr-defined]
     fit.limit_val_batches = BATCHES + 2 * config.data.loaders
     fit.fit(network(config, genotype, start=start), data, ckpt_path=resume, weights_only=True)

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import platform
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,6 @@ from esformer.checkpoint.files import PREPARATION
 from esformer.checkpoint.loading import network_of, opened
 from esformer.data.base import NAMES, registered_opener
 from esformer.data.datamodule import EvaluationDataModule
-from esformer.data.datasets import resolve
 from esformer.errors import ESFormerError, out_of_memory
 from esformer.files import write_text
 from esformer.model.cost import cost
@@ -40,8 +38,9 @@ from esformer.version import code_version
 from pipelines.runtime.build import bare_trainer
 from pipelines.runtime.checkpoint import check_size, evaluation_of
 from pipelines.runtime.errors import explain
-from pipelines.runtime.preflight import check_precision
-from pipelines.runtime.processes import settle_workers
+from pipelines.runtime.memory import check_precision
+from pipelines.runtime.plan import Plan
+from pipelines.runtime.preflight import preflight
 from pipelines.runtime.run_folder import is_main, start_logging
 from pipelines.runtime.run_folder import show as show_summary
 from pipelines.runtime.watchdog import disconnect
@@ -74,19 +73,19 @@ def run(config: Config, flags: argparse.Namespace, argv: Sequence[str] | None) -
     if flags.batch_size < 1:
         raise EvaluationError(f"--batch-size is {flags.batch_size}; it must be at least 1")
     check_size(config.data.img_size, config.data.img_size)
-    config.data = resolve(config.data, train=False)
-    settle_workers(config)
+    plan = preflight("evaluate", config, argv, folder)
+    config = plan.config
     data = EvaluationDataModule(config.data, flags.batch_size)
     data.setup("validate")
     classes = check(found, data)
     progress = EvaluationProgress(len(data.val_set), bar=sys.stdout.isatty())
-    trainer = bare_trainer(config, callbacks=[progress])
+    trainer = bare_trainer(plan, callbacks=[progress])
     check_precision(config.trainer, trainer.strategy.root_device, training=False)
     network = network_of(found, ema=not flags.raw, img_size=config.data.img_size)
     evaluator = Evaluator(network, found.num_classes, flags.batch_size)
     with results(folder):
         corrupt = evaluate(trainer, evaluator, data, config)
-        report = describe(found, config, flags, argv) | {"devices": trainer.world_size}
+        report = describe(found, plan, ema=not flags.raw) | {"devices": trainer.world_size}
         report |= summarise(evaluator.found, corrupt, classes)
         if is_main():
             report |= measure(trainer, evaluator, data, config)
@@ -202,18 +201,15 @@ def evaluate(trainer: Trainer, evaluator: Evaluator, data: EvaluationDataModule,
     return sorted(name for names in corrupt for name in names)
 
 
-def describe(
-    found: Checkpoint, config: Config, flags: argparse.Namespace, argv: Sequence[str] | None
-) -> dict[str, Any]:
+def describe(found: Checkpoint, plan: Plan, ema: bool) -> dict[str, Any]:
     """Which network on which images."""
-    words = shlex.join(sys.argv[1:] if argv is None else argv)
-    d = config.data
+    d = plan.config.data
     return {
-        "command": f"python -m pipelines.evaluate {words}",
+        "command": plan.run.command,
         "version": code_version(),
         "checkpoint": str(found.path),
-        "weights": found.describe(not flags.raw)["weights"],
-        "weights_digest": found.digest(not flags.raw),
+        "weights": found.describe(ema)["weights"],
+        "weights_digest": found.digest(ema),
         "size": found.genotype.space,
         "genotype": found.genotype.digest,
         **asdict(cost(found.genotype, d.img_size, found.num_classes)),

@@ -43,10 +43,10 @@ from esformer.search.finalists import (
     seconds,
 )
 from pipelines.runtime.build import search_fabric
-from pipelines.runtime.processes import processes
+from pipelines.runtime.plan import Plan
 from pipelines.runtime.run_folder import RunFolder, read_summary
 from pipelines.runtime.tracking import log_genotype
-from pipelines.runtime.trainings import Job, Reached, Trainings, visible_gpus
+from pipelines.runtime.trainings import Job, Reached, Trainings
 
 log = logging.getLogger("esformer")
 
@@ -73,41 +73,41 @@ class Outcome:
     summary: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
 
-    def start(self, config: Config, run: RunFolder) -> Checkpoint | None:
+    def start(self, plan: Plan) -> Checkpoint | None:
         """The weights from which the training of the run starts; None for random ones."""
-        if not config.search.finalists_continue or self.checkpoint is None:
+        if not plan.config.search.finalists_continue or self.checkpoint is None:
             return None
         try:
             return find(str(self.checkpoint))
         except CheckpointError:
-            if run.last.exists() or run.previous.exists():  # it goes on from these
+            if plan.run.last.exists() or plan.run.previous.exists():  # it goes on from these
                 return None
             raise
 
 
-def choose(config: Config, arguments: Any, run: RunFolder, loggers: list[WandbLogger], found: Genotype) -> Outcome:
+def choose(plan: Plan, arguments: Any, loggers: list[WandbLogger], found: Genotype) -> Outcome:
     """Train the finalists of a search that is over, or go on with it; leaves `finalists.csv` and `finalists.png`.
 
     Args:
-        config: the run's configuration.
+        plan: of the run, in whose folder the search lies.
         arguments: its command line; its settings are the trainings' too.
-        run: where the search lies.
         loggers: told of the winner, and shown the picture.
         found: what the search itself found.
     """
-    if not config.search.finalists:
+    if not plan.config.search.finalists:
         return Outcome(found)
-    file = run.path / "finalists" / "result.json"
+    file = plan.run.path / "finalists" / "result.json"
     if (result := read_summary(file)) is None:  # in all processes: nobody writes it before all have met
-        fabric = search_fabric(config, [], [])
-        stage = Stage(config, arguments, run, fabric)
+        fabric = search_fabric(plan)
+        fabric.launch()
+        stage = Stage(plan, arguments, fabric)
         ranked = stage.train()
         if fabric.is_global_zero:
             result = stage.finish(ranked, loggers)
             write_text(file, json.dumps(result, indent=1) + "\n")
         result = fabric.broadcast(result)
     assert result is not None
-    checkpoint = None if result["checkpoint"] is None else run.path / result["checkpoint"]
+    checkpoint = None if result["checkpoint"] is None else plan.run.path / result["checkpoint"]
     return Outcome(parse(result["genotype"]), result["summary"], checkpoint)
 
 
@@ -115,19 +115,20 @@ class Stage:
     """The rungs of a run.
 
     Args:
-        config: the run's configuration.
+        plan: of the run.
         arguments: its command line.
-        run: where it lies.
         fabric: the processes of the run; each makes its share of a rung.
     """
 
-    def __init__(self, config: Config, arguments: Any, run: RunFolder, fabric: Fabric) -> None:
-        self.config, self.run, self.fabric = config, run, fabric
-        self.folder = run.path / "finalists"
-        self.trainings = Trainings(config, arguments, *share(config))
-        plan: dict[str, Any] = fabric.broadcast(self._plan() if fabric.is_global_zero else {})
-        self.finalists = [Finalist(parse(one["genotype"]), one["place"], one["guide"]) for one in plan["finalists"]]
-        self.rungs = [Rung(**rung) for rung in plan["rungs"]]
+    def __init__(self, plan: Plan, arguments: Any, fabric: Fabric) -> None:
+        self.config, self.run, self.fabric = plan.config, plan.run, fabric
+        self.folder = self.run.path / "finalists"
+        workers, gpus = share(plan)
+        self.trainings = Trainings(self.config, arguments, workers, gpus)
+        self.machine = machine(self.config, workers, gpus)
+        decided: dict[str, Any] = fabric.broadcast(self._decide() if fabric.is_global_zero else {})
+        self.finalists = [Finalist(parse(one["genotype"]), one["place"], one["guide"]) for one in decided["finalists"]]
+        self.rungs = [Rung(**rung) for rung in decided["rungs"]]
         self.reached: list[dict[int, Reached]] = [{} for _ in self.rungs]
         """What the finalists, by their places, reached in each rung."""
         self._next_news = time.monotonic() + NEWS
@@ -193,13 +194,13 @@ class Stage:
         settings = [f"recipe.epochs={epochs}", f"recipe.warmup_epochs={warmup(self.config, epochs)}"]
         origin = f"place {one.place} of the guide's ranking"
         folder = self._run_of(number, one).path
-        return Job(one.genotype, origin, self.config.seed, folder, (*settings, *machine(self.config)))
+        return Job(one.genotype, origin, self.config.seed, folder, (*settings, *self.machine))
 
-    def _plan(self) -> dict[str, Any]:
+    def _decide(self) -> dict[str, Any]:
         """Who is trained, and for how long: decided once, for a run that goes on must decide alike."""
         file, s = self.folder / "plan.json", self.config.search
-        if (plan := read_summary(file)) is not None:
-            return plan
+        if (decided := read_summary(file)) is not None:
+            return decided
         guide = s.steps()[-1][0].guide
         chosen = most_different(ranking(self.run.journal, guide, POOL * s.finalists), s.finalists)
         if len(chosen) < s.finalists:
@@ -213,18 +214,17 @@ class Stage:
         places = ", ".join(str(one.place) for one in chosen)
         log.info("finalists: %s; at places %s of the ranking by %s", describe(steps), places, guide)
         finalists = [{"place": one.place, "guide": one.guide, "genotype": notation(one.genotype)} for one in chosen]
-        plan = {"rungs": [asdict(rung) for rung in steps], **pace, "finalists": finalists}
+        decided = {"rungs": [asdict(rung) for rung in steps], **pace, "finalists": finalists}
         self.folder.mkdir(exist_ok=True)
-        write_text(file, json.dumps(plan, indent=1) + "\n")
-        return plan
+        write_text(file, json.dumps(decided, indent=1) + "\n")
+        return decided
 
     def _pace(self, one: Finalist) -> dict[str, float]:
         """How long an epoch takes, and the start of a training: no longer than this measurement."""
         log.info("finalists: measuring how long an epoch takes")
         folder, began = self.folder / "pace", time.monotonic()
-        settings = tuple(machine(self.config))
         try:
-            self.trainings.start(Job(one.genotype, "measured", self.config.seed, folder, settings, PACE))
+            self.trainings.start(Job(one.genotype, "measured", self.config.seed, folder, self.machine, PACE))
             while not self.trainings.finished():
                 time.sleep(POLL)
         finally:
@@ -296,24 +296,23 @@ def exchange(fabric: Fabric, news: dict[int, Reached]) -> dict[int, Reached]:
     return {place: reached for one in told for place, reached in one.items()}
 
 
-def share(config: Config) -> tuple[int, list[str]]:
+def share(plan: Plan) -> tuple[int, list[str]]:
     """How many trainings this process makes at a time, and on which GPUs."""
-    found, gpus = processes(config), visible_gpus(config)
+    found, gpus = plan.processes, [*plan.gpus]
     if found.starter is not None and found.environment is not None and found.world_size > 1:  # others make theirs
         return 1, gpus[found.environment.local_rank() :][:1]
     if gpus:
         return found.devices, gpus[: found.devices]
-    return config.search.workers, []
+    return plan.config.search.workers, []
 
 
-def machine(config: Config) -> list[str]:
-    """What each training may take of this machine, as settings."""
-    (workers, gpus), loaders = share(config), config.data.loaders  # these are of each device
+def machine(config: Config, workers: int, gpus: list[str]) -> tuple[str, ...]:
+    """What each training may take of this machine, as settings; so many are made at a time, or one on each GPU."""
     beside = 1 if gpus else workers
-    settings = ["trainer.accumulate=auto", f"data.workers={math.ceil(loaders / beside)}"]
+    settings = ["trainer.accumulate=auto", f"data.workers={math.ceil(config.data.loaders / beside)}"]
     if beside > 1 and config.trainer.threads is None:
         settings.append(f"trainer.threads={max(1, cpus() // beside)}")
-    return settings
+    return tuple(settings)
 
 
 def warmup(config: Config, epochs: int) -> int:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning.fabric.plugins.environments import (
@@ -13,7 +13,7 @@ from lightning.fabric.plugins.environments import (
 )
 
 from configs.schema import Config, ConfigError
-from esformer.data.datasets import cpus, default_workers
+from esformer.data.datasets import DataConfig, cpus, default_workers
 
 INTERACTIVE = ("bash", "interactive")
 """Names that SLURM gives to jobs in which a person types; there, a lone process is an ordinary one."""
@@ -109,10 +109,9 @@ def processes(config: Config) -> Processes:
     return found
 
 
-def settle_workers(config: Config) -> None:
-    """Give each process as many image loaders as it has CPUs, where the configuration leaves that open."""
-    if config.data.workers is None:
-        config.data.workers = default_workers(processes(config).cpus)
+def with_workers(data: DataConfig, found: Processes) -> DataConfig:
+    """Give each process as many image loaders as it has CPUs, where the settings leave that open."""
+    return data if data.workers is not None else replace(data, workers=default_workers(found.cpus))
 
 
 def check_gpus(config: Config, found: Processes) -> None:

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -26,6 +27,7 @@ from configs.compose import differences, to_yaml
 from configs.schema import Config, ConfigError
 from esformer.errors import ESFormerError
 from esformer.files import ContentError, FileError, parse_yaml, place_of, read_json, read_text, unwritable, write_text
+from esformer.space import SearchSpace
 
 log = logging.getLogger("esformer")
 
@@ -233,37 +235,49 @@ class RunFolder(Folder):
         self.wandb_id = path / "wandb_id"
 
     @classmethod
-    def of(cls, pipeline: str, config: Config, argv: Sequence[str] | None = None) -> "RunFolder":
+    def of(
+        cls, pipeline: str, config: Config, argv: Sequence[str] | None = None, folder: Path | None = None
+    ) -> "RunFolder":
         """The folder that a configuration has, whether it is there or not.
 
-        A run that began without a limit of MACs, before there was `budget.macs=auto`, goes on without: the
-        configuration is changed accordingly.
+        Args:
+            pipeline: the command's name.
+            config: every setting.
+            argv: the command's arguments, by default the process's own.
+            folder: where it lies, if the command says so itself.
         """
         argv = sys.argv[1:] if argv is None else argv
-        run = cls(
-            Path(config.run.dir or _default(pipeline, config)),
-            shlex.join(["python", "-m", f"pipelines.{pipeline}", *argv]),
-        )
-        with suppress(FileError):  # it is not there, or damaged, which `claim` says
-            if differences(read_text(run.config), to_yaml(config)) == [UNLIMITED]:
-                config.budget.macs = None
-                if pipeline in ("full", "search"):
-                    says = "%s began without a limit of MACs, and goes on so; budget.macs=auto needs another run.dir"
-                    log.info(says, run.path)
-        return run
+        path = folder or Path(config.run.dir or _default(pipeline, config))
+        return cls(path, shlex.join(["python", "-m", f"pipelines.{pipeline}", *argv]))
 
-    @classmethod
-    def open(cls, pipeline: str, config: Config, argv: Sequence[str] | None = None) -> "RunFolder":
-        """The folder of a configuration, made or found again.
+    @property
+    def title(self) -> str:
+        """What kind of work it is: the command without its arguments."""
+        return " ".join(self.command.split()[:3])
+
+    def as_begun(self, config: Config) -> Config:
+        """The configuration of a run that may lie here already.
+
+        One that began without a limit of MACs, before there was `budget.macs=auto`, goes on without.
+        """
+        with suppress(FileError):  # it is not there, or damaged, which `claim` says
+            if differences(read_text(self.config), to_yaml(config)) == [UNLIMITED]:
+                if self.title.endswith((".full", ".search")):
+                    says = "%s began without a limit of MACs, and goes on so; budget.macs=auto needs another run.dir"
+                    log.info(says, self.path)
+                return replace(config, budget=replace(config.budget, macs=None))
+        return config
+
+    def open(self, config: Config) -> Self:
+        """Make the folder or find it again, for this configuration, and write into its log.
 
         Raises:
             RunError: it holds a run of another configuration, or another process is at work in it.
         """
-        run = cls.of(pipeline, config, argv)
         if is_main():
-            run.claim(f"python -m pipelines.{pipeline}", to_yaml(config))
-        run.log_to_file()
-        return run
+            self.claim(self.title, to_yaml(config))
+        self.log_to_file()
+        return self
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write `summary.json` and print the same for people."""
@@ -340,11 +354,13 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def _default(pipeline: str, config: Config) -> Path:
-    """A folder of its own for every configuration, the same whenever it is started.
+    """A folder of its own for every configuration, the same whenever it is started; for ablations one for each space.
 
     Not by `data.decoder`: a run of before that setting is found, and told from this one by a sentence. Nor by
     `budget.macs=auto`, so that a run of before goes on; it is null that is told apart.
     """
+    if pipeline == "ablate":
+        return Path("runs") / f"ablate-{SearchSpace.for_size(config.size, config.search.extended).name}"
     phrases = {*differences("{}", to_yaml(config))} - {UNLIMITED}
     phrases |= {"budget.macs was auto, is None"} if config.budget.macs is None else set()
     identity = "\n".join(phrase for phrase in sorted(phrases) if not phrase.startswith("data.decoder "))

@@ -20,16 +20,18 @@ from esformer.search.journal import JournalError, read
 from esformer.search.ranking import Scored
 from esformer.search.stage import replay as rebuild
 from esformer.space import SearchSpace
-from pipelines.runtime.build import search_fabric, search_stage
-from pipelines.runtime.run_folder import RunError, RunFolder, is_main, show, start_logging
+from pipelines.runtime.build import search_fabric
+from pipelines.runtime.plan import Plan
+from pipelines.runtime.run_folder import RunError, is_main, show, start_logging
 from pipelines.runtime.signals import stop
 from pipelines.runtime.tracking import log_genotype
 
 log = logging.getLogger("esformer")
 
 
-def search(config: Config, run: RunFolder, loggers: list[WandbLogger]) -> Genotype:
+def search(plan: Plan, loggers: list[WandbLogger]) -> Genotype:
     """The search stage: runs it, or goes on with it; leaves `genotype.yaml` and `search.png` in the run's folder."""
+    config, run, stage = plan.config, plan.run, plan.stage
     if run.genotype.exists():
         genotype = Genotype.load(run.genotype)
         if genotype not in SearchSpace.for_size(config.size, config.search.extended):
@@ -38,8 +40,10 @@ def search(config: Config, run: RunFolder, loggers: list[WandbLogger]) -> Genoty
     progress = SearchProgress(bar=sys.stdout.isatty() and is_main())
     # a signal ends the search at once, but where Python was in a place in which it loses exceptions
     last = StopWhenAsked(lambda: stop.asked)
-    fabric = search_fabric(config, [progress, SearchHistory(run.path), SearchLog(), last], loggers)
-    stage = search_stage(config, checkpoint=run.journal, fabric=fabric)
+    fabric = search_fabric(plan, [progress, SearchHistory(run.path), SearchLog(), last], loggers)
+    fabric.launch()
+    assert stage is not None
+    stage.fabric, stage.checkpoint = fabric, run.journal
     log.info("space %s holds %.3g genotypes", stage.space.name, stage.space.cardinality)
     if config.budget.macs == AUTO:
         log.info("budget.macs=%s: %s", AUTO, explain_auto(config))
@@ -51,9 +55,9 @@ def search(config: Config, run: RunFolder, loggers: list[WandbLogger]) -> Genoty
     return result.genotype
 
 
-def search_summary(config: Config, run: RunFolder, genotype: Genotype) -> dict[str, Any]:
+def search_summary(plan: Plan, genotype: Genotype) -> dict[str, Any]:
     """What `summary.json` says of the search."""
-    price = price_of(config, genotype)
+    run, price = plan.run, price_of(plan.config, genotype)
     last, scores = None, {}
     for evaluation in read(run.journal):
         last = evaluation
@@ -62,7 +66,7 @@ def search_summary(config: Config, run: RunFolder, genotype: Genotype) -> dict[s
     if last is None:
         raise JournalError(f"{run.journal} holds no evaluation, but {run.genotype} was found; choose another run.dir")
     return {
-        "size": config.size,
+        "size": plan.config.size,
         "genotype": str(run.genotype),
         "params": price.params,
         "macs": price.macs,

@@ -22,9 +22,9 @@ from esformer.genotype import notation, parse
 from esformer.model.cost import Budget, cost
 from esformer.space import SearchSpace
 from esformer.version import code_version
-from pipelines.runtime.run_folder import RunFolder
+from pipelines.runtime.plan import Plan
 from pipelines.runtime.start import given_genotype
-from pipelines.runtime.trainings import Job, Reached, Trainings, visible_gpus
+from pipelines.runtime.trainings import Job, Reached, Trainings
 
 log = logging.getLogger("esformer")
 
@@ -85,15 +85,16 @@ def collect(job: Job, config: Config) -> Training:
     )
 
 
-def survey(config: Config, arguments: Any, run: RunFolder) -> list[Training]:
+def survey(plan: Plan, arguments: Any) -> list[Training]:
     """Make the trainings that the table lacks; every one is in it as soon as it is done."""
+    config, run = plan.config, plan.run
     table = run.path / "trainings.csv"
     if arguments.known and not table.exists():
         write_trainings(table, read_trainings(arguments.known))
     trainings = read_trainings(table) if table.exists() else []
     done = {(training.genotype, training.seed) for training in trainings}
     coming = jobs(config, arguments, run.path, done)
-    at_work = Trainings(config, arguments, arguments.workers, visible_gpus(config))
+    at_work = Trainings(config, arguments, arguments.workers, [*plan.gpus])
     began, before = time.monotonic(), len(trainings)
     try:
         while True:

@@ -11,27 +11,57 @@ from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.speed import Speed
+from configs.budget import price_of
 from configs.schema import Config
 from esformer.checkpoint import Checkpoint, CheckpointError, read
 from esformer.checkpoint.training_state import StateError, TrainingState, check_training_state
-from esformer.data.datamodule import ImageDataModule, device_batch_size
+from esformer.data.datamodule import device_batch_size
 from esformer.errors import out_of_memory
 from esformer.files import FileError
 from esformer.genotype import Genotype
 from esformer.training.module import ESFormerModule, TrainingError, optimizer_of
 from pipelines.runtime import tracking
-from pipelines.runtime.build import accumulation, network, trainer
+from pipelines.runtime.build import accumulation, network, prepare, trainer
 from pipelines.runtime.errors import explain
-from pipelines.runtime.preflight import ran_out
-from pipelines.runtime.run_folder import RunError, RunFolder
+from pipelines.runtime.memory import ran_out
+from pipelines.runtime.plan import Plan
+from pipelines.runtime.run_folder import RunError, is_main
 from pipelines.runtime.signals import stop
+from pipelines.runtime.start import descent
 
 log = logging.getLogger("esformer")
 
 
+def train_alone(plan: Plan, genotype: Genotype, start: Checkpoint | None = None) -> dict[str, Any]:
+    """A run that is a training and nothing else, from its folder to its summary.
+
+    Args:
+        plan: of the run.
+        genotype: what is trained; any.
+        start: whose weights a training that begins takes; None begins with random ones.
+
+    Raises:
+        RunError: the folder is of another genotype.
+    """
+    config, run = plan.config, plan.run
+    with prepare(plan, genotype) as loggers:
+        if summary := run.finished():
+            return summary
+        if run.genotype.exists() and Genotype.load(run.genotype) != genotype:
+            raise RunError(f"{run.path} trains another genotype; choose another run.dir")
+        if is_main():
+            named = config.genotype or config.init or "the shipped one"
+            genotype.save(run.genotype, comment=f"given as {named}")
+        price = price_of(config, genotype)
+        if genotype.space.partition("-")[0] != config.size:
+            log.info("the genotype is of space %s, the recipe that of size %s", genotype.space, config.size)
+        about = {"size": genotype.space, "genotype": str(run.genotype), "params": price.params, "macs": price.macs}
+        metrics = train(plan, genotype, loggers, {"command": run.command, **descent(start)}, start)
+        return run.finish({**about, **metrics, "commands": [run.command]})
+
+
 def train(
-    config: Config,
-    run: RunFolder,
+    plan: Plan,
     genotype: Genotype,
     loggers: list[WandbLogger],
     provenance: dict[str, Any],
@@ -40,18 +70,18 @@ def train(
     """The training stage: trains, or goes on training, and returns what the final weights reach on all images once.
 
     Args:
-        config: recipe, images and machine.
-        run: where checkpoints are, and may be already.
+        plan: of the run, in whose folder checkpoints may be already.
         genotype: what is trained.
         loggers: told of everything.
         provenance: what travels with the weights.
         start: whose weights a training that begins takes; None begins with random ones.
     """
-    accumulate = accumulation(config, genotype)
+    config, run, data = plan.config, plan.run, plan.images
+    assert data is not None
+    data.accumulate = accumulate = accumulation(plan, genotype)
     seed_everything(config.seed, verbose=False)
-    data = ImageDataModule(config.data, config.recipe, config.seed, accumulate)
-    fit = trainer(config, run, loggers, accumulate)
-    resume = _resume_from(run, genotype, config, fit)
+    fit = trainer(plan, loggers, accumulate)
+    resume = _resume_from(plan, genotype, fit)
     if start is not None and resume is None:
         _say_start(start, config)
     module = network(config, genotype, provenance, None if resume else start)
@@ -63,7 +93,7 @@ def train(
             fit.fit(module, data, ckpt_path=resume, weights_only=True)
         metrics = fit.validate(module, data, verbose=False)[0]
     except Exception as error:
-        raise _explained(error, config, run, fit) from None
+        raise _explained(error, plan, fit) from None
     except SystemExit as error:
         if error.code == 1 and fit.interrupted:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
@@ -86,12 +116,13 @@ def _waited(fit: Trainer) -> dict[str, float]:
     return {} if speed.waited is None else {"waiting_for_images": round(speed.waited, 4)}
 
 
-def _explained(error: Exception, config: Config, run: RunFolder, fit: Trainer) -> BaseException:
+def _explained(error: Exception, plan: Plan, fit: Trainer) -> BaseException:
     """Where a training that cannot go on can be taken up; what is said of lost processes, in words for people."""
+    run = plan.run
     if isinstance(error, OSError | FileError):
         run.check_place()
     if out_of_memory(error):
-        return ran_out(config.recipe.batch_size, fit.world_size, fit.accumulate_grad_batches)
+        return ran_out(plan.config.recipe.batch_size, fit.world_size, fit.accumulate_grad_batches)
     if isinstance(error, TrainingError):
         good = f"the last good checkpoint is {run.last}" if run.last.exists() else "there is no checkpoint yet"
         return TrainingError(f"{error}; {good}")
@@ -130,14 +161,15 @@ def _say_settings(config: Config, fit: Trainer, module: ESFormerModule) -> None:
         log.info("%s: %s", name, line)
 
 
-def _resume_from(run: RunFolder, genotype: Genotype, config: Config, fit: Trainer) -> Path | None:
+def _resume_from(plan: Plan, genotype: Genotype, fit: Trainer) -> Path | None:
     """The last whole checkpoint of the run, if there is one; it must be of this genotype, and of this training.
 
     Raises:
         CheckpointError: there are checkpoints, and from none of them the training can go on.
     """
+    run = plan.run
     there = [path for path in (run.last, run.previous) if path.exists()]
-    like = _fresh_state(genotype, config, fit) if there else None
+    like = _fresh_state(genotype, plan.config, fit) if there else None
     for path in there:
         try:
             checkpoint = read(path)

@@ -20,12 +20,14 @@ from lightning.pytorch.loggers import CSVLogger
 from configs.schema import Config, ConfigError
 from esformer.data.base import DataError
 from esformer.data.datamodule import ImageDataModule, device_batch_size
+from esformer.data.datasets import resolve
 from esformer.data.in_memory import InMemoryDataModule
 from esformer.errors import ESFormerError, out_of_memory
 from esformer.genotype import Genotype
-from pipelines.runtime.build import accumulation, network, trainer
-from pipelines.runtime.preflight import precision, ran_out
-from pipelines.runtime.processes import settle_workers
+from pipelines.runtime.build import accumulation, bare_trainer, network, trainer
+from pipelines.runtime.memory import precision, ran_out
+from pipelines.runtime.plan import Plan
+from pipelines.runtime.processes import processes, with_workers
 from pipelines.runtime.run_folder import RunFolder, start_logging
 from pipelines.timing.interleaved import (
     OURS,
@@ -70,14 +72,15 @@ def speed(config: Config, genotype: Genotype, steps: int = 20) -> dict[str, Any]
     if config.recipe.freeze:
         raise ConfigError(f"recipe.freeze is {config.recipe.freeze}; train.py trains all stages, so --speed needs 0")
     config = replace(config, trainer=replace(config.trainer, devices=1, num_nodes=1, precision=arithmetic))
-    settle_workers(config)
+    images, data = with_workers(config.data, processes(config)), None
     try:
-        data: ImageDataModule | None = ImageDataModule(config.data, config.recipe, config.seed)
+        images = resolve(images)
+        data = ImageDataModule(images, config.recipe, config.seed)
     except DataError as error:
         log.info("measured on random images only: %s", error)
-        data = None
-        config.data = replace(config.data, num_classes=config.data.known_classes)
-    accumulate = accumulation(config, genotype)
+        images = replace(images, num_classes=images.known_classes)
+    config = replace(config, data=images)
+    accumulate = accumulation(plan_of(config), genotype)
     config = replace(config, trainer=replace(config.trainer, accumulate=accumulate))
     if data is not None:
         data.accumulate = accumulate
@@ -90,6 +93,12 @@ def speed(config: Config, genotype: Genotype, steps: int = 20) -> dict[str, Any]
     return found
 
 
+def plan_of(config: Config, folder: Path = Path()) -> Plan:
+    """The plan of a training that is only measured: nothing but its device is checked."""
+    plan = Plan("train", config, processes(config), RunFolder(folder, ""))
+    return replace(plan, device=bare_trainer(plan).strategy.root_device)
+
+
 class Comparison:
     """Both trainings of one configuration, on one device.
 
@@ -100,8 +109,8 @@ class Comparison:
     """
 
     def __init__(self, config: Config, genotype: Genotype, folder: Path) -> None:
-        self.config, self.genotype, self.folder = config, genotype, folder
-        self.accumulate = accumulation(config, genotype)
+        self.config, self.genotype, self.plan = config, genotype, plan_of(config, folder)
+        self.accumulate = accumulation(self.plan, genotype)
         self.batch_size = device_batch_size(config.recipe.batch_size, 1, self.accumulate)
         self.device = self._trainer().strategy.root_device
         c = config
@@ -164,7 +173,7 @@ class Comparison:
             fit.fit(network(self.config, self.genotype), data)
 
     def _trainer(self) -> Trainer:
-        return trainer(self.config, RunFolder(self.folder, ""), [CSVLogger(self.folder)], self.accumulate)  # type: ignore[list-item]
+        return trainer(self.plan, [CSVLogger(self.plan.run.path)], self.accumulate)  # type: ignore[list-item]
 
     def _theirs(self, data: ImageDataModule, meter: Meter, skip: int, turn: int) -> None:
         training = self._timm(data)
@@ -182,8 +191,7 @@ class Comparison:
 
     def _timm(self, data: ImageDataModule) -> TimmTraining:
         c, t = self.config, self.config.trainer
-        if not hasattr(data, "train_set"):
-            data.setup("fit")
+        data.setup("fit")
         return TimmTraining(
             self.genotype,
             c.recipe,

@@ -100,22 +100,30 @@ def test_a_run_of_before_goes_on_without_a_limit_of_macs(tmp_path, capsys):
     assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["budget"]["macs"] is None
 
 
+def opened(*settings):
+    """A run of before there was `budget.macs=auto` goes on as it began."""
+    config = compose("S0", True, settings)
+    run = RunFolder.of("full", config, [])
+    return run.open(run.as_begun(config))
+
+
 def test_its_folder_is_found_by_the_same_command_and_told_apart_from_others(tmp_path):
-    config = compose("S0", True)
-    with RunFolder.open("full", config, []) as run:
+    with opened() as run:
         assert run.path.name == "full-S0-digits-9c4cfa71"
     text = run.config.read_text()
     run.config.write_text("".join("  macs: null\n" if "  macs:" in line else line for line in text.splitlines(True)))
+    before = run.config.read_text()
+    with opened() as again:
+        assert again.path == run.path and run.config.read_text() == before
     config = compose("S0", True)
-    with RunFolder.open("full", config, []) as again:
-        assert (again.path, config.budget.macs) == (run.path, None)
-    with RunFolder.open("full", compose("S0", True, ["budget.macs=null"]), []) as unlimited:
+    assert (run.as_begun(config).budget.macs, config.budget.macs) == (None, "auto")
+    with opened("budget.macs=null") as unlimited:
         assert unlimited.path != run.path
     with pytest.raises(RunError, match="seed was 0, is 1; budget.macs was None, is auto; choose another run.dir"):
-        RunFolder.open("full", compose("S0", True, ["seed=1", f"run.dir={run.path}"]), [])
+        opened("seed=1", f"run.dir={run.path}")
 
 
 def test_a_limit_that_is_lifted_is_another_run():
-    RunFolder.open("full", compose("S0", True, ["run.dir=r"]), []).close()
+    opened("run.dir=r").close()
     with pytest.raises(RunError, match="budget.macs was auto, is None; choose another run.dir"):
-        RunFolder.open("full", compose("S0", True, ["run.dir=r", "budget.macs=null"]), [])
+        opened("run.dir=r", "budget.macs=null")

@@ -126,7 +126,8 @@ def test_what_nobody_can_mean_is_refused_in_a_short_line(wrong, says):
 
 
 def opened(*settings):
-    return RunFolder.open("search", compose("S0", True, ["run.dir=r", *settings]), [])
+    config = compose("S0", True, ["run.dir=r", *settings])
+    return RunFolder.of("search", config, []).open(config)
 
 
 def test_a_run_of_an_earlier_version_is_not_lost(tmp_path, monkeypatch):

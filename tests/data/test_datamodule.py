@@ -303,7 +303,7 @@ def with_corrupt(image_folder):
 
 def of_folder(folder, **settings):
     config = DataConfig("folder", str(folder), img_size=32, num_classes=None, workers=0, **settings)
-    data = ImageDataModule(config, Recipe(epochs=2, warmup_epochs=0, batch_size=6))
+    data = ImageDataModule(resolve(config), Recipe(epochs=2, warmup_epochs=0, batch_size=6))
     data.setup("fit")
     return data
 

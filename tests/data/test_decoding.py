@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from esformer.data.base import CorruptImage, DataError
 from esformer.data.datamodule import EvaluationDataModule, ImageDataModule, SampleIndex, seed_all
-from esformer.data.datasets import DataConfig
+from esformer.data.datasets import DataConfig, resolve
 from esformer.data.decoding import _has_decoder, decode_jpeg, training_transform
 from esformer.data.images import ImageFileDataset, build, decode
 from esformer.recipe import Recipe
@@ -105,7 +105,9 @@ def both(root, auto_augment=None, **settings):
     """The data with either decoder."""
     for decoder in ("pil", "torchvision"):
         config = DataConfig("folder", str(root), num_classes=None, workers=0, decoder=decoder, **settings)
-        data = ImageDataModule(config, Recipe(epochs=1, warmup_epochs=0, batch_size=2, auto_augment=auto_augment))
+        data = ImageDataModule(
+            resolve(config), Recipe(epochs=1, warmup_epochs=0, batch_size=2, auto_augment=auto_augment)
+        )
         data.setup("fit")
         yield data
 

@@ -20,7 +20,7 @@ from esformer.genotype import Genotype
 from esformer.recipe import Recipe
 from esformer.training.module import ESFormerModule
 from pipelines import evaluate, train
-from pipelines.runtime import preflight
+from pipelines.runtime import memory
 
 DEVICE = torch.device("cuda", 0)
 TINY = ["--quick", "wandb.mode=disabled", "trainer.accelerator=gpu", "recipe.epochs=2", "data.limit=512"]
@@ -115,10 +115,10 @@ ROOM = 8 * 2**30
 def little_memory():
     """A device of which this process may have a little."""
     total = torch.cuda.get_device_properties(0).total_memory
-    share = preflight.SPARE + ROOM / total
+    share = memory.SPARE + ROOM / total
     if share > 0.95:
-        pytest.skip(f"needs a GPU with more than {preflight.gib(1.1 * ROOM)}, and this one has {preflight.gib(total)}")
-    preflight.free(DEVICE)
+        pytest.skip(f"needs a GPU with more than {memory.gib(1.1 * ROOM)}, and this one has {memory.gib(total)}")
+    memory.free(DEVICE)
     torch.cuda.set_per_process_memory_fraction(share)
     yield
     torch.cuda.set_per_process_memory_fraction(1.0)
@@ -127,7 +127,7 @@ def little_memory():
 def tried(*settings):
     """What a trial of S0 finds."""
     config = compose("S0", overrides=[*BIG, *settings])
-    return preflight.accumulation(config, Genotype.shipped("esformer_s0"), DEVICE, 1, 1, 1.0)
+    return memory.accumulation(config, Genotype.shipped("esformer_s0"), DEVICE, 1, 1, 1.0)
 
 
 def test_a_step_that_does_not_fit_is_accumulated(little_memory):
@@ -139,7 +139,7 @@ def test_a_step_that_does_not_fit_is_accumulated(little_memory):
 
 
 def test_a_number_that_does_not_fit_is_refused_with_one_that_does(little_memory):
-    with pytest.raises(preflight.NoMemoryError) as caught:
+    with pytest.raises(memory.NoMemoryError) as caught:
         tried("trainer.accumulate=1")
     found = re.search(r"1024 images at a time .* do not fit .*trainer.accumulate=(\d+) \(the same", str(caught.value))
     assert found and int(found[1]) > 1
@@ -148,10 +148,10 @@ def test_a_number_that_does_not_fit_is_refused_with_one_that_does(little_memory)
 def test_memory_that_runs_out_in_training_is_a_sentence(tmp_path):
     torch.cuda.empty_cache()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.runtime.build.accumulation", lambda *_: 1)  # as if the trial had been mistaken
+        patch.setattr("pipelines.runtime.memory.accumulation", lambda *_: 1)  # as if the trial had been mistaken
         torch.cuda.set_per_process_memory_fraction(5e-4)
         try:
-            with pytest.raises(preflight.NoMemoryError, match="go on with trainer.accumulate=2"):
+            with pytest.raises(memory.NoMemoryError, match="go on with trainer.accumulate=2"):
                 train.main([*TINY, "recipe.batch_size=256", f"run.dir={tmp_path / 'run'}"])
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from configs.compose import compose
+from configs.compose import compose, to_yaml
+from configs.schema import ConfigError
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.guide import Guide
@@ -16,7 +17,7 @@ from esformer.search.journal import read
 from esformer.search.ranking import Ranking, Scored
 from esformer.space import SearchSpace
 from pipelines import ablate
-from pipelines.runtime import cli
+from pipelines.runtime import ablating, cli
 
 METHODS = ["log_synflow", "sum", "decoupled", "random", "efficientformerv2"]
 BOTH = {"entropic_score", "log_synflow"}
@@ -115,17 +116,35 @@ def test_the_reference_is_efficientformerv2_as_a_point_of_the_space(done):
     assert not (done[0] / "search/efficientformerv2-0/journal.jsonl").exists()
 
 
+def planned(*argv):
+    config, arguments = ablate.parse(argv)
+    return config, ablating.entries_of(config, arguments)
+
+
 def test_the_defaults_are_table_5_and_any_proxy_is_a_method():
-    config, entries = ablate.plan(["ablate.methods=[decoupled,naswot]", "seed=3", "ablate.seeds=2", "run.dir=x"])
+    config, entries = planned("ablate.methods=[decoupled,naswot]", "seed=3", "ablate.seeds=2", "run.dir=x")
     assert (config.size, config.search.extended, config.budget.params) == ("S1", True, 6e6)
     assert {config.budget.macs, *(entry.config.budget.macs for entry in entries)} == {None}  # the paper's one limit
-    assert ablate.plan(["budget.macs=auto"])[1][0].config.budget.macs == "auto"
+    assert planned("budget.macs=auto")[1][0].config.budget.macs == "auto"
     assert config.search.to_dict() == compose("S1", overrides=["search=evaluations"]).search.to_dict()
-    assert ablate.plan([])[0].ablate.methods == METHODS[:3]
+    assert planned()[0].ablate.methods == METHODS[:3]
     assert [entry.name for entry in entries] == ["decoupled-3", "naswot-3", "decoupled-4", "naswot-4"]
     assert {phase.proxies for phase in entries[1].config.search.phases()} == {("naswot",)}
-    other, _ = ablate.plan(["--size", "S0", "search.extended=false", "search.total=4000"])
+    other, _ = planned("--size", "S0", "search.extended=false", "search.total=4000")
     assert (other.size, other.search.extended, other.search.total) == ("S0", False, 4000)
+
+
+def test_the_command_that_is_kept_repeats_a_search():
+    settings = ["--quick", "wandb.group=a b", "run.dir=x", "seed=3", "search.total=600"]
+    for entry in planned(*settings, f"ablate.methods=[{','.join(METHODS)},'naswot - 0.5*meco']")[1]:
+        assert to_yaml(cli.parse("", entry.arguments)) == to_yaml(entry.config)
+
+
+def test_a_method_that_does_not_go_with_the_search_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"^search.start_proxy: log\(naswot\) is the logarithm of a rank, so sum must"
+    ):
+        planned("ablate.methods=[log(naswot)]")
 
 
 def test_what_is_finished_is_only_read(done, copied, monkeypatch):
@@ -133,7 +152,7 @@ def test_what_is_finished_is_only_read(done, copied, monkeypatch):
         raise AssertionError("done again")
 
     monkeypatch.setattr("esformer.search.stage.SearchStage.run", refuse)
-    monkeypatch.setattr("esformer.proxies.score", refuse)
+    monkeypatch.setattr("pipelines.runtime.ablating.score", refuse)
     before = contents(copied / "search")
     assert run(copied) == done[1]
     assert contents(copied / "search") == before

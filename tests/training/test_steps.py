@@ -17,6 +17,8 @@ from esformer.genotype import Genotype
 from esformer.recipe import Recipe
 from esformer.training.module import ESFormerModule
 from pipelines.runtime.build import trainer as pipelines_trainer
+from pipelines.runtime.plan import Plan
+from pipelines.runtime.processes import Processes
 from pipelines.runtime.run_folder import RunFolder
 
 BATCH, EVERY, SIZE = 4, 4, 32
@@ -76,7 +78,7 @@ def trained(folder, steps, precision="32-true"):
     folder.mkdir()
     operators = Operators()
     watch = Watch(operators, steps)
-    trainer = pipelines_trainer(config, RunFolder(folder, ""), [], 1)
+    trainer = pipelines_trainer(Plan("train", config, Processes(1, 1), RunFolder(folder, "")), [], 1)
     trainer.callbacks.append(watch)
     trainer.limit_val_batches = 0
     module = ESFormerModule(Genotype.shipped("efficientformerv2_s0"), RECIPE, 10, SIZE)

@@ -19,6 +19,9 @@ from esformer.recipe import Recipe
 from esformer.training.module import ESFormerModule
 from esformer.training.sync_batchnorm import SyncNorms
 from pipelines.runtime import build
+from pipelines.runtime.plan import Plan
+from pipelines.runtime.processes import Processes
+from pipelines.runtime.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 
@@ -59,7 +62,8 @@ def test_a_run_says_where_its_norms_will_be(gpus, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     config = compose("S0", quick=True, overrides=["trainer.sync_batchnorm=true"])
-    (norms,) = [plugin for plugin in build._machine(config)["plugins"] if isinstance(plugin, SyncNorms)]
+    plan = Plan("train", config, Processes(1, 1), RunFolder(Path(), ""))
+    (norms,) = [plugin for plugin in build._machine(plan)["plugins"] if isinstance(plugin, SyncNorms)]
     assert norms.on_gpus == gpus
 
 

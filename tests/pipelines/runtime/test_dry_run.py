@@ -127,7 +127,8 @@ def test_a_full_disk_is_seen_and_cleared(tmp_path, monkeypatch):
 def test_what_a_real_start_refuses_is_refused_in_the_same_words(tmp_path, pipeline, wrong, message):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    RunFolder.open("full", compose("S0", True, ["run.dir=other"]), []).close()
+    config = compose("S0", True, ["run.dir=other"])
+    RunFolder.of("full", config, []).open(config).close()
     said = []
     for flags in (["--dry-run"], []):
         with pytest.raises(ESFormerError) as caught:

@@ -6,10 +6,12 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 
 from configs.compose import compose
 from configs.schema import ConfigError
@@ -19,6 +21,8 @@ from esformer.search.journal import Evaluation, Journal
 from esformer.space import SearchSpace
 from pipelines import ablate, search
 from pipelines.runtime import finalists, trainings
+from pipelines.runtime.plan import Plan
+from pipelines.runtime.processes import Processes
 from pipelines.runtime.run_folder import RunFolder
 
 FAST = ["data=digits", "data.limit=64", "data.workers=0", "recipe=quick", "recipe.batch_size=16", "trainer.threads=1"]
@@ -85,7 +89,7 @@ def searched(tmp_path):
     def make(pipeline, settings, genotypes=60):
         run_dir = tmp_path / "run"
         config = compose("S0", False, [*settings, f"run.dir={run_dir}"])
-        RunFolder.open(pipeline, config, []).close()
+        RunFolder.of(pipeline, config, []).open(config).close()
         space, rng = SearchSpace.for_size("S0"), random.Random(0)
         journal = Journal({"space": "S0"}, run_dir / "journal.jsonl")
         found = [space.sample(rng) for _ in range(genotypes)]
@@ -250,13 +254,15 @@ def test_the_warm_up_keeps_its_proportion(epochs, warmup):
 
 def test_trainings_side_by_side_share_the_machine(monkeypatch):
     monkeypatch.setattr(finalists, "cpus", lambda: 8)
-    config = compose("S0", False, ["search.workers=4", "data.workers=8", "trainer.accelerator=cpu"])
-    assert finalists.share(config) == (4, [])
-    assert {"data.workers=2", "trainer.threads=2"} <= set(finalists.machine(config))
-    monkeypatch.setattr(finalists, "visible_gpus", lambda config: ["3", "5", "7"])
-    config = compose("S0", False, ["search.workers=4", "data.workers=8", "trainer.devices=2"])
-    assert finalists.share(config) == (2, ["3", "5"])
-    assert finalists.machine(config) == ["trainer.accumulate=auto", "data.workers=8"]
+    config = compose("S0", False, ["search.workers=4", "data.workers=8"])
+    alone = Plan("full", config, Processes(2, 1), RunFolder(Path(), ""))
+    assert finalists.share(alone) == (4, [])
+    assert {"data.workers=2", "trainer.threads=2"} <= set(finalists.machine(config, 4, []))
+    assert finalists.share(replace(alone, gpus=("3", "5", "7"))) == (2, ["3", "5"])
+    assert finalists.machine(config, 2, ["3", "5"]) == ("trainer.accumulate=auto", "data.workers=8")
+    monkeypatch.setenv("LOCAL_RANK", "1")  # others make theirs
+    ranks = Processes(2, 1, "torchrun", TorchElasticEnvironment())
+    assert finalists.share(replace(alone, processes=ranks, gpus=("3", "5", "7"))) == (1, ["5"])
 
 
 @pytest.mark.parametrize(
@@ -281,7 +287,7 @@ def test_finalists_need_images(tmp_path, monkeypatch):
 
 def test_an_ablation_has_none():
     with pytest.raises(ConfigError, match="search.finalists is for pipelines.full and pipelines.search"):
-        ablate.plan(["search.finalists=4"])
+        ablate.main(["search.finalists=4"])
 
 
 TINY = "search.starts=1 search.start_length=4 search.start_population=4 search.start_tournament=2 search.phase_length=4"

@@ -1,15 +1,19 @@
 """How many processes a run has: from SLURM, from torchrun or from the settings; and what is wrong with them."""
 
 import os
+from pathlib import Path
 
 import pytest
+import torch
 from lightning import Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 
 from configs.compose import compose
 from configs.schema import ConfigError
-from pipelines.runtime.build import _machine, _own_device
-from pipelines.runtime.processes import check_gpus, processes, settle_workers
+from pipelines.runtime.build import _machine, _search_machine, search_fabric
+from pipelines.runtime.plan import Plan
+from pipelines.runtime.processes import check_gpus, processes, with_workers
+from pipelines.runtime.run_folder import RunFolder
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "esformer-full", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}
 STEP |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
@@ -146,29 +150,32 @@ def test_the_cpus_of_a_process_load_its_images(srun, monkeypatch):
     assert [processes(compose(overrides=[f"trainer.devices={n}"])).cpus for n in (1, 4, 100)] == [24, 6, 1]
     for settings, workers in (([], 16), (["trainer.devices=4"], 6), (["data.workers=0"], 0), (["data.workers=40"], 40)):
         config = compose(overrides=settings)
-        settle_workers(config)
-        assert config.data.loaders == workers
+        assert with_workers(config.data, processes(config)).workers == workers
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
     assert processes(compose()).cpus == 24  # of another's tasks
     srun(2, 1, "2")
     assert processes(compose()).cpus == 8  # each has its own
 
 
-def test_a_rank_alone_searches_on_its_own_gpu(monkeypatch):
-    config = compose(overrides=["search.accelerator=gpu"])
-    assert _own_device(config) == 1  # there is none: Lightning says so
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert _own_device(config) == [0] and _own_device(compose()) == 1  # on the CPU
-    names = {"RANK": "5", "LOCAL_RANK": "1", "GROUP_RANK": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
-    for name, value in (names | {"TORCHELASTIC_RUN_ID": "x"}).items():
-        monkeypatch.setenv(name, value)
-    assert _own_device(config) == [1]
+def plan_of(*settings):
+    config = compose(overrides=settings)
+    return Plan("full", config, processes(config), RunFolder(Path(), ""))
 
 
-def test_a_slurm_task_alone_searches_on_its_own_gpu(srun, monkeypatch):
+def test_who_searches_alone_does_so_on_its_own_gpu(monkeypatch):
+    asked = "search.accelerator=gpu"
+    assert _search_machine(plan_of(asked))["devices"] == 1  # there is none: Lightning says so
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert _search_machine(plan_of(asked))["devices"] == [0] and _search_machine(plan_of())["devices"] == 1
+    monkeypatch.setenv("LOCAL_RANK", "1")  # one that Lightning started, to train
+    assert _search_machine(plan_of(asked, "trainer.devices=2"))["devices"] == [1]
+
+
+def test_ranks_search_together_each_on_its_own_device(srun, monkeypatch):
     srun(4, 1, "4", SLURM_PROCID=3, SLURM_LOCALID=3)
-    assert _own_device(compose(overrides=["search.accelerator=auto"])) == [3]
+    fabric = search_fabric(plan_of("search.accelerator=cpu"))
+    assert (fabric.world_size, fabric.global_rank, fabric.local_rank) == (4, 3, 3)  # before they are connected
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("name", ["auto", "ddp", "ddp_find_unused_parameters_false"])
@@ -176,7 +183,7 @@ def test_several_devices_speak_over_our_backend(name, monkeypatch):
     monkeypatch.setattr("pipelines.runtime.build._backend", lambda config: "cpu:gloo,cuda:nccl")
     how = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     for devices in (2, 1):
-        strategy = _machine(compose(overrides=[f"trainer.strategy={name}", f"trainer.devices={devices}"]))["strategy"]
+        strategy = _machine(plan_of(f"trainer.strategy={name}", f"trainer.devices={devices}"))["strategy"]
         if devices == 2 or name != "auto":
             assert strategy._get_process_group_backend() == "cpu:gloo,cuda:nccl"
     if name != "auto":  # what Lightning makes of the name is what we make

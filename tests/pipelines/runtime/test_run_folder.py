@@ -14,6 +14,8 @@ from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from pipelines import full, search, train
 from pipelines.runtime import cli, training
+from pipelines.runtime.plan import Plan
+from pipelines.runtime.processes import Processes
 from pipelines.runtime.run_folder import RunError, RunFolder
 
 FAST = ["--quick", "wandb.mode=disabled", "trainer.accelerator=cpu"]
@@ -26,37 +28,41 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.delenv("IMAGENET", raising=False)
 
 
+def opened(pipeline, *settings):
+    config = compose("S0", True, settings)
+    return RunFolder.of(pipeline, config, []).open(config)
+
+
 def test_the_default_folder_is_that_of_the_configuration():
-    config = compose("S0", True)
-    with RunFolder.open("full", config, []) as run:
+    with opened("full") as run:
         assert run.path.parts[:-1] == ("runs",)
         assert run.path.name.startswith("full-S0-digits-")
-    with RunFolder.open("full", compose("S0", True, ["trainer.devices=2"]), []) as again:
+    with opened("full", "trainer.devices=2") as again:
         assert again.path == run.path
-    with RunFolder.open("full", compose("S0", True, ["seed=1"]), []) as other:
+    with opened("full", "seed=1") as other:
         assert other.path != run.path
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path):
-    RunFolder.open("full", compose("S0", True, ["run.dir=r"]), []).close()
+    opened("full", "run.dir=r").close()
     before = (tmp_path / "r" / "config.yaml").read_text()
     with pytest.raises(RunError, match="r holds another run: seed was 0, is 1; choose another run.dir"):
-        RunFolder.open("full", compose("S0", True, ["run.dir=r", "seed=1"]), [])
+        opened("full", "run.dir=r", "seed=1")
     with pytest.raises(RunError, match="it is a run of python -m pipelines.full"):
-        RunFolder.open("train", compose("S0", True, ["run.dir=r"]), [])
+        opened("train", "run.dir=r")
     assert (tmp_path / "r" / "config.yaml").read_text() == before
 
 
 def test_a_folder_at_work_or_with_other_files_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.runtime.run_folder.PATIENCE", 0.3)
-    with RunFolder.open("full", compose("S0", True, ["run.dir=r"]), []), pytest.raises(RunError, match="at work in r"):
-        RunFolder.open("full", compose("S0", True, ["run.dir=r"]), [])
+    with opened("full", "run.dir=r"), pytest.raises(RunError, match="at work in r"):
+        opened("full", "run.dir=r")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(RunError, match="no run but other files \\(thesis.tex\\)"):
-        RunFolder.open("full", compose("S0", True, ["run.dir=mine"]), [])
+        opened("full", "run.dir=mine")
     with pytest.raises(RunError, match="is a file"):
-        RunFolder.open("full", compose("S0", True, ["run.dir=mine/thesis.tex"]), [])
+        opened("full", "run.dir=mine/thesis.tex")
 
 
 def test_a_search_alone_needs_no_images_and_is_reproducible(tmp_path):
@@ -170,11 +176,11 @@ def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(pipeline, argument
 
 @pytest.mark.parametrize("what", ["renamed", "removed"])
 def test_a_folder_that_is_gone_in_the_middle_of_a_training_is_named(tmp_path, what):
-    config = compose("S0", True, ["run.dir=r"])
-    with RunFolder.open("train", config, []) as run:
+    with opened("train", "run.dir=r") as run:
+        plan = Plan("train", compose("S0", True), Processes(1, 1), run)
         lost = FileNotFoundError(2, "No such file or directory", str(run.path / "steps.csv"))
         fit = SimpleNamespace()
-        assert training._explained(lost, config, run, fit) is lost  # of something else
+        assert training._explained(lost, plan, fit) is lost  # of something else
         (tmp_path / "r").rename(tmp_path / "moved")
         with pytest.raises(FileNotFoundError):
             AtomicCheckpointIO().save_checkpoint({}, run.last)
@@ -183,4 +189,4 @@ def test_a_folder_that_is_gone_in_the_middle_of_a_training_is_named(tmp_path, wh
             shutil.rmtree(tmp_path / "moved")
         says = "removed while this run" if what == "removed" else f"it is {tmp_path / 'moved'} now"
         with pytest.raises(RunError, match=says):
-            training._explained(lost, config, run, fit)
+            training._explained(lost, plan, fit)

@@ -82,7 +82,7 @@ def config_of(found):
 
 def start(folder, *settings):
     config = compose("S0", True, [f"run.dir={folder}", "wandb.mode=offline", *settings])
-    run = RunFolder.open("full", config, [])
+    run = RunFolder.of("full", config, []).open(config)
     return run, tracking.loggers(config, run)
 
 
