@@ -296,10 +296,9 @@ def by_method(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
 def publish(rows: Sequence[Row], space: str, run: "RunFolder") -> None:
     """Leave `ablate.csv` and `ablate.png`, and print the table (as Markdown too reads it)."""
     from rich.box import MARKDOWN
-    from rich.console import Console
-    from rich.table import Table
 
     from esformer.files import write_text
+    from pipelines.runtime.report import show_rows
     from pipelines.runtime.run_folder import is_main
 
     if not is_main():
@@ -310,11 +309,7 @@ def publish(rows: Sequence[Row], space: str, run: "RunFolder") -> None:
     writer.writerows(rows)
     write_text(run.path / "ablate.csv", text.getvalue())
     draw(rows, space, run.path / "ablate.png")
-    head, *body = summary(rows)
-    table = Table(*head, box=MARKDOWN)
-    for line in body:
-        table.add_row(*line)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    show_rows(summary(rows), box=MARKDOWN)
     log.info("%s holds ablate.csv, ablate.png and every genotype under search/", run.path)
 
 

@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}; it must be from 1 to 100,000")
     from pipelines.runtime.build import check
     from pipelines.runtime.processes import processes
-    from pipelines.runtime.run_folder import RunFolder, show
+    from pipelines.runtime.report import show
+    from pipelines.runtime.run_folder import RunFolder
     from pipelines.runtime.surveying import survey
 
     if (found := processes(config).world_size) > 1:

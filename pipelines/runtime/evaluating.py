@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from rich.console import Console
 from rich.table import Table
 
 from callbacks.progress import EvaluationProgress
@@ -42,8 +41,9 @@ from pipelines.runtime.checkpoint import check_size, evaluation_of
 from pipelines.runtime.errors import explain
 from pipelines.runtime.preflight import check_precision
 from pipelines.runtime.processes import settle_workers
+from pipelines.runtime.report import console
+from pipelines.runtime.report import show as show_summary
 from pipelines.runtime.run_folder import is_main, start_logging
-from pipelines.runtime.run_folder import show as show_summary
 from pipelines.runtime.watchdog import disconnect
 
 log = logging.getLogger("esformer")
@@ -303,4 +303,4 @@ def show(report: dict[str, Any], folder: Path) -> None:
             table.add_section()
             table.add_row("...")
             table.add_section()
-    Console(width=None if sys.stdout.isatty() else 120, markup=False).print(table)
+    console().print(table)

@@ -21,7 +21,8 @@ from esformer.search.ranking import Scored
 from esformer.search.stage import replay as rebuild
 from esformer.space import SearchSpace
 from pipelines.runtime.build import search_fabric, search_stage
-from pipelines.runtime.run_folder import RunError, RunFolder, is_main, show, start_logging
+from pipelines.runtime.report import show
+from pipelines.runtime.run_folder import RunError, RunFolder, is_main, start_logging
 from pipelines.runtime.signals import stop
 from pipelines.runtime.tracking import log_genotype
 
