@@ -301,7 +301,7 @@ def _machine(config: Config) -> dict[str, Any]:
         "plugins": [
             *settings["plugins"],
             AtomicCheckpointIO(),
-            *([SyncNorms(preflight.on_gpus(t))] if t.sync_batchnorm else []),
+            *([SyncNorms(preflight.on_gpus(t), found.world_size)] if t.sync_batchnorm else []),
         ],
         "accelerator": t.accelerator,
         "strategy": DDPStrategy(process_group_backend=_backend(config), **DDP) if several else "auto",
