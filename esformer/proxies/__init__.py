@@ -1,4 +1,9 @@
-"""Training-free metrics: one file each, one contract (`Proxy`), reached by name."""
+"""Training-free metrics: one file each, one contract (`Proxy`), reached by name.
+
+Example:
+    >>> names()[:4]
+    ['activations', 'az_expressivity', 'az_progressivity', 'az_trainability']
+"""
 
 import copy
 import hashlib
@@ -90,6 +95,16 @@ def register_proxy(proxy: _OneProxy) -> _OneProxy:
 
     Raises:
         ProxyError: it is no proxy, says too little of itself, or its name is taken or cannot be written in a guide.
+
+    Example:
+        >>> @register_proxy
+        ... class Blocks(Proxy):
+        ...     name, needs, source = "blocks", "genotype", "an example"
+        ...
+        ...     def measure(self, subject, draw):
+        ...         return float(len(list(subject.blocks())))
+        >>> score("blocks", Genotype.shipped("esformer_s0"))
+        14.0
     """
     try:
         made = proxy() if isinstance(proxy, type) else proxy
@@ -168,6 +183,10 @@ def score(
 
     Raises:
         ProxyError: the subject cannot be scored, or its score is not finite.
+
+    Example:
+        >>> round(score("entropic_score", Genotype.shipped("esformer_s0"), seed=0, img_size=64), 2)
+        10.03
     """
     proxy = get(proxy) if isinstance(proxy, str) else proxy
     if not isinstance(subject, Genotype | Topology | nn.Module):
