@@ -196,4 +196,5 @@ class Speed(Callback):
 
 def learning_rate(trainer: Trainer) -> float:
     """That of the classifier: layer decay lowers those of all before it."""
-    return max(group["lr"] for group in trainer.optimizers[0].param_groups)
+    rates: list[float] = [group["lr"] for group in trainer.optimizers[0].param_groups]
+    return max(rates)

@@ -195,7 +195,8 @@ class _Strict(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise ContentError("uses YAML aliases; write every value out")
-        if getattr(self.peek_event(), "tag", None) is not None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # its stub has no types
+        if getattr(event, "tag", None) is not None:
             raise ContentError("uses YAML tags; write plain values")
         self.depth += 1
         if self.depth > DEEPEST:

@@ -79,7 +79,8 @@ def build(genotype: Genotype, features_only: bool = False, **settings: Any) -> n
     """The network of a genotype as timm makes its models, so that all of timm's tools know it; random weights."""
     name = f"esformer_{genotype.space.partition('-')[0].lower()}"
     settings |= {"features_only": True} if features_only else {}
-    return timm.create_model(name, genotype=genotype.to_dict(), **settings)
+    network: nn.Module = timm.create_model(name, genotype=genotype.to_dict(), **settings)
+    return network
 
 
 def install(found: Checkpoint, network: nn.Module, ema: bool = True) -> None:

@@ -154,7 +154,7 @@ def _load(place: Path, stamp: str) -> Table | None:
     try:
         if place.is_file():
             with safe_open(place, "numpy") as kept:
-                table = kept.get_tensor("table")
+                table: Table = kept.get_tensor("table")
                 if (kept.metadata() or {}).get("digest") == _digest(stamp, table):
                     return table
     except (OSError, SafetensorError, TypeError):  # of a type that numpy lacks

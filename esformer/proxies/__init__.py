@@ -22,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from esformer import guide, plugins
 from esformer.errors import out_of_memory
 from esformer.genotype import Genotype
-from esformer.model.esformer import MIN_IMAGE, Attention2d, Attention2dDownsample, ESFormer
+from esformer.model.attention import Attention2d, Attention2dDownsample
+from esformer.model.esformer import MIN_IMAGE, ESFormer
 from esformer.proxies.activations import Activations
 from esformer.proxies.az_expressivity import AZExpressivity
 from esformer.proxies.az_progressivity import AZProgressivity
