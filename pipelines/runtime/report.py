@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.measure import Measurement
+from rich.table import Column, Table
 
-WIDE = 200
-"""Characters of a line in a log: paths and rows stay whole."""
+WIDE, NARROW = 200, 80
+"""Characters of a line in a log, at most: of a table's row, and of a summary where words are not longer."""
 
 
 def console() -> Console:
@@ -32,7 +33,7 @@ def show_rows(rows: Sequence[Sequence[str]], **settings: Any) -> None:
 
 def show(summary: dict[str, Any]) -> None:
     """Print a summary as a table."""
-    table = Table(show_header=False)
+    table = Table(Column(min_width=max(map(len, summary))), Column(), show_header=False)
     for key, value in summary.items():
         if isinstance(value, float):
             value = f"{value:.4f}" if value < 10 else f"{value:,.1f}"
@@ -41,4 +42,6 @@ def show(summary: dict[str, Any]) -> None:
         elif isinstance(value, list):
             value = "\n".join(map(str, value))
         table.add_row(key.replace("_", " "), str(value))
-    console().print(table)
+    paper = console()
+    whole = Measurement.get(paper, paper.options, table).minimum  # with no word broken, so with paths to copy
+    paper.print(table, width=None if sys.stdout.isatty() else max(NARROW, whole))
