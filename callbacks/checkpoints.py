@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from esformer.checkpoint import CheckpointError, read
 from esformer.errors import STOPPED
+from esformer.files import write_bytes
 
 log = logging.getLogger("esformer")
 
@@ -29,20 +29,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(exist_ok=True)  # in the run's folder, which is not made anew if somebody moved it away
-        temporary = path.with_name(f".{path.name}.part")
+        for left in path.parent.glob(f".{path.name}.*"):  # by a kill in the middle of a writing; they are large
+            left.unlink(missing_ok=True)
         content = io.BytesIO()  # a write that fails within torch.save does not say why
         torch.save(checkpoint, content)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            temporary.unlink(missing_ok=True)  # a disk that is full needs the room
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        if path.name == LAST and path.exists():
-            path.replace(path.with_name(PREVIOUS))
-        temporary.replace(path)
+        previous = path.with_name(PREVIOUS) if path.name == LAST else None
+        write_bytes(path, content.getbuffer(), durable=True, previous=previous)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """On the CPU, in the present format, and only if it is what was written."""

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from callbacks.speed import Speed, learning_rate
 from esformer.files import ContentError, whole_lines, write_text
 from esformer.plots.training import Row, draw_training
+from esformer.throttle import Throttle
 
 STEPS = ("step", "epoch", "loss", "lr", "grad_norm", "images_per_second", "seconds")
 """The columns of `steps.csv`. The last two are of the clock: no second run of the same training has the same."""
@@ -34,9 +34,9 @@ class History(Callback):
     """
 
     def __init__(self, folder: Path, speed: Speed | None = None, every: float = 60) -> None:
-        self.folder, self.speed, self.every = folder, speed, every
+        self.folder, self.speed = folder, speed
         self.epochs: list[dict[str, float]] = []
-        self._drawn = float("-inf")
+        self._throttle = Throttle(every)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs}
@@ -77,7 +77,7 @@ class History(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.epochs:
-            self._drawn = float("-inf")
+            self._throttle.wait(0)
             self._write()
 
     @property
@@ -86,8 +86,7 @@ class History(Callback):
 
     def _write(self) -> None:
         write_text(self.folder / "metrics.csv", _table(list(self.epochs[-1]), self.epochs))
-        if time.monotonic() - self._drawn > self.every:
-            self._drawn = time.monotonic()
+        if self._throttle.due():
             draw_training(self.epochs, self.folder / "training.png", read_steps(self._steps))
 
 

@@ -25,6 +25,7 @@ from esformer.search.callback import Search, SearchCallback, SearchResult
 from esformer.search.journal import Evaluation
 from esformer.search.ranking import Scored
 from esformer.search.schedule import Phase
+from esformer.throttle import Throttle
 
 log = logging.getLogger("esformer")
 
@@ -41,8 +42,7 @@ class SearchProgress(SearchCallback):
     """
 
     def __init__(self, bar: bool, every: float = 15) -> None:
-        self._every = REFRESH if bar else every
-        self._next = 0.0
+        self._throttle = Throttle(REFRESH if bar else every)
         self._counts: deque[tuple[float, int]] = deque(maxlen=round(WINDOW / REFRESH) if bar else 2)
         self._side_by_side: dict[str, list[str]] = {}
         self._phases: list[str] = []
@@ -74,9 +74,8 @@ class SearchProgress(SearchCallback):
 
     def on_evaluation(self, stage: Search, evaluation: Evaluation) -> None:
         self._see(evaluation)
-        if (now := time.monotonic()) >= self._next:
-            self._next = now + self._every
-            self._say(stage, evaluation, now)
+        if self._throttle.due():
+            self._say(stage, evaluation)
 
     def on_phase_end(self, stage: Search, phase: Phase, best: Scored) -> None:
         price = stage.cost(best.genotype)
@@ -95,7 +94,8 @@ class SearchProgress(SearchCallback):
             if score > self._best.get(proxy, -math.inf):
                 self._best[proxy] = score
 
-    def _say(self, stage: Search, evaluation: Evaluation, now: float) -> None:
+    def _say(self, stage: Search, evaluation: Evaluation) -> None:
+        now = time.monotonic()
         self._counts.append((now, evaluation.evaluation))
         since, before = self._counts[0]
         speed = f", {(evaluation.evaluation - before) / (now - since):.0f} evaluations/s" if now > since else ""
@@ -118,21 +118,21 @@ class EpochLines(Callback):
     """
 
     def __init__(self, speed: Speed | None = None, every: float | None = 60) -> None:
-        self.speed, self.every = speed, every
-        self._next = 0.0
+        self.speed = speed
+        self._throttle = None if every is None else Throttle(every)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and trainer.global_step and self.speed is not None:
             log.info("training: goes on after %s", _place(trainer, self.speed))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._next = time.monotonic() + (self.every or 0)
+        if self._throttle is not None:
+            self._throttle.wait()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        speed = self.speed
-        if speed is None or self.every is None or not trainer.is_global_zero or time.monotonic() < self._next:
+        speed, throttle = self.speed, self._throttle
+        if speed is None or throttle is None or not trainer.is_global_zero or not throttle.due():
             return
-        self._next = time.monotonic() + self.every
         loss = _loss(trainer, outputs)
         told = [*([f"loss {loss:.4f}"] if loss is not None else []), *_speed(speed)]
         log.info("%s: %s", _place(trainer, speed), ", ".join(told))
@@ -161,7 +161,7 @@ class TrainingBar(Callback):
         self.speed = speed
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._next = self._next_loss = 0.0
+        self._draws, self._reads = Throttle(REFRESH), Throttle(READ)
         self._loss: float | None = None
         self._top1: list[str] = []
 
@@ -169,9 +169,9 @@ class TrainingBar(Callback):
         self._show(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        if self._due():
-            if trainer.is_global_zero and time.monotonic() >= self._next_loss:
-                self._next_loss, self._loss = time.monotonic() + READ, _loss(trainer, outputs)
+        if self._draws.due():
+            if trainer.is_global_zero and self._reads.due():
+                self._loss = _loss(trainer, outputs)
             self._show(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -186,7 +186,7 @@ class TrainingBar(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        if trainer.is_global_zero and (self._due() or batch_idx + 1 == _batches(trainer)):
+        if trainer.is_global_zero and (self._draws.due() or batch_idx + 1 == _batches(trainer)):
             self._draw("validation", batch_idx + 1, _batches(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -194,12 +194,6 @@ class TrainingBar(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stop()
-
-    def _due(self) -> bool:
-        if (now := time.monotonic()) < self._next:
-            return False
-        self._next = now + REFRESH
-        return True
 
     def _show(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
@@ -237,15 +231,16 @@ class EvaluationProgress(Callback):
     """
 
     def __init__(self, images: int, bar: bool, every: float = 15) -> None:
-        self.images, self.every = images, REFRESH if bar else every
+        self.images = images
+        self._throttle = Throttle(REFRESH if bar else every)
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bar = Progress(TextColumn("evaluation:"), *columns, console=get_console()) if bar else None
         self._task = TaskID(0)
-        self._start = self._next = 0.0
+        self._start = 0.0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
-        self._next = self._start + self.every
+        self._throttle.wait()
         if self._bar is not None and trainer.is_global_zero:
             self._bar.start()
             self._task = self._bar.add_task("", total=self.images)
@@ -253,15 +248,14 @@ class EvaluationProgress(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        now, batches = time.monotonic(), _batches(trainer)
-        if not trainer.is_global_zero or (now < self._next and batch_idx + 1 < batches):
+        batches = _batches(trainer)
+        if not trainer.is_global_zero or not (self._throttle.due() or batch_idx + 1 == batches):
             return
-        self._next = now + self.every
         done = round(self.images * (batch_idx + 1) / batches)
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
         else:
-            speed = done / max(1e-9, now - self._start)
+            speed = done / max(1e-9, time.monotonic() - self._start)
             log.info("evaluation: %s of %s images, %.0f images/s", f"{done:,}", f"{self.images:,}", speed)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -26,6 +26,7 @@ from esformer.search.journal import Evaluation
 from esformer.search.ranking import Scored
 from esformer.search.schedule import Phase
 from esformer.search.trajectory import Trajectory
+from esformer.throttle import Throttle
 
 SHARE = 0.01
 """How much of a search's time its files may take."""
@@ -76,10 +77,10 @@ class SearchHistory(SearchRecorder):
 
     def __init__(self, folder: Path, every: float = 30) -> None:
         super().__init__()
-        self.folder, self.every = folder, every
+        self.folder = folder
         self.references: dict[str, Scored] = {}
         """What the picture of a family compares it with."""
-        self._next = time.monotonic() + every
+        self._throttle = Throttle(every, at_once=False)
 
     def on_search_start(self, stage: Search) -> None:
         try:  # now and not later: a folder that somebody moves away meanwhile must not appear again
@@ -89,10 +90,10 @@ class SearchHistory(SearchRecorder):
         super().on_search_start(stage)
 
     def on_phase_end(self, stage: Search, phase: Phase, best: Scored) -> None:
-        if (began := time.monotonic()) >= self._next:
+        if self._throttle.due():
+            began = time.monotonic()
             self._write(stage)
-            ended = time.monotonic()
-            self._next = ended + max(self.every, (ended - began) / SHARE)
+            self._throttle.wait(max(self._throttle.every, (time.monotonic() - began) / SHARE))
 
     def on_search_end(self, stage: Search, result: SearchResult) -> None:
         self._write(stage)

@@ -1,19 +1,15 @@
-"""How fast training goes, how long it will last, and how busy the machine is."""
+"""How fast training goes, and how long it will last."""
 
 import logging
-import os
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 
 log = logging.getLogger("esformer")
 
-GB = 1e9
 RECENT = 20
 """The time left is told from the speed over so many log points."""
 
@@ -49,12 +45,14 @@ class Speed(Callback):
 
     At a log point it sends `lr` (of the step just made), `train/images_per_second`, `train/step_seconds`,
     `train/waiting` (the share of the time in which this rank waited for images, where the Trainer's profiler is a
-    `Waiting`), `train/hours_left` and `device/...`, under the step that Lightning gives to the losses of the same
-    batch. A step lasts from the end of the one before it, so waiting for images counts; validations and checkpoints do
-    not, and neither does the first step of a session, which compiles and starts the workers.
+    `Waiting`) and `train/hours_left`, under the step that Lightning gives to the losses of the same batch. A step lasts
+    from the end of the one before it, so waiting for images counts; validations and checkpoints do not, and neither
+    does the first step of a session, which compiles and starts the workers.
 
     Only the clock is read at each step: nothing waits for the device. Single steps of a GPU would look too short, for
-    they are queued, but the queue is short beside the steps between two log points.
+    they are queued, but the queue is short beside the steps between two log points. Lightning's `ThroughputMonitor`
+    waits for the device after every batch, counts checkpoints and the first step as training, and tells loggers alone;
+    its `LearningRateMonitor` has a name for each group of parameters.
 
     Args:
         batch_size: images of a step, on all devices together.
@@ -84,7 +82,6 @@ class Speed(Callback):
         self._since: float | None = None  # the end of the last step; None if what came after it was no step
         self._validating = 0.0
         self._validation, self._validations = 0.0, 0  # seconds of one; how many are left
-        self._device = Device()
 
     @property
     def images_per_second(self) -> float | None:
@@ -130,7 +127,6 @@ class Speed(Callback):
         profiler: Any = trainer.profiler  # type: ignore[attr-defined]
         self._waits = profiler if isinstance(profiler, Waiting) else None
         self._all, self._told = (0.0, 0.0), False
-        self._device = Device(pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._warm:
@@ -195,45 +191,10 @@ class Speed(Callback):
                 values["train/waiting"] = waited / seconds
         if (left := self.seconds_left) is not None:
             values["train/hours_left"] = left / 3600
-        return values | {f"device/{name}": value for name, value in self._device.values().items()}
+        return values
 
 
 def learning_rate(trainer: Trainer) -> float:
     """That of the classifier: layer decay lowers those of all before it."""
-    return max(group["lr"] for group in trainer.optimizers[0].param_groups)
-
-
-class Device:
-    """What one process can say of its GPU, where it has one, and of its host.
-
-    Args:
-        device: on what it trains.
-    """
-
-    def __init__(self, device: torch.device | None = None) -> None:
-        self._gpu = device if device is not None and device.type == "cuda" else None
-        self._busy = self._gpu is not None
-
-    def values(self) -> dict[str, float]:
-        """Gigabytes in use and most ever in use, percent of the time that the GPU computes; memory and load of here."""
-        values = {}
-        if self._gpu is not None:
-            values["memory_gb"] = torch.cuda.memory_allocated(self._gpu) / GB
-            values["memory_peak_gb"] = torch.cuda.max_memory_allocated(self._gpu) / GB
-            values["memory_reserved_gb"] = torch.cuda.max_memory_reserved(self._gpu) / GB
-            if (busy := self._utilisation()) is not None:
-                values["utilisation"] = busy
-        values["load"] = os.getloadavg()[0]
-        pages = Path("/proc/self/statm")
-        if pages.exists():
-            values["host_memory_gb"] = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / GB
-        return values
-
-    def _utilisation(self) -> float | None:
-        """None where the driver's own library cannot be asked; it is asked only once then."""
-        if self._busy:
-            try:
-                return float(torch.cuda.utilization(self._gpu))
-            except Exception:  # pynvml's own classes, or it is not there
-                self._busy = False
-        return None
+    rates: list[float] = [group["lr"] for group in trainer.optimizers[0].param_groups]
+    return max(rates)

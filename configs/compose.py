@@ -108,7 +108,8 @@ def _size_of(init: str | None) -> str:
     """The size of a checkpoint; S0 where none can be opened, which whoever needs it will say."""
     if init is None:
         return SIZES[0]
-    from esformer.checkpoint.loading import CheckpointError, find
+    from esformer.checkpoint import CheckpointError
+    from esformer.checkpoint.loading import find
 
     try:
         return find(init).genotype.space.partition("-")[0]

@@ -124,7 +124,7 @@ class TrainerConfig:
     """Batches whose gradients are accumulated into one step; `auto` takes as few as fit into memory, which it tries
     before anything starts. The step stays the same but for norm statistics, which are those of a batch."""
     sync_batchnorm: bool = False
-    """Norm statistics of all devices together; without it each device has those of its share of the batch."""
+    """Norm statistics of all GPUs together; without it each device has those of its share of the batch."""
     compile: bool = False
     """Compile the network with torch.compile: minutes at the start, faster steps after."""
     grad_checkpointing: bool = False

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from esformer.throttle import Throttle
+
 PR_SET_PDEATHSIG = 1
 """prctl's, from linux/prctl.h."""
 
@@ -38,13 +40,12 @@ class StoppedProcesses:
     def __init__(self, patience: int = 20) -> None:
         self.patience = patience
         self._looks: Counter[int] = Counter()
-        self._looked = 0.0
+        self._throttle = Throttle(1)
 
     def among(self, pids: Iterable[int]) -> list[int]:
         """Those of some processes that have been stopped for so long; to be asked about every second."""
-        if time.monotonic() < self._looked + 1:
+        if not self._throttle.due():
             return []
-        self._looked = time.monotonic()
         self._looks = Counter({pid: self._looks[pid] + 1 for pid in pids if is_stopped(pid)})
         return [pid for pid, looks in self._looks.items() if looks > self.patience]
 

@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -194,7 +195,8 @@ class _Strict(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise ContentError("uses YAML aliases; write every value out")
-        if getattr(self.peek_event(), "tag", None) is not None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # its stub has no types
+        if getattr(event, "tag", None) is not None:
             raise ContentError("uses YAML tags; write plain values")
         self.depth += 1
         if self.depth > DEEPEST:
@@ -229,15 +231,27 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """The same for any other file.
+def write_bytes(path: Path, content: bytes | memoryview, durable: bool = False, previous: Path | None = None) -> None:
+    """The same for any other file; any number of processes may write the same one.
+
+    Args:
+        path: the file.
+        content: all that it is to hold.
+        durable: wait until it is on the disk, so that a crash of the machine leaves one of the two as well.
+        previous: where the old file is kept.
 
     Raises:
         FileError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # not the pid: nodes and containers share those
     try:
-        temporary.write_bytes(content)
+        with temporary.open("xb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -24,6 +24,14 @@ class SearchSpace:
     Sampling, mutation and crossover are one and the same draw: uniformly one of the genotypes whose every gene lies
     among the options it is given. Widths must not decrease, so they are drawn together, exactly uniformly among all
     non-decreasing sequences of their options. The same `random.Random` gives the same genotype on every machine.
+
+    Example:
+        >>> space, rng = SearchSpace.for_size("S0"), random.Random(0)
+        >>> child = space.crossover(space.sample(rng), space.sample(rng), rng)
+        >>> space.mutate(child, rng, genes="topology") in space
+        True
+        >>> f"{space.cardinality:.1e} genotypes"
+        '3.6e+34 genotypes'
     """
 
     choices: Choices

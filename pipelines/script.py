@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.runtime.cli import USER_ERROR
+from esformer.errors import USER_ERROR
 
 
 def main(argv: Sequence[str] | None = None) -> None:

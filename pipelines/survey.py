@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if not 1 <= getattr(arguments, name) <= 100_000:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}; it must be from 1 to 100,000")
     from pipelines.runtime.preflight import preflight
-    from pipelines.runtime.run_folder import show
+    from pipelines.runtime.report import show
     from pipelines.runtime.surveying import survey
 
     plan = preflight("survey", config, argv)

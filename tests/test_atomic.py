@@ -8,14 +8,15 @@ from esformer.files import FileError, write_text
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit, MemoryError])
-@pytest.mark.parametrize("method", ["write_bytes", "replace"])
+@pytest.mark.parametrize("method", ["open", "replace"])
 def test_what_ends_a_writing_leaves_the_old_file_alone(method, error, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("old")
     right = getattr(Path, method)
 
-    def ended(path, content):
-        if method == "write_bytes":
-            right(path, content[:1])
+    def ended(path, argument):
+        if method == "open":
+            with right(path, argument) as file:
+                file.write(b"n")
         raise error
 
     monkeypatch.setattr(Path, method, ended)

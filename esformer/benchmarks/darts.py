@@ -7,7 +7,7 @@ that Peng et al. trained for 200 epochs on CIFAR-10 ("SWAP-NAS", ICLR 2024); the
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,14 +64,14 @@ def parse(architecture: str) -> Genotype:
         ) from error
 
 
-def _value(node: ast.expr) -> list:
+def _value(node: ast.expr) -> list[Any]:
     """A literal, or range(a, b), which published genotypes have; nothing of it is run."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
         return list(range(*map(ast.literal_eval, node.args))[: NODES + 1])
     return list(ast.literal_eval(node))
 
 
-def _edges(edges: list) -> list[tuple[str, int]]:
+def _edges(edges: list[Any]) -> list[tuple[str, int]]:
     if len(edges) != 2 * NODES:
         raise ValueError(f"a cell has {len(edges)} operations where it must have {2 * NODES}")
     for place, (op, source) in enumerate(edges):
@@ -84,7 +84,7 @@ def _edges(edges: list) -> list[tuple[str, int]]:
     return [tuple(edge) for edge in edges]
 
 
-def _concat(nodes: list) -> list[int]:
+def _concat(nodes: list[Any]) -> list[int]:
     inner = range(2, 2 + NODES)
     if not nodes or len(set(nodes)) < len(nodes) or any(type(node) is not int or node not in inner for node in nodes):
         raise ValueError(f"a cell's output is {nodes}; it must be some of the nodes 2 to {1 + NODES}")

@@ -49,6 +49,11 @@ def load(
 
     Raises:
         CheckpointError: there is no such file or name, or it holds no ESFormer. Nothing in the file is executed.
+
+    Example:
+        >>> backbone = load("esformer_s0", features_only=True, img_size=64)  # or the path of a checkpoint
+        >>> backbone.feature_info.channels()
+        [48, 56, 128, 176]
     """
     asked = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size, **settings}
     asked = {name: value for name, value in asked.items() if value is not None}
@@ -74,7 +79,8 @@ def build(genotype: Genotype, features_only: bool = False, **settings: Any) -> n
     """The network of a genotype as timm makes its models, so that all of timm's tools know it; random weights."""
     name = f"esformer_{genotype.space.partition('-')[0].lower()}"
     settings |= {"features_only": True} if features_only else {}
-    return timm.create_model(name, genotype=genotype.to_dict(), **settings)
+    network: nn.Module = timm.create_model(name, genotype=genotype.to_dict(), **settings)
+    return network
 
 
 def install(found: Checkpoint, network: nn.Module, ema: bool = True) -> None:

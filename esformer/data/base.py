@@ -93,6 +93,13 @@ def register_data_source(name: str) -> Callable[[_Opener], _Opener]:
 
     Raises:
         DataError: the name cannot be one, or is taken.
+
+    Example:
+        >>> @register_data_source("flowers")
+        ... def open_flowers(config, train):
+        ...     ...  # gives a `Source` with what lies in the folder `config.root`
+        >>> "flowers" in data_names()
+        True
     """
     if not re.fullmatch("[a-z][a-z0-9_-]*", name):
         raise DataError(f"a data source is called {name!r}; its name must be small letters, digits, _ and -")

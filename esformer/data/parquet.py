@@ -63,7 +63,7 @@ class Parquet:
     def read(self, index: int) -> bytes:
         shard, group, row = (int(part[index]) for part in (self.index.shard, self.index.first, self.index.second))
         try:
-            image = self._groups((shard, group))[row].as_py()
+            image: bytes | None = self._groups((shard, group))[row].as_py()
         except Exception as error:  # pyarrow raises whatever broken pages lead it to
             if isinstance(error, OSError) and error.errno:
                 raise missing_data_error(self.paths[shard], error) from None

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from esformer.data.base import THREADS, DataError, missing_data_error
+from esformer.files import FileError, write_bytes
 
 VERSION = 2
 """Of the index; another is made anew."""
@@ -153,7 +154,7 @@ def _load(place: Path, stamp: str) -> Table | None:
     try:
         if place.is_file():
             with safe_open(place, "numpy") as kept:
-                table = kept.get_tensor("table")
+                table: Table = kept.get_tensor("table")
                 if (kept.metadata() or {}).get("digest") == _digest(stamp, table):
                     return table
     except (OSError, SafetensorError, TypeError):  # of a type that numpy lacks
@@ -166,19 +167,13 @@ def _digest(stamp: str, table: Table) -> str:
 
 
 def _keep(places: list[Path], stamp: str, table: Table) -> None:
-    """Write the index to the first place that takes it, whole or not at all: many processes do this at a time."""
+    """Write the index to the first place that takes it; many processes do this at a time."""
+    content = save({"table": table}, {"digest": _digest(stamp, table)})
     for place in places:
-        temporary = None
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".esformer-", delete=False) as file:
-                temporary = Path(file.name)
-                file.write(save({"table": table}, {"digest": _digest(stamp, table)}))
-            temporary.chmod(0o644)
-            temporary.replace(place)
+            write_bytes(place, content)
             return
-        except OSError as error:
+        except (OSError, FileError) as error:
             logger.debug("no index at %s: %s", place, error)
-            if temporary:
-                temporary.unlink(missing_ok=True)
     logger.warning("the index of %s could be written nowhere; it is made anew each time", places[0].parent)

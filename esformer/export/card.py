@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from esformer.genotype import Genotype
 from esformer.model.cost import cost
@@ -64,13 +64,13 @@ def model_card(
 
 def front_matter(license: str | None) -> str:
     """What the Hugging Face hub reads at the head of a card."""
-    words = {
-        "library_name": "timm",
-        "pipeline_tag": "image-classification",
-        "tags": ["timm", "image-classification", "esformer", "neural-architecture-search"],
-        "license": license or "unknown",
-    }
-    return f"---\n{yaml.safe_dump(words, sort_keys=False)}---\n\n"
+    facts = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["timm", "image-classification", "esformer", "neural-architecture-search"],
+        license=license or "unknown",
+    )
+    return f"---\n{facts.to_yaml()}\n---\n\n"
 
 
 def _title(about: Mapping[str, Any]) -> str:

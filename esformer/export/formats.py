@@ -115,7 +115,8 @@ def write_timm(network: nn.Module, about: About, path: Path) -> None:
 
 def read_timm(path: Path) -> Computes:
     """The network as `timm.create_model` gives it."""
-    return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    network: nn.Module = timm.create_model(f"local-dir:{path}", pretrained=True)
+    return network.eval()
 
 
 def write_program(network: nn.Module, about: About, path: Path) -> None:

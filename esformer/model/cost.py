@@ -33,7 +33,12 @@ class Cost:
 
 
 def cost(genotype: Genotype, img_size: int | tuple[int, int] = 224, num_classes: int = 1000, in_chans: int = 3) -> Cost:
-    """Parameters and MACs of `ESFormer(genotype, num_classes, in_chans, img_size)`, to the last one."""
+    """Parameters and MACs of `ESFormer(genotype, num_classes, in_chans, img_size)`, to the last one.
+
+    Example:
+        >>> cost(Genotype.shipped("efficientformerv2_s0"), img_size=32, num_classes=10)
+        Cost(params=3244954, macs=7908224)
+    """
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     height, width = -(-height // 2), -(-width // 2)
     out = genotype.stages[0][0].out
@@ -145,6 +150,16 @@ class Budget:
         macs: multiply-accumulates of one image.
         latency_ms: milliseconds of one image. It has to be measured (`esformer.model.latency`), and is a limit of its
             own: `allows` knows the closed form alone.
+
+    Raises:
+        ESFormerError: a limit is not above 0, or not finite.
+
+    Example:
+        >>> budget = Budget(params=3_500_000, macs=410_000_000)
+        >>> budget.allows(cost(Genotype.shipped("efficientformerv2_s0")))
+        True
+        >>> print(budget)
+        3,500,000 params and 410,000,000 macs
     """
 
     params: int | None = None

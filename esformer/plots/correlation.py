@@ -69,11 +69,13 @@ def draw_correlations(panels: Sequence[Panel], title: str, path: Path) -> None:
 
 def _spread(accuracy: np.ndarray) -> np.ndarray:
     """The logarithm of the error: good networks stay apart where a few that learn nothing are drawn too."""
-    return -np.log(np.maximum(100 - accuracy, 0.1))
+    spread: np.ndarray = -np.log(np.maximum(100 - accuracy, 0.1))
+    return spread
 
 
 def _gather(spread: np.ndarray) -> np.ndarray:
-    return 100 - np.exp(-spread)
+    accuracy: np.ndarray = 100 - np.exp(-spread)
+    return accuracy
 
 
 def _decades(scores: np.ndarray, small: float) -> list[float]:

@@ -1,4 +1,9 @@
-"""Training-free metrics: one file each, one contract (`Proxy`), reached by name."""
+"""Training-free metrics: one file each, one contract (`Proxy`), reached by name.
+
+Example:
+    >>> names()[:4]
+    ['activations', 'az_expressivity', 'az_progressivity', 'az_trainability']
+"""
 
 import copy
 import hashlib
@@ -17,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from esformer import guide, plugins
 from esformer.errors import out_of_memory
 from esformer.genotype import Genotype
-from esformer.model.esformer import MIN_IMAGE, Attention2d, Attention2dDownsample, ESFormer
+from esformer.model.attention import Attention2d, Attention2dDownsample
+from esformer.model.esformer import MIN_IMAGE, ESFormer
 from esformer.proxies.activations import Activations
 from esformer.proxies.az_expressivity import AZExpressivity
 from esformer.proxies.az_progressivity import AZProgressivity
@@ -90,6 +96,16 @@ def register_proxy(proxy: _OneProxy) -> _OneProxy:
 
     Raises:
         ProxyError: it is no proxy, says too little of itself, or its name is taken or cannot be written in a guide.
+
+    Example:
+        >>> @register_proxy
+        ... class Blocks(Proxy):
+        ...     name, needs, source = "blocks", "genotype", "an example"
+        ...
+        ...     def measure(self, subject, draw):
+        ...         return float(len(list(subject.blocks())))
+        >>> score("blocks", Genotype.shipped("esformer_s0"))
+        14.0
     """
     try:
         made = proxy() if isinstance(proxy, type) else proxy
@@ -168,6 +184,10 @@ def score(
 
     Raises:
         ProxyError: the subject cannot be scored, or its score is not finite.
+
+    Example:
+        >>> round(score("entropic_score", Genotype.shipped("esformer_s0"), seed=0, img_size=64), 2)
+        10.03
     """
     proxy = get(proxy) if isinstance(proxy, str) else proxy
     if not isinstance(subject, Genotype | Topology | nn.Module):

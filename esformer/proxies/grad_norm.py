@@ -20,4 +20,5 @@ class GradNorm(Proxy):
         assert draw.images is not None and draw.labels is not None
         network = initialise(subject, draw)
         loss = cross_entropy(network, draw.images, draw.labels)
-        return sum(gradient.double().norm().item() for _, gradient in by_weights(loss, network))
+        norms: list[float] = [gradient.double().norm().item() for _, gradient in by_weights(loss, network)]
+        return sum(norms)

@@ -20,4 +20,5 @@ class MACs(Proxy):
 
         image = torch.zeros(1, *draw.image_shape, dtype=self.dtype)
         analysis = FlopCountAnalysis(subject.eval(), image).unsupported_ops_warnings(False)
-        return analysis.uncalled_modules_warnings(False).total()
+        total: int = analysis.uncalled_modules_warnings(False).total()
+        return total

@@ -51,4 +51,5 @@ class SWAP(Proxy):
 
 def _distinct(codes: Tensor) -> Tensor:
     """The distinct rows of a matrix of numbers, patterns by codes."""
-    return codes.unique()[:, None] if codes.shape[1] == 1 else codes.unique(dim=0)
+    distinct: Tensor = codes.unique()[:, None] if codes.shape[1] == 1 else codes.unique(dim=0)
+    return distinct

@@ -50,6 +50,13 @@ class Schedule:
     """How a search goes (section 3.5). The defaults are the paper's for S0 and S1.
 
     A proxy may be a sum of several, such as `entropic_score + log_synflow` or `naswot - 0.5*meco`.
+
+    Raises:
+        ESFormerError: a setting is not what it can be.
+
+    Example:
+        >>> [phase.name for step in Schedule(starts=2, total=16).steps() for phase in step]
+        ['multi-start 1', 'multi-start 2', 'topology 1', 'size 1']
     """
 
     unit: str = "minutes"

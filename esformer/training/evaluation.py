@@ -17,7 +17,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix, MulticlassStatScores
 from torchmetrics.utilities import dim_zero_cat
 
-from esformer.data.datamodule import IGNORE, Batch
+from esformer.data.base import IGNORE
+from esformer.data.datamodule import Batch
 
 
 @dataclass(frozen=True)

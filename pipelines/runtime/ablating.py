@@ -4,7 +4,6 @@ import csv
 import json
 import logging
 import shlex
-import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +16,6 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 from rich.box import MARKDOWN
-from rich.console import Console
-from rich.table import Table
 
 from configs.budget import price_of
 from configs.compose import to_yaml
@@ -34,6 +31,7 @@ from pipelines.runtime import tracking
 from pipelines.runtime.build import search_fabric, search_stage, try_memory
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.preflight import preflight
+from pipelines.runtime.report import show_rows
 from pipelines.runtime.run_folder import RunFolder, is_main, read_summary
 from pipelines.runtime.searching import search, search_summary
 from pipelines.runtime.training import train_alone
@@ -281,11 +279,7 @@ def publish(rows: Sequence[Row], plan: Plan) -> None:
     writer.writerows(rows)
     write_text(run.path / "ablate.csv", text.getvalue())
     draw(rows, space.name, run.path / "ablate.png")
-    head, *body = summary(rows)
-    table = Table(*head, box=MARKDOWN)
-    for line in body:
-        table.add_row(*line)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    show_rows(summary(rows), box=MARKDOWN)
     log.info("%s holds ablate.csv, ablate.png and every genotype under search/", run.path)
 
 

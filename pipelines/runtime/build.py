@@ -256,7 +256,7 @@ def _machine(plan: Plan) -> dict[str, Any]:
         "plugins": [
             *settings["plugins"],
             AtomicCheckpointIO(),
-            *([SyncNorms(memory.on_gpus(t))] if t.sync_batchnorm else []),
+            *([SyncNorms(memory.on_gpus(t), plan.processes.world_size)] if t.sync_batchnorm else []),
         ],
         "accelerator": t.accelerator,
         "strategy": DDPStrategy(process_group_backend=_backend(plan.config), **DDP) if several else "auto",

@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -15,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from esformer import benchmarks
 from esformer.benchmarks.base import Entry
@@ -27,6 +24,7 @@ from esformer.files import write_text
 from esformer.guide import Guide, Term
 from esformer.plots.correlation import Panel, draw_correlations
 from esformer.proxies import get, names
+from pipelines.runtime.report import show_rows
 from pipelines.runtime.run_folder import Folder, start_logging
 from pipelines.runtime.scoring import Job, Progress, ScoreFile, read_batch, score_all
 
@@ -226,12 +224,8 @@ def publish(folder: Path, result: dict[str, Any], panels: list[Panel]) -> None:
     tables = [correlation_table(result["proxies"]), selection_table(result["proxies"])]
     tables += [fit_table(result["fitted"])] if result["fitted"] else []
     write_text(folder / "report.md", report(title, result, [_markdown(rows) for rows in tables]))
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    for head, *rows in tables:
-        table = Table(*head)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    for rows in tables:
+        show_rows(rows)
     log.info("%s holds scores.csv, result.json, figure.png and report.md", folder)
 
 

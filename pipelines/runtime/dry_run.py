@@ -30,7 +30,8 @@ from esformer.genotype import Genotype
 from esformer.search.finalists import describe, rungs, seconds
 from pipelines.runtime.build import accumulation, network, search_fabric, search_stage, trainer, try_memory
 from pipelines.runtime.plan import Plan
-from pipelines.runtime.run_folder import RunError, RunFolder, is_main, show
+from pipelines.runtime.report import show
+from pipelines.runtime.run_folder import RunError, RunFolder, is_main
 from pipelines.runtime.start import given_genotype
 from pipelines.runtime.watchdog import disconnect
 

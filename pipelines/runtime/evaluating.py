@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from rich.console import Console
 from rich.table import Table
 
 from callbacks.progress import EvaluationProgress
@@ -41,8 +40,9 @@ from pipelines.runtime.errors import explain
 from pipelines.runtime.memory import check_precision
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.preflight import preflight
+from pipelines.runtime.report import console
+from pipelines.runtime.report import show as show_summary
 from pipelines.runtime.run_folder import is_main, start_logging
-from pipelines.runtime.run_folder import show as show_summary
 from pipelines.runtime.watchdog import disconnect
 
 log = logging.getLogger("esformer")
@@ -299,4 +299,4 @@ def show(report: dict[str, Any], folder: Path) -> None:
             table.add_section()
             table.add_row("...")
             table.add_section()
-    Console(width=None if sys.stdout.isatty() else 120, markup=False).print(table)
+    console().print(table)

@@ -18,7 +18,8 @@ from esformer.export.formats import OPSETS, ExportError, Format, images_for
 from esformer.files import atomic_output
 from esformer.plots.genotype import draw_genotype
 from pipelines.runtime.checkpoint import beside, check_size, evaluation_of
-from pipelines.runtime.run_folder import show, start_logging
+from pipelines.runtime.report import show
+from pipelines.runtime.run_folder import start_logging
 from pipelines.runtime.signals import stop
 
 log = logging.getLogger("esformer")

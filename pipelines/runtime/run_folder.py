@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 
 from callbacks.checkpoints import BEST, LAST, PREVIOUS
 from configs.compose import differences, to_yaml
@@ -28,6 +26,7 @@ from configs.schema import Config, ConfigError
 from esformer.errors import ESFormerError
 from esformer.files import ContentError, FileError, parse_yaml, place_of, read_json, read_text, unwritable, write_text
 from esformer.space import SearchSpace
+from pipelines.runtime.report import show
 
 log = logging.getLogger("esformer")
 
@@ -337,20 +336,6 @@ def start_logging() -> None:
         "The `srun` command is available",  # one process on a login node is no mistake
     ):
         warnings.filterwarnings("ignore", message=settled)
-
-
-def show(summary: dict[str, Any]) -> None:
-    """A summary as a table."""
-    table = Table(show_header=False)
-    for key, value in summary.items():
-        if isinstance(value, float):
-            value = f"{value:.4f}" if value < 10 else f"{value:,.1f}"
-        elif isinstance(value, int):
-            value = f"{value:,}"
-        elif isinstance(value, list):
-            value = "\n".join(map(str, value))
-        table.add_row(key.replace("_", " "), str(value))
-    Console(soft_wrap=not sys.stdout.isatty(), markup=False).print(table)  # paths may look like markup
 
 
 def _default(pipeline: str, config: Config) -> Path:

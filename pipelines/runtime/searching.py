@@ -22,7 +22,8 @@ from esformer.search.stage import replay as rebuild
 from esformer.space import SearchSpace
 from pipelines.runtime.build import search_fabric
 from pipelines.runtime.plan import Plan
-from pipelines.runtime.run_folder import RunError, is_main, show, start_logging
+from pipelines.runtime.report import show
+from pipelines.runtime.run_folder import RunError, is_main, start_logging
 from pipelines.runtime.signals import stop
 from pipelines.runtime.tracking import log_genotype
 

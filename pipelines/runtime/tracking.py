@@ -2,30 +2,24 @@
 
 import logging
 import os
-import platform
 import re
 import secrets
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
-import esformer
 from configs.schema import Config, ConfigError
 from esformer.errors import STOPPED
 from esformer.files import ContentError, read_text, write_text
+from esformer.version import code_version
 from pipelines.runtime.run_folder import RunFolder, is_main
 from pipelines.runtime.signals import stop
 
@@ -44,8 +38,6 @@ FLUSH = 1.0
 """Seconds after which W&B's file of the run is on the disk."""
 REOPENINGS = 3
 """How often a run of W&B is opened again when its service dies."""
-SLURM = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_PARTITION", "JOB_NUM_NODES", "NTASKS")
-PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "wandb")
 
 
 class Tracker(WandbLogger):
@@ -175,8 +167,7 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
         if mode == "online" and not known:
             raise ConfigError("wandb.mode=online needs a login; type `wandb login`, or choose wandb.mode=offline")
         mode = "online" if known else "offline"
-    facts: dict[str, Any] = asdict(config)
-    facts |= {"pipeline": pipeline, "command": run.command, "git": git_state(), "environment": environment()}
+    facts: dict[str, Any] = {**asdict(config), "pipeline": pipeline, "command": run.command, "version": code_version()}
     if run.genotype.exists():
         from esformer.genotype import Genotype
 
@@ -250,37 +241,6 @@ def send_checkpoints(made: Sequence[WandbLogger], checkpoints: Mapping[str, Path
             if file.exists():
                 name = f"checkpoint-{logger.version}"
                 logger.experiment.log_artifact(file, name=name, type="model", aliases=[alias])
-
-
-def git_state() -> dict[str, Any]:
-    """Commit and branch of the code, and whether it was changed since; empty where it is in no repository."""
-    git = ("git", "-C", str(Path(esformer.__file__).parent))
-    if not _output(*git, "ls-files", "__init__.py"):  # it may be installed within somebody else's repository
-        return {}
-    commit, branch = _output(*git, "rev-parse", "HEAD"), _output(*git, "rev-parse", "--abbrev-ref", "HEAD")
-    return {"commit": commit, "branch": branch, "dirty": bool(_output(*git, "status", "--porcelain", "-uno"))}
-
-
-def environment() -> dict[str, Any]:
-    """On what a session runs: versions, host, GPUs, and the job where SLURM started it."""
-    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    found |= {"cuda": torch.version.cuda, "host": socket.gethostname(), "cpus": os.cpu_count(), "argv": sys.argv[1:]}
-    found["gpus"] = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
-    names = {"nodes": "SLURM_JOB_NODELIST"} | {name.lower(): f"SLURM_{name}" for name in SLURM}
-    found["slurm"] = {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
-    return found
-
-
-def _output(*command: str) -> str:
-    """What a command says; nothing where it is missing, fails or takes long."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
 
 
 def _define(run: "Run") -> "Run":

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import random
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from configs.schema import Config
 from esformer.errors import ESFormerError
+from esformer.throttle import Throttle
 
 if TYPE_CHECKING:
     from esformer.genotype import Genotype
@@ -268,32 +268,28 @@ def _hushed() -> Iterator[None]:
 def _progress(items: Iterable[Item], what: str, every: float = 15) -> Iterator[Item]:
     """The items, with a line now and then."""
     members = list(items)
-    said = time.monotonic()
+    throttle = Throttle(every, at_once=False)
     for number, item in enumerate(members):
         yield item
-        if time.monotonic() - said > every:
-            said = time.monotonic()
+        if throttle.due():
             log.info("%s %s of %s", what, number + 1, len(members))
     log.info("%s %s of %s", what, len(members), len(members))
 
 
 def show(found: dict[str, Any]) -> None:
     """Print the figures as tables."""
-    from rich.console import Console
-    from rich.table import Table
+    from pipelines.runtime.report import console, show_rows
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
     counts = ", ".join(f"{count:,} {name}" for name, count in found["genotypes"].items())
-    console.print(f"Space {found['space']}, {counts} genotypes, one thread, PyTorch {found['torch']}, {found['cpu']}.")
-    for title, (head, *rows) in {
+    console().print(
+        f"Space {found['space']}, {counts} genotypes, one thread, PyTorch {found['torch']}, {found['cpu']}."
+    )
+    for title, rows in {
         "Genotypes a second: median (quartiles), once the weights are drawn": speed_table(found["proxies"]),
         "Spearman's rank correlation with the paper's input (95 % interval)": rank_table(found["proxies"]),
         "Where a search's scoring spends its time, percent": profile_table(found["proxies"]),
     }.items():
-        table = Table(*head, title=title, title_justify="left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        show_rows(rows, title=title, title_justify="left")
 
 
 def speed_table(proxies: dict[str, Any]) -> list[list[str]]:

@@ -28,6 +28,7 @@ from pipelines.runtime.build import accumulation, bare_trainer, network, trainer
 from pipelines.runtime.memory import precision, ran_out
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.processes import processes, with_workers
+from pipelines.runtime.report import console, show_rows
 from pipelines.runtime.run_folder import RunFolder, start_logging
 from pipelines.timing.interleaved import (
     OURS,
@@ -225,21 +226,13 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def show(found: dict[str, Any]) -> None:
     """Print the figures as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 140)
     accumulated = f" x {found['accumulate']} accumulated" if found["accumulate"] > 1 else ""
-    console.print(
+    console().print(
         f"{found['network']}, {found['img_size']} px, batch {found['batch_size']}{accumulated}, {found['precision']},"
         f" {found['device']}, {found['threads']} threads, PyTorch {found['torch']}."
     )
-    head, *rows = table(found["lines"])
-    drawn = Table(*head, title="Images a second: median (quartiles)", title_justify="left")
-    for row in rows:
-        drawn.add_row(*row)
-    console.print(drawn)
-    console.print("timm's train.py clips, averages and logs in its own ways: adaptive clipping tensor by tensor.")
+    show_rows(table(found["lines"]), title="Images a second: median (quartiles)", title_justify="left")
+    console().print("timm's train.py clips, averages and logs in its own ways: adaptive clipping tensor by tensor.")
 
 
 def table(lines: dict[str, Any]) -> list[list[str]]:

@@ -99,7 +99,7 @@ class TimmTraining:
     def loader(self, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
         """The loader of timm, of the configured images: Mixup in the workers, normalised and erased on the device."""
         d, r = self.data, self.recipe
-        return create_loader(
+        loader: Iterable[tuple[Tensor, Tensor]] = create_loader(
             build(replace(d, decoder="pil"), True, None),  # type: ignore[arg-type]
             input_size=(3, d.img_size, d.img_size),
             batch_size=batch_size,
@@ -120,6 +120,7 @@ class TimmTraining:
             device=self.device,
             persistent_workers=d.loaders > 0,
         )
+        return loader
 
     def in_memory(self, images: Tensor, targets: Tensor) -> Iterator[float]:
         """The steps on one batch again and again, by timm's prefetcher; mixed as with train.py's `--no-prefetcher`.

@@ -13,6 +13,7 @@ from callbacks import checkpoints
 from callbacks.checkpoints import GO_ON, SAVE, STOP, AtomicCheckpointIO, Checkpoints
 from esformer.checkpoint import CheckpointError, read
 from esformer.errors import STOPPED
+from esformer.files import FileError
 from pipelines import train
 
 TINY = ["--quick", "wandb.mode=disabled", "trainer.accelerator=cpu", "genotype=efficientformerv2_s0", "recipe.epochs=2"]
@@ -198,13 +199,14 @@ def test_a_whole_checkpoint_is_there_at_every_moment(tmp_path, monkeypatch):
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     io, last = AtomicCheckpointIO(), tmp_path / "last.ckpt"
+    (tmp_path / ".last.ckpt.part").write_bytes(b"of a training that was killed")
     io.save_checkpoint({"step": 1}, last)
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left on device: '.*last.ckpt'"):
+    with pytest.raises(FileError, match="last.ckpt cannot be written: No space left on device"):
         io.save_checkpoint({"step": 2}, last)
     assert torch.load(last)["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]

@@ -2,10 +2,11 @@
 
 import logging
 import re
-from types import SimpleNamespace
 
 from callbacks import progress
 from callbacks.progress import SearchProgress
+from esformer import throttle
+from esformer.search.callback import SearchCallback
 
 
 def test_lines_say_where_the_search_is(run, caplog):
@@ -41,18 +42,24 @@ def test_after_a_kill_it_knows_the_best_of_the_phase(run, caplog, tmp_path):
     assert bests[2] == bests[0] != bests[1]
 
 
+class Clock(SearchCallback):
+    now = 0.0
+
+    def on_evaluation(self, stage, evaluation):
+        self.now += 1 / 16  # what an evaluation takes
+
+    def monotonic(self):
+        return self.now
+
+
 def test_a_bar_moves_ten_times_a_second_at_most(run, monkeypatch):
+    clock = Clock()
+    for module in (progress, throttle):
+        monkeypatch.setattr(module, "time", clock)
     updates = []
     bar = SearchProgress(bar=True)
     monkeypatch.setattr(bar._bar, "update", lambda task, **how: updates.append(how))
     monkeypatch.setattr(bar._bar, "start", lambda: None)
-    clock = SimpleNamespace(now=0.0)
-
-    def monotonic():
-        clock.now += 1 / 16  # what an evaluation takes
-        return clock.now
-
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=monotonic))
-    run([bar])
+    run([clock, bar])
     assert [update["completed"] for update in updates] == list(range(1, 112, 2))
     assert all(update["description"].endswith(", 16 evaluations/s") for update in updates[1:])

@@ -12,6 +12,7 @@ from rich.console import Console
 from callbacks import progress
 from callbacks.progress import EpochLines, TrainingBar
 from callbacks.speed import Speed
+from esformer import throttle
 
 
 def lines_of(caplog, callbacks, **how):
@@ -55,7 +56,7 @@ def screen(monkeypatch):
     """A terminal of 100 columns; every look of the bar as text."""
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
     monkeypatch.setattr(progress, "get_console", lambda: console)
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=iter(range(10**6)).__next__))
+    monkeypatch.setattr(throttle, "time", SimpleNamespace(monotonic=iter(range(10**6)).__next__))
     looks = []
     draw = TrainingBar._draw
 

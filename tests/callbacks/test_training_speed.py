@@ -1,17 +1,15 @@
 """How fast a training goes, on a clock that the test moves."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
-import torch
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from linear import BATCH, At, fit
 
 from callbacks import speed as module
-from callbacks.speed import Device, Speed, Waiting
+from callbacks.speed import Speed, Waiting
 
 
 class Points(Logger):
@@ -98,27 +96,6 @@ def test_one_step_an_epoch_is_measured_too(clock):
     fit([Costs(clock), Speed(BATCH, log_every=1)], loggers=[points], limit_train_batches=1, epochs=4)
     assert points.of("train/step_seconds") == {1: 0.5, 2: 0.5, 3: 0.5}
     assert points.of("train/hours_left")[1] * 3600 == pytest.approx(2 * 0.5 + 3 * 30)
-
-
-def test_the_host_is_watched_and_a_gpu_that_will_not_tell_is_asked_once(monkeypatch):
-    host = Device(torch.device("cpu")).values()
-    assert 0.05 < host["host_memory_gb"] < 100
-    assert math.isfinite(host["load"])
-    assert not any("utilisation" in name or name.startswith("memory") for name in host)
-    asked = []
-
-    def utilization(device):
-        asked.append(device)
-        raise ModuleNotFoundError("pynvml")
-
-    for name in ("memory_allocated", "max_memory_allocated", "max_memory_reserved"):
-        monkeypatch.setattr(torch.cuda, name, lambda device: 2e9)
-    monkeypatch.setattr(torch.cuda, "utilization", utilization)
-    gpu = Device(torch.device("cuda", 0))
-    assert [gpu.values()["memory_peak_gb"], gpu.values()["memory_reserved_gb"]] == [2, 2]
-    assert len(asked) == 1
-    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 93)
-    assert Device(torch.device("cuda", 0)).values()["utilisation"] == 93
 
 
 @pytest.mark.parametrize(("slow", "share"), [(0.0, 0.0), (0.5, 0.5), (1.5, 0.75)])

@@ -127,15 +127,15 @@ def test_the_index_is_made_once_and_again_when_a_shard_changes(write, images, tm
 
 
 def test_where_shards_cannot_be_written_the_index_lies_in_the_users_cache(images, tmp_path, monkeypatch, caplog):
-    temporary = shards.tempfile.NamedTemporaryFile
+    right = Path.open
     refused = []
 
-    def full(dir, **settings):
-        if Path(dir) in refused:
+    def refusing(path, *mode):
+        if path.parent in refused and mode == ("xb",):
             raise PermissionError(13, "Permission denied")
-        return temporary(dir=dir, **settings)
+        return right(path, *mode)
 
-    monkeypatch.setattr(shards.tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(Path, "open", refusing)
     root = write_tars(tmp_path / "shards", images)
     refused.append(root)
     for _ in range(2):
@@ -153,7 +153,7 @@ def test_half_an_index_is_never_left(images, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards, "save", full)
+    monkeypatch.setattr(Path, "replace", full)
     root = write_tars(tmp_path / "shards", images)
     assert len(opened(root)) == 18
     assert not [path for path in tmp_path.rglob("*") if "esformer-" in path.name]

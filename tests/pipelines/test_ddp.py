@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from cpu_sync_batchnorm import SYNCED_TRAIN
 
 import esformer
 from esformer.checkpoint import read
@@ -32,7 +33,7 @@ def runs(warm, folder, tmp_path):
     recipe += ["recipe.random_erasing=0.25", "recipe.auto_augment=rand-m9-n1", "recipe.mixup_prob=1.0"]
     recipe += ["recipe.drop_path=0.3"]
     machine = ["trainer.accelerator=cpu", "trainer.sync_batchnorm=true", "wandb.mode=disabled"]
-    command = ["pipelines.train", *data, *recipe, *machine]
+    command = [SYNCED_TRAIN, *data, *recipe, *machine]
     one = warm.start([*command, f"run.dir={tmp_path / 'one'}"]).finish()
     two = [process.finish() for process in warm.start_ranks(2, [*command, f"run.dir={tmp_path / 'two'}"])]
     command += [f"run.dir={tmp_path / 'both'}", "trainer.log_every=1"]  # two, and after a stop in the second epoch one

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from cpu_sync_batchnorm import SYNCED_TRAIN
 
 import esformer
 from configs.compose import compose, differences, to_yaml
@@ -88,8 +89,8 @@ def test_what_it_becomes(command, parent, tmp_path):
 @pytest.mark.nightly
 def test_killed_and_on_two_processes(command, warm, tmp_path):
     """Frozen stages, layer decay and all: a killed run goes on without its start; two processes do as one does."""
-    command = ["pipelines.train", *command, "recipe.freeze=1", "recipe.drop_path=0.1", "trainer.sync_batchnorm=true"]
-    command += ["trainer.log_every=1"]
+    command = [SYNCED_TRAIN, *command, "recipe.freeze=1", "recipe.drop_path=0.1"]
+    command += ["trainer.sync_batchnorm=true", "trainer.log_every=1"]
     warm.start([*command, f"run.dir={tmp_path / 'one'}"]).finish()
     two = warm.start_ranks(2, [*command, f"run.dir={tmp_path / 'two'}"])
     for rank in two:

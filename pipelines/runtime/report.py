@@ -1,0 +1,47 @@
+"""Tables for people, on a terminal and in logs."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Column, Table
+
+WIDE, NARROW = 200, 80
+"""Characters of a line in a log, at most: of a table's row, and of a summary where words are not longer."""
+
+
+def console() -> Console:
+    """As wide as the terminal, where there is one; what is printed is text, though paths may look like markup."""
+    return Console(width=None if sys.stdout.isatty() else WIDE, markup=False)
+
+
+def show_rows(rows: Sequence[Sequence[str]], **settings: Any) -> None:
+    """Print a table.
+
+    Args:
+        rows: its head, and what is below.
+        settings: of Rich's `Table`.
+    """
+    head, *body = rows
+    table = Table(*head, **settings)
+    for row in body:
+        table.add_row(*row)
+    console().print(table)
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Print a summary as a table."""
+    table = Table(Column(min_width=max(map(len, summary))), Column(), show_header=False)
+    for key, value in summary.items():
+        if isinstance(value, float):
+            value = f"{value:.4f}" if value < 10 else f"{value:,.1f}"
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        elif isinstance(value, list):
+            value = "\n".join(map(str, value))
+        table.add_row(key.replace("_", " "), str(value))
+    paper = console()
+    whole = Measurement.get(paper, paper.options, table).minimum  # with no word broken, so with paths to copy
+    paper.print(table, width=None if sys.stdout.isatty() else max(NARROW, whole))

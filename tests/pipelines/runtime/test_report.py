@@ -1,0 +1,23 @@
+"""Tables for people."""
+
+from pipelines.runtime import report
+
+
+def test_in_a_log_a_path_is_whole_and_text_is_no_markup(capsys):
+    path = "/images/[bold]/" + "x" * 150
+    report.show({"best_checkpoint": path})
+    report.show_rows([["what", "where"], ["[red]", path]])
+    lines = [line for line in capsys.readouterr().out.splitlines() if path in line]
+    assert [line.split()[1:3] for line in lines] == [["best", "checkpoint"], ["[red]", "│"]]
+
+
+def test_numbers_are_rounded_and_lists_take_a_line_each(capsys):
+    report.show({"epochs": 1200, "top1": 0.5, "seconds": 1234.56, "runs": ["a", "b"]})
+    lines = [line.split("│")[1:3] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [[cell.strip() for cell in line] for line in lines] == [
+        ["epochs", "1,200"],
+        ["top1", "0.5000"],
+        ["seconds", "1,234.6"],
+        ["runs", "a"],
+        ["", "b"],
+    ]
