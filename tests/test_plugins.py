@@ -66,6 +66,7 @@ SMALL = "search.unit=evaluations search.starts=1 search.start_length=9 search.to
 SMALL += "search.start_tournament=2 search.img_size=33 search.start_proxy=output_spread".split()
 
 
+@pytest.mark.nightly
 def test_a_command_and_its_workers_find_a_proxy_of_another_package(python, tmp_path):
     command = ("-m", "pipelines.search", "--size", "S0", *SMALL)
     python(*command, "run.dir=one")
@@ -93,6 +94,7 @@ def write_digits(folder):
                 archive.writestr(f"{label}/{i}.png", file.getvalue())
 
 
+@pytest.mark.nightly
 def test_a_training_and_an_evaluation_find_images_of_another_package(python, tmp_path):
     write_digits(tmp_path / "zips")
     images = ("data=folder", "data.name=zip", "data.root=zips", "data.img_size=32")

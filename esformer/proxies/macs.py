@@ -5,6 +5,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from esformer.genotype import Genotype
+from esformer.model.cost import cost
 from esformer.proxies.base import Draw, Needs, Proxy
 
 
@@ -22,3 +24,6 @@ class MACs(Proxy):
         analysis = FlopCountAnalysis(subject.eval(), image).unsupported_ops_warnings(False)
         total: int = analysis.uncalled_modules_warnings(False).total()
         return total
+
+    def measure_genotype(self, genotype: Genotype, draw: Draw) -> float:
+        return cost(genotype, draw.image_shape[1:]).macs

@@ -4,6 +4,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from esformer.genotype import Genotype
+from esformer.model.cost import cost
 from esformer.proxies.base import Draw, Needs, Proxy
 
 
@@ -16,3 +18,6 @@ class Parameters(Proxy):
 
     def measure(self, subject: nn.Module, draw: Draw) -> float:
         return sum(parameter.numel() for parameter in subject.parameters())
+
+    def measure_genotype(self, genotype: Genotype, draw: Draw) -> float:
+        return cost(genotype, draw.image_shape[1:]).params

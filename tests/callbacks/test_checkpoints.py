@@ -76,7 +76,7 @@ def assert_same(folder, calm):
         assert all(torch.equal(ours[number][name], value) for name, value in state.items())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_stopped_at_every_kind_of_moment(tmp_path, calm, orders):
     orders |= dict.fromkeys(
         [

@@ -135,6 +135,7 @@ def test_export_gives_the_same_and_leaves_the_network_alone(network, image):
     assert network.train()(image).shape == eager.shape
 
 
+@pytest.mark.nightly
 def test_compiled_gives_the_same_output_and_gradients(network, image):
     twin = copy.deepcopy(network.train())
     compiled = torch.compile(twin, backend="aot_eager")

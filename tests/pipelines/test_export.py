@@ -342,6 +342,7 @@ def test_a_full_disk_leaves_nothing(checkpoint, tmp_path, capsys, kind):
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
 def test_killed_in_the_middle_the_export_is_whole_or_not_there(checkpoint, networks, tmp_path, warm, number, code):
     process = warm.start(

@@ -38,11 +38,19 @@ def test_sed_of_a_genotype_is_that_of_its_network(draw):
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_count_of_a_network_is_that_of_its_genotype(draw, name):
-    assert scored(name, ESFormer(draw(seed=1), img_size=64), img_size=64) == scored(name, draw(seed=1), img_size=64)
+@pytest.mark.parametrize("img_size", [64, (40, 96)])
+def test_a_count_of_a_network_is_that_of_its_genotype(draw, name, img_size):
+    network = ESFormer(draw(seed=1), img_size=img_size)
+    assert scored(name, network, img_size=img_size) == scored(name, draw(seed=1), img_size=img_size)
 
 
-@pytest.mark.parametrize("size", ["S0", "S1", "S2"])
+@pytest.mark.parametrize("name", ["macs", "parameters"])
+def test_a_cost_needs_no_network(draw, monkeypatch, name):
+    monkeypatch.setattr(proxies, "_network", None)
+    assert scored(name, draw(seed=1), img_size=64) > 1e6
+
+
+@pytest.mark.parametrize("size", ["S0", *(pytest.param(size, marks=pytest.mark.nightly) for size in ("S1", "S2"))])
 def test_random_genotypes_have_finite_scores_that_tell_them_apart(draw, size):
     for name in NAMES:
         if name in (*ENTROPIC[1:], "meco") or (size == "S2" and name == "synflow"):

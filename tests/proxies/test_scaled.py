@@ -99,7 +99,7 @@ def test_positions_where_nothing_is_active(name):
     agrees(name, extreme("cheapest"), 33, seed=216)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("img_size", [64, 161, 224, (97, 160)])
 def test_many_genotypes_score_as_their_networks(name, img_size):
@@ -110,7 +110,7 @@ def test_many_genotypes_score_as_their_networks(name, img_size):
         agrees(name, extreme(kind), img_size)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 def test_many_small_inputs_score_as_their_networks(name):
     for number in range(12):

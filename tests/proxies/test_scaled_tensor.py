@@ -31,7 +31,9 @@ def deep(count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REFUSED_BEFORE)
+@pytest.mark.parametrize(
+    "name", [REFUSED_BEFORE[0], *(pytest.param(n, marks=pytest.mark.nightly) for n in REFUSED_BEFORE[1:])]
+)
 def test_timm_networks_have_finite_scores_at_their_own_size(name):
     network = timm.create_model(name)
     size = network.default_cfg["input_size"][-1]

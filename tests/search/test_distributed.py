@@ -63,7 +63,10 @@ def test_workers_find_what_one_process_finds(alone, tmp_path, request, workers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "workers"), [(2, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("ranks", "workers"),
+    [(2, 1), pytest.param(4, 1, marks=pytest.mark.nightly), pytest.param(2, 2, marks=pytest.mark.nightly)],
+)
 def test_ranks_find_what_one_process_finds(alone, tmp_path, script, warm, fresh_process, ranks, workers):
     command = [script, tmp_path, json.dumps(SCHEDULE.to_dict()), ranks, workers, -1]
     if (ranks, workers) == (2, 1):

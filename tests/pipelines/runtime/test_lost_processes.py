@@ -83,7 +83,7 @@ def trains(process):
     wait_for(lambda: "epoch 1 of 500: " in process.output, process)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stopped_process_that_loads_images_ends_the_training(warm, script, training, tmp_path):
     command = [script(), *training, "data.workers=2", "data.timeout=3"]
     process = warm.start(command)

@@ -121,7 +121,7 @@ def test_a_started_run_refuses_damaged_or_other_files(tmp_path):
         train.main(command)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.nightly)])
 def test_images_that_cannot_be_read_are_named_and_skipped_up_to_a_limit(tmp_path, workers):
     for split in ("train", "val"):
         for label in ("a", "b"):
