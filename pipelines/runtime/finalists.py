@@ -42,6 +42,7 @@ from esformer.search.finalists import (
     rungs,
     seconds,
 )
+from esformer.throttle import Throttle
 from pipelines.runtime.build import search_fabric
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.run_folder import RunFolder, read_summary
@@ -131,7 +132,7 @@ class Stage:
         self.rungs = [Rung(**rung) for rung in decided["rungs"]]
         self.reached: list[dict[int, Reached]] = [{} for _ in self.rungs]
         """What the finalists, by their places, reached in each rung."""
-        self._next_news = time.monotonic() + NEWS
+        self._news = Throttle(NEWS, at_once=False)
 
     def train(self) -> list[Finalist]:
         """All rungs; gives the networks of the last one, the best first."""
@@ -251,9 +252,8 @@ class Stage:
             )
         if news:
             write_text(self.run.path / "finalists.csv", table(self._rows()))
-            self._next_news = time.monotonic() + NEWS
-        elif time.monotonic() > self._next_news:
-            self._next_news = time.monotonic() + NEWS
+            self._news.wait()
+        elif self._news.due():
             for job, _ in self.trainings.running.values():
                 log.info("%s: %s", job.folder.relative_to(self.run.path), job.last_line)
 

@@ -26,6 +26,7 @@ import numpy as np
 from esformer.children import StoppedProcesses, end_with_parent
 from esformer.errors import ESFormerError
 from esformer.files import unwritable, whole_lines
+from esformer.throttle import Throttle
 
 log = logging.getLogger("esformer")
 
@@ -334,8 +335,8 @@ class Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        self.total, self.before, self.done, self.every = total, done, done, every
-        self._began = self._said = time.monotonic()
+        self.total, self.before, self.done = total, done, done
+        self._began, self._line = time.monotonic(), Throttle(every, at_once=False)
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bar = Bar(TextColumn("architectures"), *columns, disable=not sys.stdout.isatty())
         self._task = self._bar.add_task("", total=total, completed=done)
@@ -344,10 +345,8 @@ class Progress:
         """One more is scored."""
         self.done += 1
         self._bar.advance(self._task)
-        now = time.monotonic()
-        if self._bar.disable and now - self._said > self.every:
-            self._said = now
-            pace = (self.done - self.before) / (now - self._began)
+        if self._bar.disable and self._line.due():
+            pace = (self.done - self.before) / (time.monotonic() - self._began)
             left = timedelta(seconds=round((self.total - self.done) / pace))
             log.info("%s of %s architectures, %.3g a second, %s left", self.done, self.total, pace, left)
 
