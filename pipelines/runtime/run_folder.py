@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TextIO
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.logging import RichHandler
@@ -317,14 +317,20 @@ def is_main() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
+class PlainHandler(logging.StreamHandler[TextIO]):
+    """Writes to the `sys.stdout` of the moment, which a notebook or a test may have replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
 def start_logging() -> None:
     """People on a terminal get Rich's lines, everything else plain ones."""
     log.setLevel(logging.INFO if is_main() else logging.ERROR)
     log.propagate = False
-    if not any(isinstance(handler, logging.StreamHandler) for handler in log.handlers):
-        plain: logging.Handler = logging.StreamHandler(sys.stdout)
-        plain.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(RichHandler(show_path=False, show_level=False) if sys.stdout.isatty() else plain)
+    if not any(isinstance(handler, (PlainHandler, RichHandler)) for handler in log.handlers):
+        log.addHandler(RichHandler(show_path=False, show_level=False) if sys.stdout.isatty() else PlainHandler())
     for noisy in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for settled in (

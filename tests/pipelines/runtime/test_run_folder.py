@@ -1,7 +1,10 @@
 """One folder a run: found again, refused to others; and what a user can mend, said in one sentence."""
 
+import io
 import json
+import logging
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +19,7 @@ from pipelines import full, search, train
 from pipelines.runtime import cli, training
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.processes import Processes
-from pipelines.runtime.run_folder import RunError, RunFolder
+from pipelines.runtime.run_folder import RunError, RunFolder, start_logging
 
 FAST = ["--quick", "wandb.mode=disabled", "trainer.accelerator=cpu"]
 SEARCH = ["search.total=8", "search.start_length=2", "search.phase_length=2", "search.seeds=1"]
@@ -31,6 +34,18 @@ def _here(tmp_path, monkeypatch):
 def opened(pipeline, *settings):
     config = compose("S0", True, settings)
     return RunFolder.of(pipeline, config, []).open(config)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_line_is_printed_once_to_the_stdout_of_the_moment(terminal, monkeypatch):
+    log = logging.getLogger("esformer")
+    for text in ("one", "two"):
+        screen = io.StringIO()
+        screen.isatty = lambda: terminal
+        monkeypatch.setattr(sys, "stdout", screen)
+        start_logging()
+        log.info(text)
+        assert screen.getvalue().count(text) == 1
 
 
 def test_the_default_folder_is_that_of_the_configuration():
