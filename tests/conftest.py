@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from timm.layers import LayerScale2d
 from torch import nn
 from warm import Warm
 
+from esformer.engine import processes
 from esformer.space import SearchSpace
 
 ROOT = Path(__file__).parent.parent
@@ -106,3 +108,9 @@ def warm():
     warm = Warm()
     yield warm
     warm.end()
+
+
+@pytest.fixture
+def warm_workers(warm, monkeypatch):
+    """Workers of executors are forked where Python would start anew."""
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(Popen=warm.popen, DEVNULL=None))

@@ -93,9 +93,6 @@ class Process:
 class Warm:
     """Starts processes, and ends those that a test leaves."""
 
-    context = CONTEXT
-    """For pools of warm processes."""
-
     def __init__(self) -> None:
         _serve()
         self._started: list[Process] = []

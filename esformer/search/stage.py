@@ -12,6 +12,8 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from esformer.choices import choices_of
+from esformer.engine.executor import Executor, Future
+from esformer.engine.start import executor_of_ranks
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost
@@ -26,8 +28,7 @@ from esformer.search.front import spread
 from esformer.search.journal import Evaluation, Journal, JournalError, read_header
 from esformer.search.ranking import Ranking, Scored, front_of
 from esformer.search.schedule import Phase, Schedule
-from esformer.search.team import Team, gather
-from esformer.search.worker import Measured, Scorer, Task
+from esformer.search.scorer import Measured, Scorer, Task
 from esformer.space import SearchSpace
 
 __all__ = ["SearchCallback", "SearchResult", "SearchStage", "replay", "search"]
@@ -38,13 +39,13 @@ STALE = 600
 
 @dataclass(frozen=True)
 class _Asked:
-    """A genotype that was asked for: its line in the journal, or the number under which its scores will be known."""
+    """A genotype that was asked for: its line in the journal, or its scores when they are there."""
 
     evolution: Evolution
     offspring: Offspring
     line: Evaluation | None
     lacking: tuple[str, ...] = ()
-    number: int | None = None
+    scores: Future[Measured] | None = None
 
 
 class SearchStage:
@@ -127,7 +128,7 @@ class SearchStage:
         """Run all phases, or what is left of them.
 
         Raises:
-            SearchError: a rank died, or workers died of a genotype again and again; the journal holds what was done.
+            EngineError: a rank died, or workers died of a genotype again and again; the journal holds what was done.
         """
         try:
             return self._run()
@@ -135,17 +136,17 @@ class SearchStage:
             forget_streams()  # whatever comes next needs the memory
 
     def _run(self) -> SearchResult:
-        team = gather(self.fabric, self._scorer(), self.workers)
-        if team is None:  # rank 0 has the result
+        executor = executor_of_ranks(self.fabric, self._scorer(), self.workers)
+        if executor is None:  # rank 0 has the result
             return self.fabric.broadcast(None)  # type: ignore[return-value]
         done = False
         try:
             if self.checkpoint is not None:
                 self.journal = Journal(self.header(), self.checkpoint, {phase.name for phase in self.schedule.phases()})
-            result = self._search(team)
+            result = self._search(executor)
             done = True
         finally:
-            team.close(done)
+            executor.shutdown(done)
         return result if self.fabric.world_size == 1 else self.fabric.broadcast(result)
 
     def _scorer(self) -> Scorer:
@@ -193,7 +194,7 @@ class SearchStage:
         for evaluation in state["evaluations"]:
             self.journal.append(Evaluation(**evaluation))
 
-    def _search(self, team: Team | None) -> SearchResult:
+    def _search(self, executor: Executor[Task, Measured] | None) -> SearchResult:
         self._start(self.journal)
         self.fabric.call("on_search_start", self)
         found: list[Scored] = []
@@ -201,7 +202,7 @@ class SearchStage:
         for phases in self.schedule.steps():
             end += sum(phase.length for phase in phases)
             evolutions = [self._evolution(phase, found if phase.seeded else []) for phase in phases]
-            self._evolve(team, evolutions, end)
+            self._evolve(executor, evolutions, end)
             best, guide = [scored for one in evolutions for scored in one.best.ranking], phases[0].guide
             ranked = sorted(best, key=Ranking(guide, best), reverse=True)
             found = front_of(guide, best) if self.schedule.family else ranked
@@ -221,12 +222,12 @@ class SearchStage:
         family = schedule.family is not None
         return Evolution(phase, rng, self.space, costs.allow, costs.cheapest, seeds, schedule.seeds, family)
 
-    def _evolve(self, team: Team | None, evolutions: list[Evolution], end: float) -> None:
+    def _evolve(self, executor: Executor[Task, Measured] | None, evolutions: list[Evolution], end: float) -> None:
         """One step, up to the given minute or evaluation of the search."""
         asked: deque[_Asked] = deque()
         announced = False
         while True:
-            while len(asked) < self.schedule.in_flight and (one := self._ask(team, evolutions, end)):
+            while len(asked) < self.schedule.in_flight and (one := self._ask(executor, evolutions, end)):
                 if one.line is None and not announced:  # the step is not wholly in the journal
                     for evolution in evolutions:
                         self.fabric.call("on_phase_start", self, evolution.phase)
@@ -234,19 +235,19 @@ class SearchStage:
                 asked.append(one)
             if not asked:
                 break
-            self._take(team, asked.popleft())
+            self._take(asked.popleft())
         if announced:
             for evolution in evolutions:
                 self.fabric.call("on_phase_end", self, evolution.phase, evolution.best.ranking[0])
 
-    def _ask(self, team: Team | None, evolutions: list[Evolution], end: float) -> _Asked | None:
+    def _ask(self, executor: Executor[Task, Measured] | None, evolutions: list[Evolution], end: float) -> _Asked | None:
         """Have the next genotype scored; None if the step is over or must wait for scores."""
         for evolution in sorted(evolutions, key=lambda evolution: evolution.asked):  # they take turns
             if self._over(evolution, end) or (offspring := evolution.ask()) is None:
                 continue
             if (line := next(self._replay, None)) is not None:
                 return _Asked(evolution, offspring, line)
-            if team is None:
+            if executor is None:
                 raise JournalError(
                     f"{self.journal.path} ends after {len(self.journal):,} evaluations: the search was not finished;"
                     " the command that began it goes on"
@@ -257,8 +258,8 @@ class SearchStage:
             lacking = tuple(p for p in evolution.phase.proxies if digest not in self._known[p])
             lacking = tuple(p for p in lacking if (p, digest) not in self._flying)
             self._flying |= {(proxy, digest) for proxy in lacking}
-            number = team.submit(Task(lacking, offspring.genotype)) if lacking else None
-            return _Asked(evolution, offspring, None, lacking, number)
+            scores = executor.submit(Task(lacking, offspring.genotype)) if lacking else None
+            return _Asked(evolution, offspring, None, lacking, scores)
         return None
 
     def _over(self, evolution: Evolution, end: float) -> bool:
@@ -266,7 +267,7 @@ class SearchStage:
             return evolution.asked >= evolution.phase.length or evolution.stale >= STALE
         return evolution.asked > 0 and (self._elapsed >= end * 60 or evolution.stale >= STALE)
 
-    def _take(self, team: Team | None, asked: _Asked) -> None:
+    def _take(self, asked: _Asked) -> None:
         """Wait for the scores of a genotype, put them on record and tell its evolution."""
         genotype, proxies, family = asked.offspring.genotype, asked.evolution.phase.proxies, self.schedule.family
         digest = genotype.digest
@@ -274,7 +275,7 @@ class SearchStage:
         self._asked += 1
         if asked.line is not None:
             self._recall(asked, asked.line)
-        measured = Measured((), 0.0) if team is None or asked.number is None else team.result(asked.number)
+        measured = Measured((), 0.0) if asked.scores is None else asked.scores.result()
         for proxy, value in zip(asked.lacking, measured.scores, strict=True):
             self._known[proxy][digest] = value
             self._flying.remove((proxy, digest))

@@ -14,23 +14,30 @@ from typing import Any
 
 import numpy as np
 import yaml
+from lightning.fabric import Fabric
 
+from configs.schema import Config
 from esformer import benchmarks
 from esformer.benchmarks.base import Entry
 from esformer.benchmarks.correlation import AtEqualCost, at_equal_cost, correlate
 from esformer.benchmarks.guides import fit_halves
+from esformer.engine.executor import compute
+from esformer.engine.start import executor_of_ranks
 from esformer.errors import ESFormerError
 from esformer.files import write_text
 from esformer.guide import Guide, Term
 from esformer.plots.correlation import Panel, draw_correlations
 from esformer.proxies import get, names
+from pipelines.runtime.processes import processes
 from pipelines.runtime.report import show_rows
 from pipelines.runtime.run_folder import Folder, start_logging
-from pipelines.runtime.scoring import Job, Progress, ScoreFile, read_batch, score_all
+from pipelines.runtime.scoring import Job, Progress, ScoreFile, Scorer, read_batch
 
 log = logging.getLogger("esformer")
 
 MOST_WORKERS = 1024
+AHEAD = 4
+"""Architectures in hand for each worker: a table of hundreds of thousands takes no memory."""
 BEYOND = ("Spearman given cost", "right at equal cost")
 """What a table says beyond cost."""
 
@@ -67,6 +74,12 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
     batch = None
     if any(get(proxy).needs == "batch" for proxy in proxies):
         batch = read_batch(options.images, options.batch_size, images.num_classes, images.img_size, options.seed)
+    job = Job(benchmark.name, dataset, options.seed, batch)
+    fabric = Fabric(accelerator="cpu", **processes(Config()).settings())
+    fabric.launch()
+    if not fabric.is_global_zero:  # it scores for rank 0, which keeps the scores
+        executor_of_ranks(fabric, Scorer(job), options.workers)
+        return {}
     digest = digest_of(options.table)
     meaning = {"benchmark": benchmark.name, "dataset": dataset, "table_sha256": digest, "seed": options.seed}
 
@@ -78,8 +91,19 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
             folder.agree(folder.path / "images.yaml", "images of python -m pipelines.correlate", yaml.safe_dump(shown))
         folder.log_to_file()
         with closing(ScoreFile(folder.path / "scores.csv")) as scores:
-            job = Job(benchmark.name, dataset, options.seed, batch)
-            score_missing(job, [entry.architecture for entry in sample], proxies, scores, options.workers)
+            tasks = scores.missing([entry.architecture for entry in sample], proxies)
+            known = len(sample) - len(tasks)
+            log.info(
+                "%s architectures to score, %s known, with %s", f"{len(tasks):,}", f"{known:,}", ", ".join(proxies)
+            )
+            executor = executor_of_ranks(fabric, Scorer(job), options.workers)
+            assert executor is not None
+            ahead = AHEAD * options.workers * fabric.world_size
+            with Progress(len(sample), known) as progress, closing(compute(executor, tasks, ahead)) as coming:
+                for scored in coming:
+                    for score in scored:
+                        scores.append(score)
+                    progress.advance()
         drawn = set(sample)
         entries = [entry for entry in table if entry in drawn]
         panels, statistics = evaluate(entries, guides, scores, options.seed)
@@ -133,20 +157,6 @@ def digest_of(table: Path) -> str:
         return hashlib.sha256("".join(digests).encode()).hexdigest()
     with table.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def score_missing(job: Job, architectures: list[str], proxies: list[str], scores: ScoreFile, workers: int) -> None:
-    """Score what the file lacks, in worker processes."""
-    tasks = scores.missing(architectures, proxies)
-    known = len(architectures) - len(tasks)
-    log.info("%s architectures to score, %s known, with %s", f"{len(tasks):,}", f"{known:,}", ", ".join(proxies))
-    if not tasks:
-        return
-    with Progress(len(architectures), known) as progress, closing(score_all(job, tasks, workers)) as coming:
-        for scored in coming:
-            for score in scored:
-                scores.append(score)
-            progress.advance()
 
 
 def evaluate(

@@ -4,7 +4,7 @@ import pytest
 
 from esformer import search
 from esformer.model.cost import Budget, cost
-from esformer.search import worker
+from esformer.search import scorer
 from esformer.search.schedule import Schedule
 from esformer.search.stage import SearchCallback
 from esformer.space import SearchSpace
@@ -35,7 +35,7 @@ def score(proxy, genotype, *args, **kwargs):
 @pytest.fixture
 def run(monkeypatch):
     """Search with some callbacks, from the journal if there is one; `kill` says after which evaluation it dies."""
-    monkeypatch.setattr(worker, "score", score)
+    monkeypatch.setattr(scorer, "score", score)
 
     def run(callbacks, kill=None, budget=BUDGET, schedule=SCHEDULE, **kwargs):
         callbacks = [*callbacks, *([] if kill is None else [Kill(kill)])]

@@ -2,14 +2,13 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import signal
-import subprocess
 import time
 from contextlib import closing
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,13 +17,15 @@ from PIL import Image
 
 from esformer.benchmarks.base import Entry
 from esformer.benchmarks.correlation import correlate as correlation
-from esformer.children import StoppedProcesses
+from esformer.engine import processes
+from esformer.engine.executor import compute
+from esformer.engine.start import executor
 from esformer.errors import ESFormerError
 from esformer.proxies import get, names
 from pipelines import correlate
 from pipelines.runtime import cli, correlating, scoring
 from pipelines.runtime.run_folder import Folder
-from pipelines.runtime.scoring import Job, Score, ScoreFile, ScoringError, read_batch, score_all
+from pipelines.runtime.scoring import Job, Score, ScoreFile, Scorer, ScoringError, Task, read_batch
 
 TABLE = {
     "1111111": 91.7,
@@ -35,14 +36,12 @@ TABLE = {
     "2222222": 93.2,
 }
 COMMAND = ["--benchmark", "channel-bench-resnet", "--table", "table.csv"]
-GET_CONTEXT = multiprocessing.get_context
 NETWORKLESS = ["--proxies", "sed"]
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch, warm):
+def _here(tmp_path, monkeypatch, warm_workers):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: warm.context)
     monkeypatch.setattr("esformer.benchmarks.correlation.RESAMPLES", 20)
     lines = [f"{architecture},{accuracy},1" for architecture, accuracy in TABLE.items()]
     Path("table.csv").write_text("\n".join(["arch,test_acc_mean,params", *lines]) + "\n")
@@ -81,16 +80,6 @@ def wait_for_lines(process, folder, more_than):
     return file.read_bytes()
 
 
-def wait_until_all_ended(session):
-    deadline = time.monotonic() + 30
-    while True:
-        found = subprocess.run(["ps", "-eo", "sid=,stat="], capture_output=True, text=True).stdout
-        if not any(int(sid) == session and state[0] != "Z" for sid, state in map(str.split, found.splitlines())):
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_everything_is_left_and_more_is_added(tmp_path):
     folder = tmp_path / "out"
     asked = [*COMMAND, "--out", str(folder), "--workers", "2"]
@@ -122,6 +111,19 @@ def test_everything_is_left_and_more_is_added(tmp_path):
 
 
 @pytest.mark.nightly
+def test_ranks_share_the_work(warm, tmp_path):
+    asked = [*COMMAND, "--proxies", "entropic_score,sed"]
+    correlate.main([*asked, "--out", "alone"])
+    command = ["pipelines.correlate", *asked, "--out", "ranks"]
+    first, other = warm.start_ranks(2, command, tmp_path)
+    assert "6 architectures to score" in first.finish() and not other.finish()
+    alone, ranks = (sorted(tuple(row.values())[:3] for row in lines(folder)) for folder in ("alone", "ranks"))
+    assert ranks == alone
+    first, other = warm.start_ranks(2, command, tmp_path)
+    assert "0 architectures to score, 6 known" in first.finish() and not other.finish()
+
+
+@pytest.mark.nightly
 def test_stopped_on_the_way(warm, tmp_path):
     rows = [f"1111{''.join(digits)},9{i % 7},1\n" for i, digits in enumerate(product("123", "12", "12"))]
     Path("table.csv").write_text("arch,test_acc_mean,params\n" + "".join(rows))
@@ -136,7 +138,6 @@ def test_stopped_on_the_way(warm, tmp_path):
         else:
             process.kill()
         process.wait(timeout=60)
-        wait_until_all_ended(process.pid)
         out = process.output
         assert "Traceback" not in out
         assert sign == signal.SIGKILL or out.splitlines()[-1] == "stopped; the same command goes on from here"
@@ -150,30 +151,22 @@ def test_stopped_on_the_way(warm, tmp_path):
     assert figures("stopped") == figures("calm")
 
 
-def test_a_stopped_worker_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(scoring, "StoppedProcesses", lambda: StoppedProcesses(patience=1))
-    tasks = [(architecture, ["entropic_score", "log_synflow"]) for architecture in TABLE]
-    with closing(score_all(Job("channel-bench-resnet", "cifar10"), tasks, workers=1)) as coming:
-        next(coming)
-        worker = multiprocessing.active_children()[0].pid
-        os.kill(worker, signal.SIGSTOP)
-        with pytest.raises(ScoringError, match=rf"was stopped \(process {worker}, SIGSTOP\) and had to be ended"):
-            list(coming)
-
-
-def test_a_worker_that_dies_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(multiprocessing, "get_context", GET_CONTEXT)  # a fork server may lose how its children ended
-    tasks = [(architecture, ["entropic_score", "log_synflow"]) for architecture in TABLE]
-    with closing(score_all(Job("channel-bench-resnet", "cifar10"), tasks, workers=1)) as coming:
-        first = next(coming)
-        assert [score.proxy for score in first] == ["entropic_score", "log_synflow"]
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        with pytest.raises(ScoringError, match="a worker process was killed, most likely for want of memory"):
-            list(coming)
-    deadline = time.monotonic() + 30
-    while multiprocessing.active_children():  # the pool's own thread may still be waiting for one that has ended
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def test_a_worker_that_is_killed_changes_nothing(monkeypatch, warm):
+    started = []
+    popen = lambda *args, **kwargs: started.append(warm.popen(*args, **kwargs)) or started[-1]  # noqa: E731
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(Popen=popen, DEVNULL=None))
+    tasks = [Task(architecture, ("entropic_score", "log_synflow")) for architecture in TABLE]
+    found = {}
+    for workers in (1, 2):
+        computing = executor(Scorer(Job("channel-bench-resnet", "cifar10")), workers)
+        with closing(compute(computing, tasks, ahead=4)) as coming:
+            scored = next(coming)
+            if started:
+                started[0].kill()
+            scored += [score for scores in coming for score in scores]
+        found[workers] = sorted((score.architecture, score.proxy, score.score) for score in scored)
+    assert len(started) == 3
+    assert found[1] == found[2]
 
 
 def test_the_score_file(tmp_path):
@@ -189,9 +182,9 @@ def test_the_score_file(tmp_path):
         with closing(ScoreFile(path)) as scores:
             assert list(scores.known.values()) == kept
             assert scores.missing(["a,b", "d", "c"], ["sed", "macs"]) == [
-                ("a,b", ["macs"]),
-                ("d", ["sed", "macs"]),
-                ("c", ["macs"]),
+                Task("a,b", ("macs",)),
+                Task("d", ("sed", "macs")),
+                Task("c", ("macs",)),
             ]
         assert path.read_bytes() == whole
     path.write_bytes(whole[:10])  # killed in the first line

@@ -9,7 +9,7 @@ from PIL import Image
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype, parse
 from esformer.model.cost import cost
-from esformer.search import worker
+from esformer.search import scorer
 from pipelines import search
 from pipelines.runtime import searching
 
@@ -22,7 +22,7 @@ COMMAND = [
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(worker, "score", lambda proxy, genotype, *_, **__: float(cost(genotype).params))
+    monkeypatch.setattr(scorer, "score", lambda proxy, genotype, *_, **__: float(cost(genotype).params))
 
     def run(*more):
         return search.main([*COMMAND, "run.dir=r", *more])

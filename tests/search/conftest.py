@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from esformer.search import stage, team, worker
+from esformer.search import scorer, stage
 
 
 class Fake:
@@ -31,14 +31,8 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch):
     fake = Fake()
-    monkeypatch.setattr(worker, "score", fake.score)
+    monkeypatch.setattr(scorer, "score", fake.score)
     clock = SimpleNamespace(perf_counter=lambda: fake.now)
     monkeypatch.setattr(stage, "time", clock)
-    monkeypatch.setattr(worker, "time", clock)
+    monkeypatch.setattr(scorer, "time", clock)
     return fake
-
-
-@pytest.fixture
-def warm_workers(warm, monkeypatch):
-    """Workers are forked where a search would start Python anew."""
-    monkeypatch.setattr(team, "subprocess", SimpleNamespace(Popen=warm.popen, DEVNULL=None))

@@ -19,19 +19,19 @@ import json, os, signal, sys, time
 from pathlib import Path
 from lightning.fabric import Fabric
 from esformer import Budget, Schedule, SearchSpace, search
-from esformer.search import worker
+from esformer.search import scorer
 
 folder, schedule = Path(sys.argv[1]), Schedule(**json.loads(sys.argv[2]))
 ranks, processes, doomed = map(int, sys.argv[3:6])
 fabric = Fabric(accelerator="cpu", devices=ranks, strategy="ddp")
 fabric.launch()
 if fabric.global_rank == doomed:
-    score, left = worker.score, iter(range(12))
+    score, left = scorer.score, iter(range(12))
     def scores_twelve(*args, **kwargs):
         if next(left, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
         return score(*args, **kwargs)
-    worker.score = scores_twelve
+    scorer.score = scores_twelve
 
 space, budget = SearchSpace.for_size("S0"), Budget.for_size("S0")
 settings = dict(img_size=33, draws=1, fabric=fabric, workers=processes, checkpoint=folder / "journal.jsonl")
@@ -83,7 +83,7 @@ def test_a_rank_that_dies_ends_the_job_and_the_restart_resumes(alone, tmp_path, 
     """Under Fabric's own launcher, which does not look after its processes as torchrun does."""
     command = [script, tmp_path, json.dumps(SCHEDULE.to_dict()), 2, 1]
     died = warm.start([*command, 1])
-    assert died.wait(timeout=120) != 0 and "rank 1 is gone; the same command goes on from the journal" in died.output
+    assert died.wait(timeout=120) != 0 and "rank 1 is gone; the same command goes on from where it was" in died.output
     left = timeless(read(tmp_path / "journal.jsonl"))
     assert 0 < len(left) < 48 and left == timeless(alone.journal)[: len(left)]
     for process in warm.start_ranks(2, [*command, -1]):

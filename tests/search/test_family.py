@@ -12,7 +12,7 @@ from esformer.genotype import parse
 from esformer.guide import Guide
 from esformer.model.cost import Budget, cost
 from esformer.model.latency import Latency
-from esformer.search import costs, worker
+from esformer.search import costs, scorer
 from esformer.search.family import read_family
 from esformer.search.journal import JournalError
 from esformer.search.ranking import Front, Scored, front_of
@@ -76,7 +76,7 @@ def test_a_phase_is_seeded_by_genotypes_spread_over_the_front_of_the_one_before(
 @pytest.mark.parametrize("seed", range(2))
 def test_a_family_is_better_at_low_costs_than_a_search_for_the_best_and_as_good_at_high_ones(monkeypatch, seed):
     """Under a guide that grows with the cost an ordinary search leaves the cheap end alone."""
-    monkeypatch.setattr(worker, "score", lambda proxy, genotype, *_, **__: float(cost(genotype).params))
+    monkeypatch.setattr(scorer, "score", lambda proxy, genotype, *_, **__: float(cost(genotype).params))
     long = replace(PLAIN, start_length=90, phase_length=90, total=360)
     family, ordinary = (list(run(schedule=replace(long, family=f), seed=seed).journal) for f in ("macs", None))
     for limit in (1.1e8, 2e8):

@@ -12,7 +12,7 @@ from esformer.model.cost import Budget, cost
 from esformer.model.latency import Latency
 from esformer.proxies import get
 from esformer.proxies.streams import kept_streams
-from esformer.search import costs, evolution, stage, worker
+from esformer.search import costs, evolution, scorer, stage
 from esformer.search.journal import JournalError, read
 from esformer.search.schedule import Schedule
 from esformer.search.stage import SearchCallback, SearchStage, replay
@@ -101,7 +101,7 @@ def test_it_finds_what_the_proxy_prizes(fake, monkeypatch):
             return float(sum(getattr(block, "kernel", 0) for block in genotype.blocks()))
         return float(sum(block.head_dim for block in genotype.blocks() if hasattr(block, "head_dim")))
 
-    monkeypatch.setattr(worker, "score", kernels_and_widths)
+    monkeypatch.setattr(scorer, "score", kernels_and_widths)
     result = run(schedule=Schedule(unit="evaluations", start_length=60, phase_length=100, total=320, **SMALL))
     first = genotypes(by_phase(result.journal)["multi-start 1"][:8])
     for proxy in map(get, ("entropic_score", "log_synflow")):

@@ -193,7 +193,7 @@ FAILURES = {
     "validation": ("esformer.training.module", "ESFormerModule", "validation_step", 3),
     "evaluation": ("esformer.training.evaluation", "Evaluator", "validation_step", 1),
     "search 0": ("callbacks.search", "SearchHistory", "on_evaluation", 2),
-    "search 1": ("esformer.search.worker", "Scorer", "__call__", 2),
+    "search 1": ("esformer.search.scorer", "Scorer", "__call__", 2),
 }
 
 

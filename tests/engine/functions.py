@@ -1,4 +1,4 @@
-"""Ways to score that worker processes can be given; as light as a search without networks can be."""
+"""Functions that worker processes can be given; as light as a search without networks can be."""
 
 import os
 import signal
@@ -8,12 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 
 from esformer.errors import ESFormerError
-from esformer.search.worker import Measured
+from esformer.search.scorer import Measured
 
 
 @dataclass(frozen=True)
 class Hashed:
-    """A score that is a hash, after a moment; stands in for `team.Scorer`."""
+    """A score that is a hash, after a moment; stands in for `search.scorer.Scorer`."""
 
     seconds: float = 0.0
     device: str = field(default="cpu")
@@ -45,3 +45,12 @@ class Dying(Hashed):
 class Refusing(Hashed):
     def __call__(self, task):
         raise ESFormerError(f"{task.genotype.digest} cannot be scored")
+
+
+@dataclass(frozen=True)
+class Late:
+    """The task itself; the first takes longest."""
+
+    def __call__(self, task):
+        time.sleep(0 if task else 0.5)
+        return task

@@ -1,17 +1,11 @@
-"""A worker process of a search: takes genotypes and answers with their scores. It knows nothing else of the search."""
+"""How a search scores a genotype, in whichever process."""
 
-import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
-from esformer.children import end_with_parent
-from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from esformer.proxies import Proxy, get, score
 from esformer.search.batch import Batch
@@ -23,6 +17,9 @@ class Task:
 
     proxies: tuple[str, ...]
     genotype: Genotype
+
+    def __str__(self) -> str:
+        return f"genotype {self.genotype.digest}"
 
 
 @dataclass(frozen=True)
@@ -59,21 +56,3 @@ class Scorer:
                 shown = {"images": torch.from_numpy(self.batch.images), "labels": torch.from_numpy(self.batch.labels)}
             scores.append(score(proxy, task.genotype, self.seed, img_size, draws=draws, device=self.device, **shown))
         return Measured(tuple(scores), time.perf_counter() - began)
-
-
-def serve(connection: Connection, scorer: Callable[[Task], Measured]) -> None:
-    """Answer tasks until there are no more."""
-    while (order := connection.recv()) is not None:
-        number, task = order
-        try:
-            outcome: Measured | ESFormerError = scorer(task)
-        except ESFormerError as error:
-            outcome = error
-        connection.send((number, outcome))
-
-
-if __name__ == "__main__":
-    end_with_parent()
-    torch.set_num_threads(1)
-    with Connection(int(sys.argv[1])) as connection, suppress(EOFError, OSError):  # whoever sent the tasks is gone
-        serve(connection, connection.recv())
