@@ -25,7 +25,12 @@ FLAGS: dict[str, dict[str, Any]] = {
         type=cli.path,
         help="begin with the lines of this table of the same protocol, such as the shipped one; adds to them",
     ),
-    "--workers": dict(metavar="N", type=int, default=1, help="trainings at a time; GPUs are dealt out (default 1)"),
+    "--workers": dict(
+        metavar="N",
+        type=int,
+        default=1,
+        help="trainings at a time, of each process of srun or torchrun; GPUs are dealt out (default 1)",
+    ),
 }
 
 
@@ -37,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}; it must be from 1 to 100,000")
     from pipelines.runtime.preflight import preflight
     from pipelines.runtime.report import show
+    from pipelines.runtime.run_folder import is_main
     from pipelines.runtime.surveying import survey
 
     plan = preflight("survey", config, argv)
@@ -51,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "top1_highest": finals[-1],
             "table": str(run.path / "trainings.csv"),
         }
-        show(summary)
+        if is_main():
+            show(summary)
         return summary
 
 

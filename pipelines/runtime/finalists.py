@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
 from lightning.fabric import Fabric
 from lightning.pytorch.loggers import WandbLogger
 
@@ -47,7 +46,7 @@ from pipelines.runtime.build import search_fabric
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.run_folder import RunFolder, read_summary
 from pipelines.runtime.tracking import log_genotype
-from pipelines.runtime.trainings import Job, Reached, Trainings
+from pipelines.runtime.trainings import Job, Reached, Trainings, exchange, own_gpus
 
 log = logging.getLogger("esformer")
 
@@ -287,20 +286,11 @@ def best_first(entrants: Sequence[Finalist], reached: Mapping[int, Reached]) -> 
     return sorted(entrants, key=lambda one: (-reached[one.place].score, one.place))
 
 
-def exchange(fabric: Fabric, news: dict[int, Reached]) -> dict[int, Reached]:
-    """What all ranks have to tell; nobody waits for long, so nobody takes a slow training for a rank that is lost."""
-    if fabric.world_size == 1:
-        return news
-    told: list[dict[int, Reached]] = [{} for _ in range(fabric.world_size)]
-    torch.distributed.all_gather_object(told, news)
-    return {place: reached for one in told for place, reached in one.items()}
-
-
 def share(plan: Plan) -> tuple[int, list[str]]:
     """How many trainings this process makes at a time, and on which GPUs."""
-    found, gpus = plan.processes, [*plan.gpus]
-    if found.starter is not None and found.environment is not None and found.world_size > 1:  # others make theirs
-        return 1, gpus[found.environment.local_rank() :][:1]
+    found, gpus = plan.processes, own_gpus(plan.processes, plan.gpus)
+    if found.starter is not None and found.world_size > 1:  # others make theirs
+        return 1, gpus
     if gpus:
         return found.devices, gpus[: found.devices]
     return plan.config.search.workers, []

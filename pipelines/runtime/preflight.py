@@ -41,10 +41,10 @@ def preflight(pipeline: str, config: Config, argv: Sequence[str] | None = None, 
 
 def _refuse_settings(pipeline: str, config: Config, found: Processes) -> None:
     """Refuse what is meant for another pipeline."""
-    if pipeline == "survey" and found.world_size > 1:
+    if pipeline == "survey" and found.world_size > 1 and found.starter is None:
         raise ConfigError(
-            f"a survey is one process with --workers that have a device each, but {found.world_size} processes were"
-            " asked for; leave trainer.devices out, and start it once"
+            f"each training of a survey has one device, but trainer.devices and trainer.num_nodes ask for"
+            f" {found.world_size}; leave them out, and give --workers, or start it with srun or torchrun"
         )
     for name in ("genotype", "init"):
         if getattr(config, name) is not None and pipeline not in ("train", "evaluate"):
@@ -78,7 +78,8 @@ def _with_training(plan: Plan) -> Plan:
     check_gpus(config, found)
     device = bare_trainer(plan).strategy.root_device
     check_precision(t, device)
-    device_batch_size(r.batch_size, found.world_size, t.accumulate if isinstance(t.accumulate, int) else 1)
+    together = 1 if plan.pipeline == "survey" else found.world_size
+    device_batch_size(r.batch_size, together, t.accumulate if isinstance(t.accumulate, int) else 1)
     images = ImageDataModule(config.data, r, config.seed)
     try:
         images.setup("fit")

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+from lightning.fabric import Fabric
 
 from configs.schema import Config
 from esformer.benchmarks.draws import Draw, Draws, shipped_reference
@@ -24,10 +26,12 @@ from esformer.space import SearchSpace
 from esformer.version import code_version
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.start import given_genotype
-from pipelines.runtime.trainings import Job, Reached, Trainings
+from pipelines.runtime.trainings import Job, Reached, Trainings, exchange, own_gpus
 
 log = logging.getLogger("esformer")
 
+POLL = 0.5
+"""Seconds between two looks at the trainings, after which all ranks tell each other how far they are."""
 REPEATED = 8
 """Of the drawn genotypes every eighth, from the first on, is trained with each seed; the others with the first."""
 
@@ -86,30 +90,44 @@ def collect(job: Job, config: Config) -> Training:
 
 
 def survey(plan: Plan, arguments: Any) -> list[Training]:
-    """Make the trainings that the table lacks; every one is in it as soon as it is done."""
+    """Make the trainings that the table lacks; every one is in it as soon as it is done. All ranks give the same.
+
+    Rank 0 draws the genotypes and deals them out to whoever has nothing to do.
+    """
     config, run = plan.config, plan.run
+    fabric = Fabric(accelerator="cpu", **plan.processes.settings())
+    fabric.launch()
     table = run.path / "trainings.csv"
-    if arguments.known and not table.exists():
-        write_trainings(table, read_trainings(arguments.known))
-    trainings = read_trainings(table) if table.exists() else []
+    trainings: list[Training] = fabric.broadcast(_known(table, arguments.known) if fabric.is_global_zero else [])
     done = {(training.genotype, training.seed) for training in trainings}
     coming = jobs(config, arguments, run.path, done)
-    at_work = Trainings(config, arguments, arguments.workers, [*plan.gpus])
-    began, before = time.monotonic(), len(trainings)
+    at_work = Trainings(config, arguments, arguments.workers, own_gpus(plan.processes, plan.gpus))
+    began, before, rank = time.monotonic(), len(trainings), fabric.global_rank
     try:
         while True:
-            for job in islice(coming, arguments.workers - len(at_work.running)):
+            free = exchange(fabric, {rank: arguments.workers - len(at_work.running)})
+            dealt = {one: [*islice(coming, free[one])] for one in free} if fabric.is_global_zero else {}
+            dealt = fabric.broadcast(dealt)
+            for job in dealt[rank]:
                 at_work.start(job)
-            if not at_work.running:
+            if sum(free.values()) == arguments.workers * fabric.world_size and not any(dealt.values()):
                 return trainings
-            time.sleep(0.2)
-            for job in at_work.finished():
-                trainings.append(collect(job, config))
-                write_trainings(table, trainings)
-                pace = (time.monotonic() - began) / (len(trainings) - before)
-                _say(trainings[-1], len(trainings), pace)
+            time.sleep(POLL)
+            new = exchange(fabric, {rank: [collect(job, config) for job in at_work.finished()]})
+            for training in chain.from_iterable(new.values()):
+                trainings.append(training)
+                if fabric.is_global_zero:
+                    write_trainings(table, trainings)
+                _say(training, len(trainings), (time.monotonic() - began) / (len(trainings) - before))
     finally:
         at_work.stop()
+
+
+def _known(table: Path, others: Path | None) -> list[Training]:
+    """What is trained already."""
+    if others and not table.exists():
+        write_trainings(table, read_trainings(others))
+    return read_trainings(table) if table.exists() else []
 
 
 def _say(training: Training, number: int, pace: float) -> None:

@@ -6,18 +6,25 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch.distributed
+from lightning.fabric import Fabric
 
 from callbacks.history import read_steps
 from configs.schema import Config
 from esformer.children import end_with_parent
 from esformer.errors import STOPPED, ESFormerError
 from esformer.genotype import Genotype
+from pipelines.runtime.processes import Processes
 from pipelines.runtime.signals import LATE
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 PATIENCE = 60.0
 """Seconds that trainings have to save what they have, when whoever made them is stopped."""
 OF_RANKS = re.compile(
@@ -167,9 +174,23 @@ class Trainings:
 
 def visible_gpus(config: Config) -> list[str]:
     """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them; none if trainings run on CPUs."""
-    import torch
-
     if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def own_gpus(found: Processes, gpus: Sequence[str]) -> list[str]:
+    """Those of this machine's GPUs on which this process makes trainings: its own, if each has one."""
+    if found.starter is not None and found.environment is not None and found.world_size > 1:
+        return [*gpus[found.environment.local_rank() :][:1]]
+    return [*gpus]
+
+
+def exchange(fabric: Fabric, news: dict[Key, Value]) -> dict[Key, Value]:
+    """What all ranks have to tell; nobody waits for long, so nobody takes a slow training for a rank that is lost."""
+    if fabric.world_size == 1:
+        return news
+    told: list[dict[Key, Value]] = [{} for _ in range(fabric.world_size)]
+    torch.distributed.all_gather_object(told, news)
+    return {key: value for one in told for key, value in one.items()}

@@ -64,16 +64,25 @@ def test_killed_in_a_training_it_goes_on_there_and_trains_nothing_twice(tmp_path
     said = third.communicate(timeout=400)[0]
     assert third.returncode == 0, said
     assert "going on" in next(cut.glob("networks/0000*-0.log")).read_text()
-    strip = {(row.genotype, row.seed): (row.top1, row.ema_top1) for row in table}
-    assert {
-        (row.genotype, row.seed): (row.top1, row.ema_top1) for row in read_trainings(cut / "trainings.csv")
-    } == strip
+    assert reached(read_trainings(cut / "trainings.csv")) == reached(table)
 
     before = (cut / "trainings.csv").read_bytes()
     fourth = start(*arguments, f"run.dir={cut}")
     assert "top1 highest" in fourth.communicate(timeout=100)[0]
     assert fourth.returncode == 0
     assert (cut / "trainings.csv").read_bytes() == before
+
+
+@pytest.mark.nightly
+def test_ranks_share_the_trainings(warm, tmp_path):
+    arguments = ["--genotypes", "esformer_s0,efficientformerv2_s0", "--seeds", "1", *TINY]
+    alone = survey.main([*arguments, f"run.dir={tmp_path / 'alone'}"])
+    ranks = warm.start_ranks(2, ["pipelines.survey", *arguments, f"run.dir={tmp_path / 'ranks'}"])
+    first, other = (rank.finish(timeout=500) for rank in ranks)
+    assert first.count("top-1") == 2 and "top-1" not in other
+    table = read_trainings(tmp_path / "ranks" / "trainings.csv")
+    assert len(table) == 2
+    assert reached(table) == reached(read_trainings(Path(alone["table"])))
 
 
 def test_a_training_that_fails_is_named(tmp_path, monkeypatch, capsys):
@@ -131,7 +140,9 @@ def test_damaged_draws_are_refused(tmp_path, damage):
 
 
 def test_devices_are_dealt_out_by_the_survey_alone():
-    with pytest.raises(ConfigError, match="but 2 processes were asked for; leave trainer.devices out"):
+    with pytest.raises(
+        ConfigError, match="ask for 2; leave them out, and give --workers, or start it with srun or torchrun"
+    ):
         survey.main([*TINY, "trainer.accelerator=cpu", "trainer.devices=2"])
 
 

@@ -2,13 +2,16 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
+from esformer.benchmarks.esformers import read_trainings
 from esformer.genotype import Genotype
 from esformer.search.journal import read
+from pipelines import correlate
 
 pytestmark = pytest.mark.nightly
 
@@ -86,6 +89,45 @@ def test_a_search_alone_and_a_training_alone(cluster, tmp_path):
     cluster.submit("train", *TINY, f"genotype={genotype}", f"run.dir={tmp_path / 'train'}").end()
     assert Genotype.load(tmp_path / "train" / "genotype.yaml") == Genotype.load(genotype)
     assert json.loads((tmp_path / "train" / "summary.json").read_text())["ema_top1"] > 0
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def test_a_correlation_goes_on_where_its_job_was_stopped(cluster, tmp_path):
+    table = tmp_path / "table.csv"
+    rows = [f"1111{''.join(widths)},9{number % 7},1\n" for number, widths in enumerate(product("123", "123", "12"))]
+    table.write_text("arch,test_acc_mean,params\n" + "".join(rows))
+    command = ["--benchmark", "channel-bench-resnet", "--table", str(table), "--proxies", "entropic_score"]
+    job = cluster.submit("correlate", *command, "--out", str(tmp_path / "out"))
+    while len(lines(tmp_path / "out" / "scores.csv")) < 4:
+        assert job["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), job.log
+    cluster.run("scancel", "-s", "USR1", job.number)
+    log = job.end(restarts=1)
+    assert REQUEUED in log and "18 architectures to score, 0 known" in log and "going on in" in log
+    correlate.main([*command, "--out", str(tmp_path / "here")])
+    ours, theirs = (
+        sorted(line.split(",")[:3] for line in lines(tmp_path / out / "scores.csv")) for out in ("out", "here")
+    )
+    assert ours == theirs
+
+
+def test_a_survey_goes_on_in_the_trainings_that_its_job_had_begun(cluster, tmp_path):
+    run = tmp_path / "run"
+    command = ["--genotypes", "esformer_s0,efficientformerv2_s0", "--seeds", "1", "data=digits", "data.limit=256"]
+    command += ["recipe=quick", "recipe.epochs=2", "recipe.batch_size=16", "data.workers=1", f"run.dir={run}"]
+    job = cluster.submit("survey", *command)
+    while len(list(run.glob("networks/*/checkpoints/last.ckpt"))) < 2:  # one on each node
+        assert job["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), job.log
+    cluster.run("scancel", job.number)
+    job.end(state="CANCELLED")
+    known = lines(run / "trainings.csv")
+    log = cluster.submit("survey", *command).end()
+    assert log.count("top-1") + max(0, len(known) - 1) == 2
+    table = read_trainings(run / "trainings.csv")
+    assert len(table) == len({training.genotype for training in table}) == 2
+    assert all("going on in" in file.read_text() for file in run.glob("networks/*.log"))
 
 
 @pytest.mark.parametrize(

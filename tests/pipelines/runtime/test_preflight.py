@@ -76,7 +76,7 @@ def test_a_search_alone_looks_at_no_image_unless_its_classes_are_to_be_counted(t
 
 
 def test_a_survey_is_one_process_whatever_else_is_wrong(tmp_path):
-    with pytest.raises(ConfigError, match="a survey is one process .*, but 2 processes were asked for"):
+    with pytest.raises(ConfigError, match="each training of a survey has one device, but .* ask for 2;"):
         preflight("survey", config_of(tmp_path / "nowhere", "trainer.devices=2", "genotype=x"), [])
 
 
