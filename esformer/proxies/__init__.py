@@ -29,6 +29,7 @@ from esformer.proxies.az_expressivity import AZExpressivity
 from esformer.proxies.az_progressivity import AZProgressivity
 from esformer.proxies.az_trainability import AZTrainability
 from esformer.proxies.base import Draw, Proxy, ProxyError, Subject
+from esformer.proxies.cached_weights import cached_weights
 from esformer.proxies.dss import DSS
 from esformer.proxies.entropic_score import EntropicScore
 from esformer.proxies.grad_norm import GradNorm
@@ -40,7 +41,6 @@ from esformer.proxies.meco import MeCo
 from esformer.proxies.naswot import NASWOT
 from esformer.proxies.parameters import Parameters
 from esformer.proxies.sed import SED
-from esformer.proxies.streams import kept_streams
 from esformer.proxies.swap import SWAP
 from esformer.proxies.synflow import Synflow
 from esformer.proxies.zen_score import ZenScore
@@ -167,7 +167,7 @@ def score(
 
     The same proxy, genotype, seed and image size give the same score in any process, in any order; a network (which is
     scored as it stands, save for its weights) is left untouched, and so is every global random state. All genotypes are
-    given the same input and, layer by layer, the same weights, as far as their layers are alike (`LayerStreams`).
+    given the same input and, layer by layer, the same weights, as far as their layers are alike (`CachedWeights`).
 
     Args:
         proxy: the name of a proxy, or one that is configured differently.
@@ -255,8 +255,8 @@ def _draw(
     key = f"{identity or ('genotype' if of_genotype else 'network')}/{seed}"
     digest = hashlib.sha256(f"{proxy.name}/{key}/{height}x{width}/{number}".encode()).digest()
     start = int.from_bytes(digest[:8], "big") >> 1
-    streams = kept_streams(f"{key}/{number}", device) if of_genotype else None  # the same for all proxies and sizes
-    return Draw(torch.Generator().manual_seed(start), (3, height, width), images, labels, streams, device)
+    weights = cached_weights(f"{key}/{number}", device) if of_genotype else None  # the same for all proxies and sizes
+    return Draw(torch.Generator().manual_seed(start), (3, height, width), images, labels, weights, device)
 
 
 def _check_batch(proxy: Proxy, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
-from esformer.proxies.streams import LayerStreams
+from esformer.proxies.cached_weights import CachedWeights
 from esformer.topology import Topology
 
 Subject = Genotype | Topology | nn.Module
@@ -31,7 +31,7 @@ class Draw:
         image_shape: channels, height and width of one image.
         images: a batch of real images, B, C, H, W, for proxies that need one.
         labels: their classes, B.
-        streams: where the weights come from, if not from the generator: so it is for a genotype.
+        weights: where the weights come from, if not from the generator: so it is for a genotype.
         device: where to compute, for proxies that can choose.
     """
 
@@ -39,7 +39,7 @@ class Draw:
     image_shape: tuple[int, int, int]
     images: Tensor | None = None
     labels: Tensor | None = None
-    streams: LayerStreams | None = None
+    weights: CachedWeights | None = None
     device: torch.device | str = "cpu"
 
 

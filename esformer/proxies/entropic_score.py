@@ -71,12 +71,12 @@ class EntropicScore(Proxy):
 
     @torch.no_grad()
     def measure_genotype(self, genotype: Genotype, draw: Draw) -> float | None:
-        if self.reading == "batch" or draw.streams is None:
+        if self.reading == "batch" or draw.weights is None:
             return None
         entropies: list[Tensor] = []
         height, width = draw.image_shape[1:]
         image = _image(draw.generator.initial_seed(), height, width, draw.device)
-        network = ScaledNetwork(genotype, draw.streams, lambda values: entropies.append(self.quick_entropy(values)))
+        network = ScaledNetwork(genotype, draw.weights, lambda values: entropies.append(self.quick_entropy(values)))
         try:
             network.features(image)
         except NotSaturatedError:

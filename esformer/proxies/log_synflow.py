@@ -32,9 +32,9 @@ class LogSynflow(Synflow):
     search_draws: ClassVar[int | None] = 1
 
     def measure_genotype(self, genotype: Genotype, draw: Draw) -> float | None:
-        if draw.streams is None:
+        if draw.weights is None:
             return None
-        network = ScaledNetwork(genotype, draw.streams)
+        network = ScaledNetwork(genotype, draw.weights)
         ones = torch.ones(draw.image_shape, dtype=torch.float32, device=draw.device)
         try:
             with torch.enable_grad():

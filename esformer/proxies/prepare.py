@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from esformer.proxies.base import Draw
-from esformer.proxies.streams import log_std
+from esformer.proxies.cached_weights import log_std
 
 NORMS = (
     *(_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm),
@@ -62,8 +62,8 @@ def draw_weights(network: nn.Module, draw: Draw, nonnegative: bool = True) -> No
     with torch.no_grad():
         for name, weight in weights(network).items():
             # drawn in float32 whatever the network's dtype: five times faster
-            if draw.streams is not None:
-                drawn = draw.streams.normal(name, weight.shape) * math.exp(log_std(weight.shape))
+            if draw.weights is not None:
+                drawn = draw.weights.normal(name, weight.shape) * math.exp(log_std(weight.shape))
             else:
                 empty = torch.empty(weight.shape, dtype=torch.float32)
                 drawn = nn.init.kaiming_normal_(empty, generator=draw.generator)

@@ -20,7 +20,7 @@ from torch import Tensor
 from esformer.choices import bottleneck_width
 from esformer.genotype import Block, Genotype, TransformerLayer
 from esformer.model.cost import ATTN_RATIO, DOWNSAMPLE_HEADS, DOWNSAMPLE_KEYS
-from esformer.proxies.streams import LayerStreams, log_std
+from esformer.proxies.cached_weights import CachedWeights, log_std
 
 # oneDNN compiles a convolution for every shape. A search sees thousands; by default 1,024 are kept.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
@@ -35,7 +35,7 @@ NOTHING = 1e10 * SMALLEST
 """An activation below this has come from those alone: 0 in the network."""
 
 Size = tuple[int, int]
-Tap = Callable[[Tensor], None]
+ActivationHook = Callable[[Tensor], None]
 
 
 class NotSaturatedError(Exception):
@@ -72,12 +72,14 @@ class ScaledNetwork:
 
     Args:
         genotype: the architecture.
-        streams: where the weights come from; layers have the names of ESFormer's.
-        tap: called with the output of every activation, H * W by C, up to its scale.
+        cached: where the weights come from; layers have the names of ESFormer's.
+        activation_hook: called with the output of every activation, H * W by C, up to its scale.
     """
 
-    def __init__(self, genotype: Genotype, streams: LayerStreams, tap: Tap | None = None) -> None:
-        self.genotype, self.streams, self.tap = genotype, streams, tap
+    def __init__(
+        self, genotype: Genotype, cached: CachedWeights, activation_hook: ActivationHook | None = None
+    ) -> None:
+        self.genotype, self.cached, self.activation_hook = genotype, cached, activation_hook
         self.weights: list[Weight] = []
         """With gradients enabled: all weights that the output depends on, but those that only move saturated logits."""
 
@@ -115,7 +117,7 @@ class ScaledNetwork:
         return x
 
     def _weight(self, layer: str, shape: tuple[int, ...]) -> tuple[Tensor, float]:
-        magnitude, scale = self.streams.magnitudes(f"{layer}.weight", shape), log_std(shape)
+        magnitude, scale = self.cached.magnitudes(f"{layer}.weight", shape), log_std(shape)
         if torch.is_grad_enabled():
             magnitude = magnitude.detach().requires_grad_()
             self.weights.append(Weight(magnitude, scale))
@@ -142,8 +144,8 @@ class ScaledNetwork:
 
     def _activated(self, x: FeatureMap) -> FeatureMap:
         """An activation: what arrives is non-negative, so a ReLU leaves it as it is."""
-        if self.tap is not None:
-            self.tap(x.values)
+        if self.activation_hook is not None:
+            self.activation_hook(x.values)
         return x
 
     def _ffn(self, x: FeatureMap, name: str, block: Block, kernel: int) -> FeatureMap:

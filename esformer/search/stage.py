@@ -19,7 +19,7 @@ from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost
 from esformer.model.latency import Latency
 from esformer.proxies import get, registered
-from esformer.proxies.streams import forget_streams
+from esformer.proxies.cached_weights import forget_cached_weights
 from esformer.search.batch import Batch
 from esformer.search.callback import SearchCallback, SearchResult
 from esformer.search.costs import Costs
@@ -133,7 +133,7 @@ class SearchStage:
         try:
             return self._run()
         finally:
-            forget_streams()  # whatever comes next needs the memory
+            forget_cached_weights()  # whatever comes next needs the memory
 
     def _run(self) -> SearchResult:
         executor = executor_of_ranks(self.fabric, self._scorer(), self.workers)

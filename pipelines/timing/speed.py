@@ -151,9 +151,9 @@ def _times(
     import numpy as np
 
     from esformer.model.esformer import MIN_IMAGE
-    from esformer.proxies.streams import kept_streams
+    from esformer.proxies.cached_weights import cached_weights
 
-    kept_streams.cache_clear()
+    cached_weights.cache_clear()
     cold = _timed(name, genotypes[0], seed, search)[1]
     for genotype in genotypes:  # on any input this draws the weights, which a search needs to do only once
         _timed(name, genotype, seed, Input(MIN_IMAGE, max(paper.draws, search.draws)))

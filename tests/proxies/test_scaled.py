@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from esformer import proxies
 from esformer.model.esformer import ESFormer
 from esformer.proxies import ProxyError, entropic_score, log_synflow, scaled, score
+from esformer.proxies.cached_weights import CachedWeights, cached_weights
 from esformer.proxies.entropic_score import EntropicScore
 from esformer.proxies.log_synflow import LogSynflow
 from esformer.proxies.prepare import weights
 from esformer.proxies.scaled import SMALLEST, FeatureMap, NotSaturatedError, ScaledNetwork
-from esformer.proxies.streams import LayerStreams, kept_streams
 from esformer.space import SearchSpace
 
 READINGS = ("entropic_score", "entropic_score_position", "entropic_score_channel")
@@ -122,7 +122,7 @@ def plain(shape):
     return tuple(shape[:2] if set(shape[2:]) <= {1} else shape)
 
 
-class Recording(LayerStreams):
+class Recording(CachedWeights):
     """Streams that remember what they were asked for."""
 
     def __init__(self):
@@ -139,16 +139,16 @@ def test_exactly_the_weights_of_the_network_are_asked_for(space):
     for genotype in (sample(space), sample(space, seed=1)):
         network = ESFormer(genotype, img_size=33)
         theirs = [(name, plain(weight.shape)) for name, weight in weights(network).items()]
-        streams = Recording()
-        ScaledNetwork(genotype, streams).output(torch.ones(3, 33, 33))
-        assert sorted(streams.asked) == sorted(theirs)
+        cached = Recording()
+        ScaledNetwork(genotype, cached).output(torch.ones(3, 33, 33))
+        assert sorted(cached.asked) == sorted(theirs)
 
 
 def test_gradients_are_wanted_for_all_weights_but_those_of_logits():
-    network = ScaledNetwork(sample("S0"), streams := Recording())
+    network = ScaledNetwork(sample("S0"), cached := Recording())
     output, _ = network.output(torch.ones(3, 33, 33))
     logits = (".q.conv.", ".k.conv.", ".q.local.", ".q.proj.", "talking_head1")
-    assert len(network.weights) == sum(all(part not in layer for part in logits) for layer, _ in streams.asked)
+    assert len(network.weights) == sum(all(part not in layer for part in logits) for layer, _ in cached.asked)
     gradients = torch.autograd.grad(output, [weight.magnitude for weight in network.weights])
     assert all(gradient.amax() > 0 for gradient in gradients)
 
@@ -182,7 +182,7 @@ def test_genotypes_have_their_first_layers_in_common():
     def seen(genotype):
         activations = []
         with torch.no_grad():
-            ScaledNetwork(genotype, LayerStreams("k"), activations.append).features(torch.full((3, 33, 33), 0.5))
+            ScaledNetwork(genotype, CachedWeights("k"), activations.append).features(torch.full((3, 33, 33), 0.5))
         return activations
 
     same = [torch.equal(a, b) for a, b in zip(seen(one), seen(other), strict=True)]
@@ -194,7 +194,7 @@ def test_a_score_depends_on_nothing_that_was_scored_before(name):
     genotypes = [sample("S0"), sample("S2-extended"), extreme("cheapest"), sample("S1")]
 
     def ask(order):
-        kept_streams.cache_clear()
+        cached_weights.cache_clear()
         return {number: score(name, genotypes[number], img_size=33, draws=2) for number in order}
 
     assert ask(range(4)) == ask((3, 2, 1, 0)) == ask((2,)) | ask((0, 3)) | ask((1,))
@@ -203,7 +203,7 @@ def test_a_score_depends_on_nothing_that_was_scored_before(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_mode_that_torch_is_in_does_not_matter(name, never_built):
     expected = score(name, sample("S0"), img_size=33, draws=1)
-    kept_streams.cache_clear()
+    cached_weights.cache_clear()
     before = torch.get_rng_state()
     with torch.inference_mode():
         assert score(name, sample("S0"), img_size=33, draws=1) == expected
@@ -214,7 +214,7 @@ def test_the_mode_that_torch_is_in_does_not_matter(name, never_built):
     try:
         for _ in range(2):
             assert score(name, sample("S0"), img_size=33, draws=1) == expected
-            kept_streams.cache_clear()
+            cached_weights.cache_clear()
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.get_rng_state(), before)

@@ -11,7 +11,7 @@ from esformer.guide import Guide
 from esformer.model.cost import Budget, cost
 from esformer.model.latency import Latency
 from esformer.proxies import get
-from esformer.proxies.streams import kept_streams
+from esformer.proxies.cached_weights import cached_weights
 from esformer.search import costs, evolution, scorer, stage
 from esformer.search.journal import JournalError, read
 from esformer.search.schedule import Schedule
@@ -278,10 +278,12 @@ def test_a_latency_that_nothing_keeps_is_refused_with_the_cheapests(monkeypatch)
 
 def test_what_scoring_keeps_is_let_go_of_in_the_end(monkeypatch):
     seen = []
-    forget = stage.forget_streams
-    monkeypatch.setattr(stage, "forget_streams", lambda: (seen.append(kept_streams.cache_info().currsize), forget()))
+    forget = stage.forget_cached_weights
+    monkeypatch.setattr(
+        stage, "forget_cached_weights", lambda: (seen.append(cached_weights.cache_info().currsize), forget())
+    )
     run(schedule=TINY, img_size=33, draws=1)
-    assert seen[0] > 0 and kept_streams.cache_info().currsize == 0
+    assert seen[0] > 0 and cached_weights.cache_info().currsize == 0
     monkeypatch.setattr(SearchStage, "_search", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run()

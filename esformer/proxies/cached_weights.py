@@ -1,4 +1,4 @@
-"""The random weights of a genotype's networks: a stream of values for every layer."""
+"""The random weights of a genotype's networks, the same for all genotypes (common random numbers)."""
 
 import hashlib
 import math
@@ -12,12 +12,12 @@ CHUNK = 16
 """PyTorch draws normal values in blocks of so many; up to a whole block, a longer draw begins as a shorter one does."""
 
 
-class LayerStreams:
-    """The weights of one draw, layer by layer: each layer takes the first values of a stream of its own.
+class CachedWeights:
+    """The weights of one draw, layer by layer: each layer takes the first of a sequence of values of its own.
 
-    A stream depends on the key and the layer's name alone. So two genotypes of a search have the same weights in the
-    layers that they share (common random numbers: what differs in their scores is due to what differs in them), and the
-    values of a layer need to be drawn only once.
+    The sequence depends on the key and the layer's name alone. So two genotypes of a search have the same weights in
+    the layers that they share (common random numbers: what differs in their scores is due to what differs in them), and
+    the values of a layer need to be drawn only once.
 
     Args:
         key: what sets these weights apart from those of other draws.
@@ -52,17 +52,17 @@ class LayerStreams:
 
 
 @lru_cache(maxsize=4)
-def kept_streams(key: str, device: torch.device | str = "cpu") -> LayerStreams:
-    """Streams that are kept from one genotype to the next: those of the last few keys, for a process has one search.
+def cached_weights(key: str, device: torch.device | str = "cpu") -> CachedWeights:
+    """Weights that are kept from one genotype to the next: those of the last few keys, for a process has one search.
 
     One draw of S0's layers takes about 60 MB, one of S2's 210 MB.
     """
-    return LayerStreams(key, keep=True, device=device)
+    return CachedWeights(key, keep=True, device=device)
 
 
-def forget_streams() -> None:
+def forget_cached_weights() -> None:
     """Let go of all that is kept; a GPU's memory goes back to it, for what comes after a search."""
-    kept_streams.cache_clear()
+    cached_weights.cache_clear()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
