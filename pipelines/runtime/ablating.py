@@ -14,7 +14,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 from rich.box import MARKDOWN
 
 from configs.budget import price_of
@@ -25,6 +24,7 @@ from esformer.errors import ESFormerError
 from esformer.files import write_text
 from esformer.genotype import Genotype
 from esformer.guide import Guide
+from esformer.plots.ablation import by_method, draw_ablation
 from esformer.proxies import names, score
 from esformer.space import SearchSpace
 from pipelines.runtime import tracking
@@ -259,15 +259,6 @@ COLUMNS = {
 """The columns of the printed table: a heading, what a value is multiplied by, and how many digits are shown."""
 
 
-def by_method(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
-    """The values of a column, one for each seed, of each method that has any."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if row.get(column) is not None:
-            values.setdefault(row["method"], []).append(row[column])
-    return values
-
-
 def publish(rows: Sequence[Row], plan: Plan) -> None:
     """Leave `ablate.csv` and `ablate.png`, and print the table (as Markdown too reads it)."""
     if not is_main():
@@ -278,7 +269,7 @@ def publish(rows: Sequence[Row], plan: Plan) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(run.path / "ablate.csv", text.getvalue())
-    draw(rows, space.name, run.path / "ablate.png")
+    draw_ablation(rows, space.name, run.path / "ablate.png")
     show_rows(summary(rows), box=MARKDOWN)
     log.info("%s holds ablate.csv, ablate.png and every genotype under search/", run.path)
 
@@ -299,39 +290,6 @@ def _spread(values: Sequence[float], factor: float, digits: int) -> str:
     if len(values) > 1:
         figures.append(stdev(values))
     return " ± ".join(f"{factor * figure:.{digits}f}" for figure in figures)
-
-
-def draw(rows: Sequence[Row], space: str, path: Path) -> None:
-    """Draw the scores of every genotype, the FFN kinds of each method, and the accuracies where there are any."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    trained = any("top1" in row for row in rows)
-    figure = Figure(figsize=(9 + 4 * trained, 3.8), layout="constrained")
-    axes = figure.subplots(1, 2 + trained)
-    scores, kinds = axes[:2]
-    entropic, synflow = (by_method(rows, proxy) for proxy in PROXIES)
-    for method in methods:
-        scores.plot(entropic[method], synflow[method], "o", ms=6, mew=0, alpha=0.7, label=method)
-    scores.set_xlabel("Entropic Score")
-    scores.set_ylabel("LogSynflow")
-    scores.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
-    left = [0.0] * len(methods)
-    for kind, grey in zip(choices_of(space).ffn, ("0.85", "0.6", "0.25"), strict=False):
-        counts = [mean(values) for values in by_method(rows, kind).values()]
-        kinds.barh(methods, counts, left=left, label=kind, height=0.6, color=grey)
-        left = [start + count for start, count in zip(left, counts, strict=True)]
-    kinds.invert_yaxis()
-    kinds.set_xlabel("blocks with each FFN kind, mean over the seeds")
-    kinds.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
-    if trained:
-        for column, label, mark in (("top1", "raw", "o"), ("ema_top1", "averaged weights", "x")):
-            points = [(100 * value, method) for method, many in by_method(rows, column).items() for value in many]
-            if points:
-                axes[2].plot(*zip(*points, strict=True), mark, color="tab:blue", alpha=0.7, label=label)
-        axes[2].invert_yaxis()
-        axes[2].set_xlabel("top-1 [%]")
-        axes[2].legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
-    figure.suptitle(f"Searches of {space} by what guides them", fontsize=10)
-    figure.savefig(path, dpi=130)
 
 
 def send(rows: Sequence[Row], plan: Plan) -> None:
