@@ -1,8 +1,9 @@
 """What a search makes of the settings of the budget."""
 
 from configs.schema import Config
+from esformer.choices import size_of
 from esformer.genotype import Genotype
-from esformer.model.cost import PAPER_MACS, Budget, Cost, cost, paper_macs
+from esformer.model.cost import Budget, Cost, cost, paper_macs
 
 
 def price_of(config: Config, genotype: Genotype) -> Cost:
@@ -27,7 +28,7 @@ def explain_auto(config: Config) -> str:
     return (
         f"{_auto(config):,} at {config.data.img_size} pixels and"
         f" {'1000 classes until they are counted' if classes is None else f'{classes} classes'};"
-        f" the paper's {PAPER_MACS[size] / 1e9:g} G of {size} at 224 and 1000, scaled as EfficientFormerV2-{size}"
+        f" the paper's {size_of(size).macs / 1e9:g} G of {size} at 224 and 1000, scaled as EfficientFormerV2-{size}"
     )
 
 

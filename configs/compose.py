@@ -12,7 +12,7 @@ from configs.budget import explain_auto
 from configs.explain import FOLDER, SECTIONS_WITH_FILES, Setting, choices, settings
 from configs.schema import AUTO, Config, ConfigError
 from configs.values import ValueTypeError, convert, dump, show
-from esformer.choices import SIZES
+from esformer.choices import SIZES, size_of
 from esformer.files import ContentError, parse_yaml, read_yaml
 
 PATHS = ("run.dir", "data.root", "genotype", "init")
@@ -52,8 +52,10 @@ def compose(size: str | None = None, quick: bool = False, overrides: Sequence[st
     size = next((value for key, value in reversed(pairs) if key == "size"), size) or _size_of(init)
     if size not in SIZES:
         raise ConfigError(f"size is {show(size)}; it must be one of {', '.join(SIZES)}")
-    chosen = {"data": "imagenet"}
-    layers = [_read("size", size), *([_read("", "quick")] if quick else [])]
+    chosen = {"data": "imagenet", "search": "paper", "recipe": "s0-s1"}
+    layers: list[dict[str, Any]] = [{"budget": {"params": f"{size_of(size).params:.1f}", "macs": AUTO}}]
+    layers += [_read("size", size)] if size in choices("size") else []
+    layers += [_read("", "quick")] if quick else []
     for layer in layers:
         chosen |= layer.pop("choices", {})
     chosen |= {"recipe": "finetune"} if init is not None else {}

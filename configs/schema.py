@@ -205,7 +205,7 @@ class Config:
     """Everything a pipeline can be told."""
 
     size: str = "S0"
-    """Which ESFormer: S0, S1 or S2. Sets the search space, and the defaults of budget, search and recipe."""
+    """Which ESFormer, as --size. Sets the search space, and the defaults of budget, search and recipe."""
     seed: int = 0
     """Of the search, the initial weights, the order of the images and their augmentation."""
     genotype: str | None = None

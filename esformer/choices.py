@@ -1,4 +1,4 @@
-"""Table 1 as data: the genes of a network, their two groups, and the values each may take in S0, S1 and S2.
+"""Table 1 as data: the genes of a network, their two groups, the values each may take, and the sizes S0, S1 and S2.
 
 Everything that the papers leave open about the search space is written down here and nowhere else. The depths and
 the places of the Transformer layers are EfficientFormerV2's (section 3.4 follows it); the widths of a stage are the
@@ -62,28 +62,60 @@ class Choices:
         return [[self.of(s, b) for b in range(stage.blocks)] for s, stage in enumerate(self.stages)]
 
 
+@dataclass(frozen=True)
+class Size:
+    """One size: its networks, and what they may cost. Everything that knows sizes asks this.
+
+    Args:
+        stages: of its networks.
+        params: at most, with the classifier (section 4.2).
+        macs: at most, of an image of 224 pixels with 1000 classes (Table 3).
+        reference: the shipped genotype that a search must beat, with whose MACs those of other images are scaled.
+    """
+
+    stages: tuple[StageChoices, ...]
+    params: int
+    macs: int
+    reference: str
+
+
 def _widths(low: int, high: int) -> tuple[int, ...]:
     return tuple(range(low, high + 1, 8))
 
 
-_SIZES = {  # EfficientFormerV2's widths: S0 32, 48, 96, 176; S1 32, 48, 120, 224; S2 32, 64, 144, 288
-    "S0": (
-        StageChoices(2, 0, _widths(16, 48)),
-        StageChoices(2, 0, _widths(24, 72)),
-        StageChoices(6, 2, _widths(48, 144)),
-        StageChoices(4, 2, _widths(88, 264)),
+_SIZES = {
+    "S0": Size(
+        stages=(  # EfficientFormerV2's widths: 32, 48, 96, 176
+            StageChoices(2, 0, _widths(16, 48)),
+            StageChoices(2, 0, _widths(24, 72)),
+            StageChoices(6, 2, _widths(48, 144)),
+            StageChoices(4, 2, _widths(88, 264)),
+        ),
+        params=3_500_000,
+        macs=410_000_000,  # Table 3 says 0.4 G, also of EfficientFormerV2-S0: that has 0.4069, and is to be allowed
+        reference="efficientformerv2_s0",
     ),
-    "S1": (
-        StageChoices(3, 0, _widths(16, 48)),
-        StageChoices(3, 0, _widths(24, 72)),
-        StageChoices(9, 2, _widths(56, 184)),
-        StageChoices(6, 2, _widths(112, 336)),
+    "S1": Size(
+        stages=(  # 32, 48, 120, 224
+            StageChoices(3, 0, _widths(16, 48)),
+            StageChoices(3, 0, _widths(24, 72)),
+            StageChoices(9, 2, _widths(56, 184)),
+            StageChoices(6, 2, _widths(112, 336)),
+        ),
+        params=6_000_000,
+        macs=900_000_000,
+        reference="efficientformerv2_s1",
     ),
-    "S2": (
-        StageChoices(4, 0, _widths(16, 48)),
-        StageChoices(4, 0, _widths(32, 96)),
-        StageChoices(12, 4, _widths(72, 216)),
-        StageChoices(8, 4, _widths(144, 432)),
+    "S2": Size(
+        stages=(  # 32, 64, 144, 288
+            StageChoices(4, 0, _widths(16, 48)),
+            StageChoices(4, 0, _widths(32, 96)),
+            StageChoices(12, 4, _widths(72, 216)),
+            StageChoices(8, 4, _widths(144, 432)),
+        ),
+        params=12_500_000,
+        macs=1_400_000_000,
+        reference="efficientformerv2_s2",
     ),
 }
 
@@ -92,13 +124,24 @@ EXTENDED = "-extended"
 SPACES = tuple(size + suffix for suffix in ("", EXTENDED) for size in SIZES)
 
 
+def size_of(name: str) -> Size:
+    """A size by its name.
+
+    Raises:
+        ESFormerError: there is none of this name.
+    """
+    if name not in _SIZES:
+        raise ESFormerError(f"there is no size {name!r}; there are {', '.join(SIZES)}")
+    return _SIZES[name]
+
+
 @cache
 def choices_of(space: str) -> Choices:
     """The choices of a space by its name: a size, or a size and `-extended` (Table 5: with the residual bottleneck)."""
     size = space.removesuffix(EXTENDED)
     if size not in _SIZES:
         raise ESFormerError(f"there is no search space {space!r}; there are {', '.join(SPACES)}")
-    plain = Choices(space, _SIZES[size])
+    plain = Choices(space, _SIZES[size].stages)
     return plain if space == size else replace(plain, ffn=(*plain.ffn, "bottleneck"))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from esformer.choices import Gene
+from esformer.choices import Gene, size_of
 from esformer.genotype import ConvBlock, Genotype, TransformerLayer
 from esformer.model.cost import cost
 from esformer.proxies import get, score
@@ -192,4 +192,4 @@ class Draws:
 
 def shipped_reference(size: str) -> Genotype:
     """EfficientFormerV2 of a size, the network that a search must beat at its cost."""
-    return Genotype.shipped(f"efficientformerv2_{size.lower()}")
+    return Genotype.shipped(size_of(size).reference)

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from functools import cache
 
-from esformer.choices import bottleneck_width
+from esformer.choices import bottleneck_width, size_of
 from esformer.errors import ESFormerError
 from esformer.genotype import ConvBlock, Genotype, TransformerLayer
 
@@ -19,9 +19,6 @@ ATTN_RATIO = 4
 """Value channels a key channel (EfficientFormerV2)."""
 DOWNSAMPLE_KEYS, DOWNSAMPLE_HEADS = 8 * 16, 8
 """Key channels and heads of the attention beside the last downsampling (EfficientFormerV2)."""
-PAPER_MACS = {"S0": 410_000_000, "S1": 900_000_000, "S2": 1_400_000_000}
-"""Of Table 3, at 224 pixels and 1000 classes. Its 0.4 G of S0 is also what it says of EfficientFormerV2-S0, which has
-0.4069: so 0.41, which this allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,22 +93,19 @@ def paper_macs(size: str, img_size: int | tuple[int, int] = 224, num_classes: in
     maps are rounded up.
 
     Args:
-        size: S0, S1 or S2.
+        size: its name, such as S0.
         img_size: pixels each way, or (height, width).
         num_classes: of the classifier.
 
     Raises:
         ESFormerError: there is no such size.
     """
-    if size not in PAPER_MACS:
-        raise ESFormerError(f"there is no size {size!r}; there are {', '.join(PAPER_MACS)}")
-    reference = _efficientformerv2(size)
-    return round(PAPER_MACS[size] * cost(reference, img_size, num_classes).macs / cost(reference).macs)
+    own = size_of(size)
+    reference = _shipped(own.reference)
+    return round(own.macs * cost(reference, img_size, num_classes).macs / cost(reference).macs)
 
 
-@cache
-def _efficientformerv2(size: str) -> Genotype:
-    return Genotype.shipped(f"efficientformerv2_{size.lower()}")
+_shipped = cache(Genotype.shipped)
 
 
 def _attention(chs: int, heads: int, head_dim: int, positions: int, full: int, strided: bool) -> tuple[int, int]:
@@ -174,10 +168,7 @@ class Budget:
     @classmethod
     def for_size(cls, size: str) -> "Budget":
         """The paper's budgets (section 4.2): 3.5, 6 and 12.5 million parameters; `paper_macs` has Table 3's MACs."""
-        budgets = {"S0": 3_500_000, "S1": 6_000_000, "S2": 12_500_000}
-        if size not in budgets:
-            raise ESFormerError(f"there is no size {size!r}; there are {', '.join(budgets)}")
-        return cls(params=budgets[size])
+        return cls(params=size_of(size).params)
 
     def allows(self, cost: Cost) -> bool:
         """Whether parameters and MACs are within the budget."""

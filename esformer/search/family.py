@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from esformer.choices import size_of
 from esformer.errors import ESFormerError
 from esformer.files import write_text
 from esformer.genotype import Genotype, notation
@@ -129,7 +130,7 @@ def point_name(cost: str, point: float) -> str:
 def references(stage: Search) -> dict[str, Scored]:
     """EfficientFormerV2 of the search's size as the guide sees it, where this is quickly known."""
     size, cost = stage.space.name.partition("-")[0], stage.schedule.family
-    genotype = Genotype.shipped(f"efficientformerv2_{size.lower()}")
+    genotype = Genotype.shipped(size_of(size).reference)
     if cost is None or cost == "latency_ms" or (scores := stage.score(genotype)) is None:
         return {}  # a latency that is measured now compares with none that was measured then
     return {f"EfficientFormerV2-{size}": Scored(genotype, scores, stage.costs.of(genotype, cost))}

@@ -19,7 +19,7 @@ from rich.box import MARKDOWN
 from configs.budget import price_of
 from configs.compose import to_yaml
 from configs.schema import AblateConfig, Config, ConfigError, RunConfig
-from esformer.choices import EXTENDED, choices_of
+from esformer.choices import EXTENDED, choices_of, size_of
 from esformer.errors import ESFormerError
 from esformer.files import write_text
 from esformer.genotype import Genotype
@@ -212,7 +212,7 @@ def find(entry: Entry, plan: Plan) -> Row:
 
 def reference(config: Config, run: RunFolder) -> Genotype:
     """EfficientFormerV2's genotype of the size, as if a search had found it."""
-    name = f"{REFERENCE}_{config.size.lower()}"
+    name = size_of(config.size).reference
     genotype, space = Genotype.shipped(name), SearchSpace.for_size(config.size, config.search.extended)
     if genotype not in space:
         raise ESFormerError(f"{name} is of space {genotype.space}, which is no part of {space.name}")

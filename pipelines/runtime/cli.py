@@ -13,6 +13,7 @@ from configs.compose import compose, to_yaml
 from configs.explain import SECTIONS_WITH_FILES, choices, settings
 from configs.schema import Config
 from configs.values import ValueTypeError, path_text
+from esformer.choices import SIZES, size_of
 from esformer.errors import STOPPED, USER_ERROR, ESFormerError, ProcessLostError
 from pipelines.runtime import signals
 from pipelines.runtime.errors import explain
@@ -73,8 +74,7 @@ def parse_with(
     parser = argparse.ArgumentParser(
         description=story, epilog=_explain(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sizes = "S0, S1 or S2: 3.5, 6 or 12.5 million parameters and 0.4, 0.9 or 1.4 GMACs at 224 pixels (default S0)"
-    parser.add_argument("--size", help=sizes)
+    parser.add_argument("--size", help=f"at most so many parameters, and MACs at 224 pixels: {_sizes()}")
     parser.add_argument("--quick", action="store_true", help="the whole job in minutes, on images that come with it")
     for name, flag in flags.items():
         parser.add_argument(name, **flag)
@@ -86,6 +86,13 @@ def parse_with(
         print(to_yaml(config), end="")
         sys.exit()
     return config, arguments
+
+
+def _sizes() -> str:
+    """Each size and what it may cost."""
+    costs = {name: (size_of(name).params / 1e6, size_of(name).macs / 1e9) for name in SIZES}
+    said = [f"{name} {params:g} M and {macs:.1f} G" for name, (params, macs) in costs.items()]
+    return f"{', '.join(said)} (default {SIZES[0]})"
 
 
 def run(main: Callable[[], object]) -> NoReturn:
