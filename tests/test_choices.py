@@ -1,5 +1,7 @@
 """Table 1 is written in one place: another value of a gene there is all that it takes."""
 
+import pytest
+
 PROGRAM = """
 import random
 from pathlib import Path
@@ -27,5 +29,6 @@ print("fits")
 """
 
 
+@pytest.mark.nightly
 def test_another_kernel_is_one_value_in_one_place(fresh_process):
     assert fresh_process("-c", PROGRAM) == "fits\n"

@@ -57,6 +57,7 @@ def python(package, tmp_path):
     return python
 
 
+@pytest.mark.nightly
 def test_the_page_s_program_runs(python, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     assert re.search(r"^-?\d+\.\d+$[\s\S]*^Genotype\(space='S0'", python("program.py"), re.MULTILINE)

@@ -64,7 +64,7 @@ def test_python_blocks_run(block, folder, monkeypatch, capsys):
     assert ("3.6e+34 genotypes" in printed) == ("cardinality" in block)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("block", blocks(README, "sh"), ids=lambda block: block.split("\n")[0])
 def test_commands_run(block, folder):
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))

@@ -35,7 +35,7 @@ def test_mean_iou(example):
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_learns(example, capsys):
     before, after = example["main"](steps=30, batch=8, size=64)
     assert after[1] > before[1] + 0.15 and after[0] < before[0] - 0.4

@@ -36,6 +36,7 @@ except SystemExit:
 """
 
 
+@pytest.mark.nightly
 def test_a_new_size_is_one_entry(fresh_process, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = " ".join(fresh_process("-c", PROGRAM).split())

@@ -191,7 +191,7 @@ def test_more_seeds_and_methods_join_but_another_ablation_does_not(done, copied,
         run(copied, "search.total=30")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_was_found_is_trained_once(copied, monkeypatch):
     rows = train(copied, "recipe.epochs=1")
     assert 0 < rows[0]["top1"] <= 1 and 0 < rows[0]["ema_top1"] <= 1

@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import cycle
 
 import pytest
 import torch
@@ -69,15 +70,13 @@ def test_random_genotypes_score_as_their_networks(name, img_size):
     agrees(name, sample("S0-extended", seed=img_size == 33), img_size)
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-@pytest.mark.parametrize("space", RANDOM)
-def test_genotypes_of_every_space_score_as_their_networks(name, space):
+@pytest.mark.parametrize(("space", "name"), zip(RANDOM, cycle(ONE_OF_EACH)))
+def test_genotypes_of_every_space_score_as_their_networks(space, name):
     agrees(name, sample(space, seed=5), 64 if space == "S1" else 33, seed=1)
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-@pytest.mark.parametrize("kind", EXTREMES)
-def test_extreme_genotypes_score_as_their_networks(name, kind):
+@pytest.mark.parametrize(("kind", "name"), zip(EXTREMES, cycle(ONE_OF_EACH)))
+def test_extreme_genotypes_score_as_their_networks(kind, name):
     agrees(name, extreme(kind), 33)
 
 

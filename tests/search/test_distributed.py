@@ -78,7 +78,7 @@ def test_ranks_find_what_one_process_finds(alone, tmp_path, script, warm, fresh_
     assert {Genotype.load(tmp_path / f"rank {rank}.yaml") for rank in range(ranks)} == {alone.genotype}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_rank_that_dies_ends_the_job_and_the_restart_resumes(alone, tmp_path, script, warm):
     """Under Fabric's own launcher, which does not look after its processes as torchrun does."""
     command = [script, tmp_path, json.dumps(SCHEDULE.to_dict()), 2, 1]
@@ -91,7 +91,7 @@ def test_a_rank_that_dies_ends_the_job_and_the_restart_resumes(alone, tmp_path, 
     assert timeless(read(tmp_path / "journal.jsonl")) == timeless(alone.journal)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rank_0_that_dies_takes_the_others_along(tmp_path, script, warm):
     ranks = warm.start_ranks(2, [script, tmp_path, json.dumps(SCHEDULE.to_dict()), 2, 1, -1])
     journal = tmp_path / "journal.jsonl"

@@ -42,6 +42,7 @@ def test_the_whole_job_in_small_leaves_nothing(tmp_path, capsys):
         assert text in printed, text
 
 
+@pytest.mark.nightly
 def test_steps_are_those_that_the_real_run_takes(tmp_path, monkeypatch):
     command = [*SMALL, "data.limit=66", "recipe.batch_size=32", "recipe.epochs=1", "trainer.accumulate=2"]
     command = ["--quick", "trainer.accelerator=cpu", "wandb.mode=disabled", *command]

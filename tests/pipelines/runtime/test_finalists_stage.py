@@ -220,7 +220,7 @@ def test_a_training_that_is_asked_to_stop_stops_the_run(searched, stub, monkeypa
     assert stopped.value.code == STOPPED
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ranks_share_the_trainings(searched, stub, warm, tmp_path):
     run, found = searched("search", FOUR)
     script = tmp_path / "search.py"

@@ -26,6 +26,7 @@ def found():
         return measure(genotypes(4), late, seed=2, img_size=33, draws=1, papers_size=64, sizes=(33,))
 
 
+@pytest.mark.nightly
 def test_scores_without_a_network_are_faster_and_the_same(found):
     assert set(found["proxies"]) == {"entropic_score", "log_synflow"} and found["genotypes"] == {"random": 4, "late": 1}
     for proxy in found["proxies"].values():
@@ -40,6 +41,7 @@ def test_scores_without_a_network_are_faster_and_the_same(found):
         assert 0 < search["first_seconds"] < 60
 
 
+@pytest.mark.nightly
 def test_ranks_are_those_of_the_scores(found):
     for name, proxy in found["proxies"].items():
         rows = proxy["ranks"]["random"]
@@ -54,6 +56,7 @@ def test_ranks_are_those_of_the_scores(found):
         assert all(row["spearman"] is None for row in proxy["ranks"]["late"])  # too few
 
 
+@pytest.mark.nightly
 def test_the_profile_says_where_the_time_goes(found):
     for proxy in found["proxies"].values():
         assert sum(proxy["profile"].values()) == pytest.approx(1, abs=0.02)
@@ -62,6 +65,7 @@ def test_the_profile_says_where_the_time_goes(found):
             assert proxy["profile"][kind] > 0.001, kind
 
 
+@pytest.mark.nightly
 def test_tables_hold_all_that_was_found(found, capfd):
     speed.show({"space": "S0", "seed": 2, **found})
     printed = capfd.readouterr().out
