@@ -76,6 +76,7 @@ def cost(genotype: Genotype, img_size: int | tuple[int, int] = 224, num_classes:
                 hidden = chs * block.ratio
                 weights, norms = kernel * chs + hidden * (chs + out), chs + hidden + out
             else:
+                assert block.ffn == "bottleneck", block.ffn
                 hidden = bottleneck_width(out, block.ratio)
                 weights, norms = hidden * (chs + kernel * hidden + out), 2 * hidden + out
             params += weights + 3 * norms + out  # and LayerScale

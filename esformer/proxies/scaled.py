@@ -158,6 +158,7 @@ class ScaledNetwork:
             x = self._activated(self._pointwise(x, f"{name}.fc1.conv", x.channels * block.ratio))
             x = self._activated(self._depthwise(x, f"{name}.mid.conv", kernel))
         else:
+            assert block.ffn == "convnext", block.ffn
             hidden = x.channels * block.ratio
             x = self._depthwise(x, f"{name}.mid.conv", kernel)
             x = self._activated(self._pointwise(x, f"{name}.fc1.conv", hidden))
