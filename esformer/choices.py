@@ -52,7 +52,12 @@ class Choices:
     head_dim: tuple[int, ...] = (16, 24, 32, 40, 48)
 
     def of(self, stage: int, block: int) -> dict[Gene, tuple[str, ...] | tuple[int, ...]]:
-        """Each gene of one block (counted from 0) and the values it may take."""
+        """Each gene of one block (counted from 0) and the values it may take.
+
+        Args:
+            stage: counted from 0.
+            block: within its stage, counted from 0.
+        """
         genes = TRANSFORMER_GENES if self.stages[stage].is_transformer(block) else CONV_GENES
         return {gene: self.stages[stage].out if gene == "out" else getattr(self, gene) for gene in genes}
 
@@ -127,6 +132,9 @@ SPACES = tuple(size + suffix for suffix in ("", EXTENDED) for size in SIZES)
 def size_of(name: str) -> Size:
     """A size by its name.
 
+    Args:
+        name: such as S0.
+
     Raises:
         ESFormerError: there is none of this name.
     """
@@ -137,7 +145,11 @@ def size_of(name: str) -> Size:
 
 @cache
 def choices_of(space: str) -> Choices:
-    """The choices of a space by its name: a size, or a size and `-extended` (Table 5: with the residual bottleneck)."""
+    """The choices of a space by its name: a size, or a size and `-extended` (Table 5: with the residual bottleneck).
+
+    Args:
+        space: its name.
+    """
     size = space.removesuffix(EXTENDED)
     if size not in _SIZES:
         raise ESFormerError(f"there is no search space {space!r}; there are {', '.join(SPACES)}")
@@ -146,5 +158,10 @@ def choices_of(space: str) -> Choices:
 
 
 def bottleneck_width(out: int, ratio: int) -> int:
-    """Channels inside a residual bottleneck: `out / ratio` to the nearest multiple of 4, at least 4."""
+    """Channels inside a residual bottleneck: `out / ratio` to the nearest multiple of 4, at least 4.
+
+    Args:
+        out: channels behind the block.
+        ratio: the gene.
+    """
     return max(4, (out + 2 * ratio) // (4 * ratio) * 4)

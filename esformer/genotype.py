@@ -106,6 +106,9 @@ class Genotype:
     def from_dict(cls, d: Any) -> "Genotype":
         """The genotype that `to_dict` gave.
 
+        Args:
+            d: plain containers, as a YAML or JSON file gives them.
+
         Raises:
             GenotypeError: anything in it is not as `to_dict` writes it.
         """
@@ -126,7 +129,12 @@ class Genotype:
         return cls(d["space"], tuple(stages))
 
     def save(self, path: str | os.PathLike[str], comment: str = "") -> None:
-        """Write the genotype to a `.json` file, or as YAML under any other name, headed by `comment`."""
+        """Write the genotype to a `.json` file, or as YAML under any other name, headed by `comment`.
+
+        Args:
+            path: the file; it is replaced as a whole, or not at all.
+            comment: lines for people, at the head of YAML; JSON has no place for them.
+        """
         path = Path(path)
         if path.suffix == ".json":
             text = json.dumps(self.to_dict(), indent=1) + "\n"
@@ -139,6 +147,9 @@ class Genotype:
     def shipped(cls, name: str) -> "Genotype":
         """A genotype that comes with this package, such as `esformer_s0` or `efficientformerv2_s2`.
 
+        Args:
+            name: small letters, as `shipped_names` lists them.
+
         Raises:
             GenotypeError: there is none of this name; the message lists those that there are.
         """
@@ -149,6 +160,9 @@ class Genotype:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Genotype":
         """Read a genotype file (JSON if it ends in `.json`, else YAML). Nothing in the file is ever executed.
+
+        Args:
+            path: the file.
 
         Raises:
             GenotypeError: the file cannot be read or is not a genotype; the message names the file and the gene.
@@ -174,6 +188,9 @@ def notation(genotype: Genotype) -> str:
 
     A convolution block is FFN, kernel, out and ratio, such as `ibn.3.32.4`; a Transformer layer FFN, heads, out, ratio
     and head_dim, such as `ibn.8.96.4.32`.
+
+    Args:
+        genotype: any.
     """
     stages = (" ".join(".".join(map(str, block.genes().values())) for block in stage) for stage in genotype.stages)
     return f"{genotype.space}: {' / '.join(stages)}"
@@ -181,6 +198,9 @@ def notation(genotype: Genotype) -> str:
 
 def parse(text: str) -> Genotype:
     """The genotype that `notation` wrote.
+
+    Args:
+        text: such a line.
 
     Raises:
         GenotypeError: it wrote no such line.

@@ -64,6 +64,10 @@ class Guide:
     def parse(cls, text: str, sum: str = "ranks") -> "Guide":
         """The guide that `str` wrote, such as `naswot + 0.5*zico - meco`.
 
+        Args:
+            text: proxies with weights, joined by + and -.
+            sum: how they are summed: `ranks`, or `largest`, each divided by its largest in the population (FreeREA).
+
         Raises:
             ESFormerError: it is no sum of proxies, or one of them is there twice.
         """

@@ -25,6 +25,9 @@ class SearchSpace:
     among the options it is given. Widths must not decrease, so they are drawn together, exactly uniformly among all
     non-decreasing sequences of their options. The same `random.Random` gives the same genotype on every machine.
 
+    Args:
+        choices: the values that each gene may take; `for_size` has those of the sizes.
+
     Example:
         >>> space, rng = SearchSpace.for_size("S0"), random.Random(0)
         >>> child = space.crossover(space.sample(rng), space.sample(rng), rng)
@@ -39,6 +42,10 @@ class SearchSpace:
     @classmethod
     def for_size(cls, size: str, extended: bool = False) -> "SearchSpace":
         """The space of a size; `extended` adds the standard residual bottleneck to the FFN kinds.
+
+        Args:
+            size: its name, such as S0.
+            extended: add the standard residual bottleneck to the FFN kinds (Table 5).
 
         Raises:
             ESFormerError: there is no such size.
@@ -56,7 +63,11 @@ class SearchSpace:
         return {(index, gene): allowed for index, block in enumerate(blocks) for gene, allowed in block.items()}
 
     def places(self, genes: Group = "all") -> list[Place]:
-        """The genes of one group (Table 1)."""
+        """The genes of one group (Table 1).
+
+        Args:
+            genes: topology, size or all.
+        """
         _check_group(genes)
         return [place for place in self.options if place[1] in GROUPS[genes]]
 
@@ -78,7 +89,11 @@ class SearchSpace:
         return others * _ways([allowed for (_, gene), allowed in self.options.items() if gene == "out"])[0][-1]
 
     def sample(self, rng: random.Random) -> Genotype:
-        """A genotype drawn uniformly from the whole space."""
+        """A genotype drawn uniformly from the whole space.
+
+        Args:
+            rng: the only source of chance; it moves on.
+        """
         allowed = list(self.options.values())
         return self._genotype(self._draw(rng, [options[0] for options in allowed], dict(enumerate(allowed))))
 
@@ -86,6 +101,11 @@ class SearchSpace:
         """A copy in which some genes of the group are drawn anew; always another genotype.
 
         How many genes, which, and to what is uniform (section 3.5).
+
+        Args:
+            genotype: one of this space; it stays as it is.
+            rng: the only source of chance; it moves on.
+            genes: which group may change: topology, size or all.
         """
         _check_group(genes)
         row, free = self._row(genotype), self._free[genes]
@@ -98,18 +118,33 @@ class SearchSpace:
                 return self._genotype(mutant)
 
     def crossover(self, a: Genotype, b: Genotype, rng: random.Random, genes: Group = "all") -> Genotype:
-        """A copy of `a` in which each gene of the group comes from `a` or `b`, uniformly."""
+        """A copy of `a` in which each gene of the group comes from `a` or `b`, uniformly.
+
+        Args:
+            a: gives all genes of other groups.
+            b: the other parent.
+            rng: the only source of chance; it moves on.
+            genes: which group is mixed: topology, size or all.
+        """
         _check_group(genes)
         ours, theirs = self._row(a), self._row(b)
         either = {i: tuple(sorted((ours[i], theirs[i]))) for i in self._free[genes] if ours[i] != theirs[i]}
         return self._genotype(self._draw(rng, ours, either))
 
     def build(self, values: Mapping[Place, Any]) -> Genotype:
-        """The genotype with the given value at every place of `options`."""
+        """The genotype with the given value at every place of `options`.
+
+        Args:
+            values: one of its options for every place.
+        """
         return Genotype(self.name, self._stages([values[place] for place in self.options]))
 
     def values(self, genotype: Genotype) -> dict[Place, Any]:
-        """The value of every gene of a genotype of this space, by its place; `build` is the way back."""
+        """The value of every gene of a genotype of this space, by its place; `build` is the way back.
+
+        Args:
+            genotype: one of this space.
+        """
         return dict(zip(self.options, self._row(genotype), strict=True))
 
     # A search draws thousands of genotypes between scores. So in here a genotype is a row, the list of its values in

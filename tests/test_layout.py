@@ -1,10 +1,16 @@
 """The house: arrows between files point one way, and no file is too long to read."""
 
 import ast
+import inspect
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from torch import nn
+
+import esformer
+from esformer.search.stage import search
 
 ROOT = Path(__file__).parent.parent
 TOP = ("esformer", "configs", "callbacks", "pipelines")
@@ -86,3 +92,21 @@ def test_every_room_is_named_and_on_the_map():
 @pytest.mark.parametrize("module", MODULES)
 def test_no_file_is_longer_than_a_person_reads_at_once(module):
     assert len(MODULES[module].read_text().splitlines()) <= 400
+
+
+def test_public_functions_say_what_their_arguments_are():
+    for name in esformer.__all__:
+        made = search if name == "search" else getattr(esformer, name)
+        parts = {name: made} if callable(made) else {}
+        if inspect.isclass(made):  # torch's own methods are explained there
+            parts |= {f"{name}.{part}": getattr(made, part) for part in vars(made) if not issubclass(made, nn.Module)}
+        for place, part in parts.items():
+            if not callable(part) or place.rpartition(".")[2].startswith("_"):
+                continue
+            arguments = [n for n in inspect.signature(part).parameters if n not in ("self", "kwargs")]
+            said = inspect.getdoc(part)
+            if name == "Schedule":  # each field has a text of its own below it
+                continue
+            assert not arguments or "Args:" in said, place
+            missing = [n for n in arguments if not re.search(rf"^    (\w+, )*\*{{0,2}}{n}(, \w+)*:", said, re.M)]
+            assert not missing, (place, missing)

@@ -67,6 +67,12 @@ def load(
 def network_of(found: Checkpoint, features_only: bool = False, ema: bool = True, **asked: Any) -> nn.Module:
     """The network of a checkpoint with its weights, in evaluation mode; `load` says what may be asked for.
 
+    Args:
+        found: the checkpoint.
+        features_only: as `load` has it.
+        ema: the averaged weights, if there are any.
+        **asked: as `load` has them.
+
     Raises:
         CheckpointError: `ema` is False, and the raw weights were not kept.
     """
@@ -76,7 +82,13 @@ def network_of(found: Checkpoint, features_only: bool = False, ema: bool = True,
 
 
 def build(genotype: Genotype, features_only: bool = False, **settings: Any) -> nn.Module:
-    """The network of a genotype as timm makes its models, so that all of timm's tools know it; random weights."""
+    """The network of a genotype as timm makes its models, so that all of timm's tools know it; random weights.
+
+    Args:
+        genotype: the architecture.
+        features_only: as `load` has it.
+        **settings: of an ESFormer or of timm's `create_model`.
+    """
     name = f"esformer_{genotype.space.partition('-')[0].lower()}"
     settings |= {"features_only": True} if features_only else {}
     network: nn.Module = timm.create_model(name, genotype=genotype.to_dict(), **settings)
@@ -85,6 +97,11 @@ def build(genotype: Genotype, features_only: bool = False, **settings: Any) -> n
 
 def install(found: Checkpoint, network: nn.Module, ema: bool = True) -> None:
     """Put the weights of a checkpoint into a network of its genotype; a warning says what had to be adapted.
+
+    Args:
+        found: the checkpoint.
+        network: takes the weights.
+        ema: the averaged weights, if there are any.
 
     Raises:
         CheckpointError: the network is another one.
@@ -98,6 +115,11 @@ def install(found: Checkpoint, network: nn.Module, ema: bool = True) -> None:
 def fitted(found: Checkpoint, network: nn.Module, ema: bool = True) -> tuple[Weights, list[str]]:
     """Weights of a checkpoint for a network of its genotype, and in words what had to be adapted.
 
+    Args:
+        found: the checkpoint.
+        network: whose weights are wanted.
+        ema: the averaged weights, if there are any.
+
     Raises:
         CheckpointError: the network is another one.
     """
@@ -110,6 +132,9 @@ def fitted(found: Checkpoint, network: nn.Module, ema: bool = True) -> tuple[Wei
 def find(name: str) -> Checkpoint:
     """The trained weights of a file or folder, or timm's by a name such as `timm:efficientformerv2_s0`.
 
+    Args:
+        name: a path, or a name.
+
     Raises:
         CheckpointError: there are none, or they are of no ESFormer.
     """
@@ -120,6 +145,9 @@ def find(name: str) -> Checkpoint:
 
 def opened(name: str) -> Checkpoint:
     """What `load` finds by a name, with its weights; a warning tells of random ones.
+
+    Args:
+        name: a path, or a name.
 
     Raises:
         CheckpointError: there is nothing, or it holds no ESFormer.

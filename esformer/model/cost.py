@@ -23,7 +23,12 @@ DOWNSAMPLE_KEYS, DOWNSAMPLE_HEADS = 8 * 16, 8
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Parameters, and multiply-accumulates of one image."""
+    """What a genotype costs.
+
+    Args:
+        params: parameters of the network.
+        macs: multiply-accumulates of one image.
+    """
 
     params: int
     macs: int
@@ -31,6 +36,12 @@ class Cost:
 
 def cost(genotype: Genotype, img_size: int | tuple[int, int] = 224, num_classes: int = 1000, in_chans: int = 3) -> Cost:
     """Parameters and MACs of `ESFormer(genotype, num_classes, in_chans, img_size)`, to the last one.
+
+    Args:
+        genotype: the architecture.
+        img_size: height and width of the image in pixels; one number means square.
+        num_classes: of the classifier, which counts.
+        in_chans: channels of the image.
 
     Example:
         >>> cost(Genotype.shipped("efficientformerv2_s0"), img_size=32, num_classes=10)
@@ -168,15 +179,27 @@ class Budget:
 
     @classmethod
     def for_size(cls, size: str) -> "Budget":
-        """The paper's budgets (section 4.2): 3.5, 6 and 12.5 million parameters; `paper_macs` has Table 3's MACs."""
+        """The paper's budgets (section 4.2): 3.5, 6 and 12.5 million parameters; `paper_macs` has Table 3's MACs.
+
+        Args:
+            size: its name, such as S0.
+        """
         return cls(params=size_of(size).params)
 
     def allows(self, cost: Cost) -> bool:
-        """Whether parameters and MACs are within the budget."""
+        """Whether parameters and MACs are within the budget.
+
+        Args:
+            cost: of a genotype.
+        """
         return (self.params is None or cost.params <= self.params) and (self.macs is None or cost.macs <= self.macs)
 
     def allows_latency(self, ms: float) -> bool:
-        """Whether a measured latency is within the budget."""
+        """Whether a measured latency is within the budget.
+
+        Args:
+            ms: milliseconds of one image.
+        """
         return self.latency_ms is None or ms <= self.latency_ms
 
     def __str__(self) -> str:

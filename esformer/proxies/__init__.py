@@ -130,7 +130,11 @@ def _origin(proxy: Proxy) -> tuple[str, str]:
 
 
 def registered(names: Iterable[str]) -> tuple[Proxy, ...]:
-    """Those of some proxies that are not this library's own."""
+    """Those of some proxies that are not this library's own.
+
+    Args:
+        names: of proxies.
+    """
     return tuple(get(name) for name in names if name not in _BUILT_IN)
 
 
@@ -142,6 +146,9 @@ def names() -> list[str]:
 
 def get(name: str) -> Proxy:
     """A proxy by its name.
+
+    Args:
+        name: its name, as `names` lists them.
 
     Raises:
         ProxyError: there is none of this name.

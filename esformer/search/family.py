@@ -44,6 +44,9 @@ class Family:
     def best(self, limit: float) -> Scored:
         """The genotype that the guide prizes most of those that cost no more than a limit.
 
+        Args:
+            limit: in the unit of the family's cost: MACs, parameters or milliseconds.
+
         Raises:
             ESFormerError: none costs so little.
         """
@@ -72,6 +75,9 @@ def read_family(journal: str | os.PathLike[str]) -> Family:
 
     It is sought in the last phase; if all genes change there, in every phase like it too. In a decoupled search the
     phases before have other topologies, which have been bettered since.
+
+    Args:
+        journal: the file.
 
     Raises:
         JournalError: it is no journal, or of a search that was not for a family or has not come to its last phase.

@@ -190,6 +190,9 @@ FIELDS = tuple(field.name for field in fields(Evaluation))
 def read(path: str | os.PathLike[str]) -> Iterator[Evaluation]:
     """The evaluations of a journal file, one after the other, without opening it for a search.
 
+    Args:
+        path: the journal's file.
+
     Raises:
         JournalError: there is no such file, or it is not a journal.
     """
@@ -199,6 +202,9 @@ def read(path: str | os.PathLike[str]) -> Iterator[Evaluation]:
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What search a journal is of.
+
+    Args:
+        path: the journal's file.
 
     Raises:
         JournalError: there is no such file, it is not a journal, or one of another format.

@@ -361,7 +361,15 @@ def search(
     checkpoint: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> SearchResult:
-    """Find the best genotype of a space within a budget: runs a SearchStage, whose arguments these are."""
+    """Find the best genotype of a space within a budget: runs a SearchStage, whose arguments these are.
+
+    Args:
+        space, budget, schedule: which genotypes, what they may cost, and in which phases the best is sought.
+        seed: of the evolution and of the proxies' random draws.
+        callbacks, loggers: SearchCallbacks, and Lightning loggers for them to log to.
+        checkpoint: the journal's file; if it exists, the search goes on from it.
+        **settings: the other arguments of `SearchStage`.
+    """
     stage = SearchStage(
         space, budget, schedule, seed, callbacks=callbacks, loggers=loggers, checkpoint=checkpoint, **settings
     )
@@ -370,6 +378,9 @@ def search(
 
 def replay(path: str | os.PathLike[str], callbacks: Sequence[Any] = ()) -> SearchResult:
     """The result of a finished search, from its journal alone: nothing is scored, and the file is not changed.
+
+    Args:
+        path, callbacks: the journal's file, and SearchCallbacks that are called at its start and end.
 
     Raises:
         JournalError: it is no journal, the search was not finished, or another version of the search wrote it.

@@ -255,7 +255,13 @@ class ESFormerModule(LightningModule):
 
 
 def optimizer_of(network: nn.Module, recipe: Recipe, fused: bool | None = None) -> Optimizer:
-    """AdamW by the recipe, in timm's groups of parameters."""
+    """AdamW by the recipe, in timm's groups of parameters.
+
+    Args:
+        network: what is trained.
+        recipe: Table 2.
+        fused: one kernel for all parameters; None uses it where the device has it.
+    """
     layers = dict(layer_decay=recipe.layer_decay) if recipe.layer_decay < 1 else {}
     optimizer = create_optimizer_v2(network, "adamw", recipe.lr, recipe.weight_decay, fused=fused, **layers)
     for group in optimizer.param_groups:  # a scale of its own is something that only timm's schedules look at
@@ -278,7 +284,13 @@ def broadcast_buffers(network: nn.Module) -> None:
 
 
 def lr_factor(step: int, steps: int, recipe: Recipe) -> float:
-    """The share of `lr` at a step: a linear warm-up, then a cosine to `min_lr` at the last step."""
+    """The share of `lr` at a step: a linear warm-up, then a cosine to `min_lr` at the last step.
+
+    Args:
+        step: counted from 0.
+        steps: of the whole training.
+        recipe: Table 2.
+    """
     warmup = round(steps * recipe.warmup_epochs / recipe.epochs)
     if step < warmup:
         start = recipe.warmup_lr / recipe.lr
