@@ -25,7 +25,7 @@ class SearchSpace:
     among the options it is given. Widths must not decrease, so they are drawn together, exactly uniformly among all
     non-decreasing sequences of their options. The same `random.Random` gives the same genotype on every machine.
 
-    Example:
+    Examples:
         >>> space, rng = SearchSpace.for_size("S0"), random.Random(0)
         >>> child = space.crossover(space.sample(rng), space.sample(rng), rng)
         >>> space.mutate(child, rng, genes="topology") in space

@@ -35,7 +35,7 @@ class Cost:
 def cost(genotype: Genotype, img_size: int | tuple[int, int] = 224, num_classes: int = 1000, in_chans: int = 3) -> Cost:
     """Parameters and MACs of `ESFormer(genotype, num_classes, in_chans, img_size)`, to the last one.
 
-    Example:
+    Examples:
         >>> cost(Genotype.shipped("efficientformerv2_s0"), img_size=32, num_classes=10)
         Cost(params=3244954, macs=7908224)
     """
@@ -154,7 +154,7 @@ class Budget:
     Raises:
         ESFormerError: a limit is not above 0, or not finite.
 
-    Example:
+    Examples:
         >>> budget = Budget(params=3_500_000, macs=410_000_000)
         >>> budget.allows(cost(Genotype.shipped("efficientformerv2_s0")))
         True
