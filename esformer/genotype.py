@@ -68,7 +68,7 @@ class Genotype:
     Raises:
         GenotypeError: a gene is missing, unknown, of a wrong type or not allowed, or widths decrease.
 
-    Example:
+    Examples:
         >>> genotype = Genotype.shipped("efficientformerv2_s0")
         >>> genotype.space, genotype.stages[0][0]
         ('S0', ConvBlock(ffn='ibn', kernel=3, out=32, ratio=4))

@@ -45,7 +45,7 @@ class Guide:
     Raises:
         ESFormerError: there is no such sum, or it has no logarithms.
 
-    Example:
+    Examples:
         >>> guide = Guide.parse("naswot - 0.5*meco")
         >>> guide.worth({"naswot": [3, 1, 2], "meco": [0.2, 0.1, 0.4]}).round(2)
         array([0.67, 0.17, 0.17])

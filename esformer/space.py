@@ -28,7 +28,7 @@ class SearchSpace:
     Args:
         choices: the values that each gene may take; `for_size` has those of the sizes.
 
-    Example:
+    Examples:
         >>> space, rng = SearchSpace.for_size("S0"), random.Random(0)
         >>> child = space.crossover(space.sample(rng), space.sample(rng), rng)
         >>> space.mutate(child, rng, genes="topology") in space

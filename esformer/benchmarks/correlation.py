@@ -144,7 +144,7 @@ def select(accuracies: np.ndarray, scores: np.ndarray) -> Selection:
 def top_mean(accuracies: np.ndarray, scores: np.ndarray, k: int = 10) -> float:
     """Mean accuracy of the k highest scores; of those tied at the k-th place, what a draw among them gives on average.
 
-    Example:
+    Examples:
         >>> top_mean(np.array([90.0, 80.0, 70.0]), np.array([2.0, 1.0, 1.0]), k=2)
         82.5
     """

@@ -50,7 +50,7 @@ def load(
     Raises:
         CheckpointError: there is no such file or name, or it holds no ESFormer. Nothing in the file is executed.
 
-    Example:
+    Examples:
         >>> backbone = load("esformer_s0", features_only=True, img_size=64)  # or the path of a checkpoint
         >>> backbone.feature_info.channels()
         [48, 56, 128, 176]

@@ -94,7 +94,7 @@ def register_data_source(name: str) -> Callable[[_Opener], _Opener]:
     Raises:
         DataError: the name cannot be one, or is taken.
 
-    Example:
+    Examples:
         >>> @register_data_source("flowers")
         ... def open_flowers(config, train):
         ...     ...  # gives a `Source` with what lies in the folder `config.root`

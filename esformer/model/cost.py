@@ -43,7 +43,7 @@ def cost(genotype: Genotype, img_size: int | tuple[int, int] = 224, num_classes:
         num_classes: of the classifier, which counts.
         in_chans: channels of the image.
 
-    Example:
+    Examples:
         >>> cost(Genotype.shipped("efficientformerv2_s0"), img_size=32, num_classes=10)
         Cost(params=3244954, macs=7908224)
     """
@@ -160,7 +160,7 @@ class Budget:
     Raises:
         ESFormerError: a limit is not above 0, or not finite.
 
-    Example:
+    Examples:
         >>> budget = Budget(params=3_500_000, macs=410_000_000)
         >>> budget.allows(cost(Genotype.shipped("efficientformerv2_s0")))
         True

@@ -152,7 +152,7 @@ class ESFormer(nn.Module):
     Raises:
         ESFormerError: the image is too small, or the pooling unknown.
 
-    Example:
+    Examples:
         >>> network = ESFormer(Genotype.shipped("esformer_s0"), num_classes=10, img_size=64)
         >>> network(torch.zeros(2, 3, 64, 64)).shape
         torch.Size([2, 10])

@@ -1,6 +1,6 @@
 """Training-free metrics: one file each, one contract (`Proxy`), reached by name.
 
-Example:
+Examples:
     >>> names()[:4]
     ['activations', 'az_expressivity', 'az_progressivity', 'az_trainability']
 """
@@ -97,7 +97,7 @@ def register_proxy(proxy: _OneProxy) -> _OneProxy:
     Raises:
         ProxyError: it is no proxy, says too little of itself, or its name is taken or cannot be written in a guide.
 
-    Example:
+    Examples:
         >>> @register_proxy
         ... class Blocks(Proxy):
         ...     name, needs, source = "blocks", "genotype", "an example"
@@ -192,7 +192,7 @@ def score(
     Raises:
         ProxyError: the subject cannot be scored, or its score is not finite.
 
-    Example:
+    Examples:
         >>> round(score("entropic_score", Genotype.shipped("esformer_s0"), seed=0, img_size=64), 2)
         10.03
     """

@@ -12,9 +12,9 @@ from esformer.proxies.prepare import initialise, weights
 
 
 class DSS(Proxy):
-    """The sum over attentions' weights W of ||dR/dW||_* ||W||_*, plus the sum over all other weights of |w dR/dw|.
+    """The sum over attentions' weights W of `||dR/dW||_* ||W||_*`, plus the sum over all other weights of `|w dR/dw|`.
 
-    R is the sum of the outputs for an image of ones and ||.||_* the nuclear norm. Weights are absolute values
+    R is the sum of the outputs for an image of ones and `||.||_*` the nuclear norm. Weights are absolute values
     of Kaiming-normal ones, batch norms are off, other norms stay. The weights of an attention are the linear layers and
     1x1 convolutions within a module whose class is named an attention; convolutions, of which the paper's
     Transformers have only the patch embedding, count as its MLPs do.

@@ -11,7 +11,7 @@ from esformer.proxies.prepare import initialise
 
 
 class GraSP(Proxy):
-    """- sum over weights of w (H g), with the gradient g and the Hessian H of the cross-entropy.
+    """Minus the sum over weights of w (H g), with the gradient g and the Hessian H of the cross-entropy.
 
     H g is the gradient of g . stop(g), so one double backward gives it. Weights are not pruned here, so the sum is of
     all; its sign is that of the paper's score, where higher means that a weight matters more.

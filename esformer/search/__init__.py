@@ -2,7 +2,7 @@
 
 The package is also the public function, `esformer.search.stage.search`.
 
-Example:
+Examples:
     >>> from esformer import Budget, Schedule, SearchSpace, search
     >>> schedule = Schedule(unit="evaluations", starts=1, start_length=20, total=20, start_population=10)
     >>> found = search(SearchSpace.for_size("S0"), Budget(params=3_500_000), schedule, seed=0, img_size=32)

@@ -54,7 +54,7 @@ class Schedule:
     Raises:
         ESFormerError: a setting is not what it can be.
 
-    Example:
+    Examples:
         >>> [phase.name for step in Schedule(starts=2, total=16).steps() for phase in step]
         ['multi-start 1', 'multi-start 2', 'topology 1', 'size 1']
     """

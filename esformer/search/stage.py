@@ -67,7 +67,8 @@ class SearchStage:
         cost_img_size: pixels of the images for which MACs are counted and latencies measured.
         num_classes: classes of the classifier whose parameters are counted.
         workers: processes that score on each rank; they do not change what is found, only how fast.
-        images, labels: (B, 3, H, W), normalised, and (B), for proxies that look at a batch; None shows them noise.
+        images: B, 3, H, W, normalised, for proxies that look at a batch; None shows them noise.
+        labels: the classes of the images, B.
         batch_size: how many images of noise there are.
         callbacks: SearchCallbacks; they are called on rank 0.
         loggers: Lightning loggers, for the callbacks to log to (as `callbacks.search.SearchLog` does).
