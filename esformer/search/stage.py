@@ -11,7 +11,6 @@ from typing import Any
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from esformer.choices import choices_of
 from esformer.engine.executor import Executor, Future
 from esformer.engine.start import executor_of_ranks
 from esformer.errors import ESFormerError
@@ -25,13 +24,13 @@ from esformer.search.callback import SearchCallback, SearchResult
 from esformer.search.costs import Costs
 from esformer.search.evolution import Evolution, Offspring
 from esformer.search.front import spread
-from esformer.search.journal import Evaluation, Journal, JournalError, read_header
+from esformer.search.journal import Evaluation, Journal, JournalError
 from esformer.search.ranking import Ranking, Scored, front_of
 from esformer.search.schedule import Phase, Schedule
 from esformer.search.scorer import Measured, Scorer, Task
 from esformer.space import SearchSpace
 
-__all__ = ["SearchCallback", "SearchResult", "SearchStage", "replay", "search"]
+__all__ = ["SearchCallback", "SearchResult", "SearchStage", "search"]
 
 STALE = 600
 """A phase that breeds nothing new for so many genotypes is over: the budget leaves it nothing to find."""
@@ -365,9 +364,12 @@ def search(
     """Find the best genotype of a space within a budget: runs a SearchStage, whose arguments these are.
 
     Args:
-        space, budget, schedule: which genotypes, what they may cost, and in which phases the best is sought.
+        space: the genotypes to choose from.
+        budget: what a genotype may cost.
+        schedule: the phases.
         seed: of the evolution and of the proxies' random draws.
-        callbacks, loggers: SearchCallbacks, and Lightning loggers for them to log to.
+        callbacks: SearchCallbacks.
+        loggers: Lightning loggers, for the callbacks to log to.
         checkpoint: the journal's file; if it exists, the search goes on from it.
         **settings: the other arguments of `SearchStage`.
     """
@@ -375,27 +377,3 @@ def search(
         space, budget, schedule, seed, callbacks=callbacks, loggers=loggers, checkpoint=checkpoint, **settings
     )
     return stage.run()
-
-
-def replay(path: str | os.PathLike[str], callbacks: Sequence[Any] = ()) -> SearchResult:
-    """The result of a finished search, from its journal alone: nothing is scored, and the file is not changed.
-
-    Args:
-        path, callbacks: the journal's file, and SearchCallbacks that are called at its start and end.
-
-    Raises:
-        JournalError: it is no journal, the search was not finished, or another version of the search wrote it.
-    """
-    settings = read_header(path)
-    try:
-        for name, (least, most) in {"cost_img_size": (32, 4096), "num_classes": (1, 10**6), "seed": (0, 2**32)}.items():
-            if type(settings[name]) is not int or not least <= settings[name] <= most:
-                raise ValueError(f"{name} is {str(settings[name])[:60]}")
-        space = SearchSpace(choices_of(settings["space"]))
-        budget, schedule = Budget(**settings["budget"]), Schedule(**settings["schedule"])
-        known = {name: settings[name] for name in ("seed", "img_size", "draws", "cost_img_size", "num_classes")}
-        stage = SearchStage(space, budget, schedule, callbacks=callbacks, checkpoint=path, batch_size=1, **known)
-        stage.batch, stage.batch_facts = None, settings.get("batch")  # the images themselves are not needed
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise JournalError(f"{path}: line 1 does not say what search this is ({error})") from None
-    return stage.replay()

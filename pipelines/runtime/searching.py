@@ -18,7 +18,7 @@ from esformer.search.evolution import cheapest
 from esformer.search.family import read_family, write_family
 from esformer.search.journal import JournalError, read
 from esformer.search.ranking import Scored
-from esformer.search.stage import replay as rebuild
+from esformer.search.replay import replay as rebuild
 from esformer.space import SearchSpace
 from pipelines.runtime.build import search_fabric
 from pipelines.runtime.plan import Plan

@@ -12,8 +12,9 @@ from esformer.errors import ESFormerError
 from esformer.proxies import score
 from esformer.search.batch import Batch
 from esformer.search.journal import JournalError, read_header
+from esformer.search.replay import replay
 from esformer.search.schedule import Schedule
-from esformer.search.stage import SearchStage, replay
+from esformer.search.stage import SearchStage
 
 NASWOT = Schedule(unit="evaluations", start_length=9, total=18, start_proxy="naswot", **SMALL)
 IMAGES = dict(images=torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1)), labels=torch.arange(6))

@@ -16,8 +16,8 @@ from esformer.search import costs, scorer
 from esformer.search.family import read_family
 from esformer.search.journal import JournalError
 from esformer.search.ranking import Front, Scored, front_of
+from esformer.search.replay import replay
 from esformer.search.schedule import Schedule
-from esformer.search.stage import replay
 
 FAMILY = replace(SHORT, family="macs")
 PLAIN = replace(FAMILY, start_proxy="log_synflow", joint_proxy="log_synflow")

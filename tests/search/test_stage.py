@@ -14,8 +14,9 @@ from esformer.proxies import get
 from esformer.proxies.cached_weights import cached_weights
 from esformer.search import costs, evolution, scorer, stage
 from esformer.search.journal import JournalError, read
+from esformer.search.replay import replay
 from esformer.search.schedule import Schedule
-from esformer.search.stage import SearchCallback, SearchStage, replay
+from esformer.search.stage import SearchCallback, SearchStage
 
 
 def value(evaluation):

@@ -5,8 +5,9 @@ from searches import BUDGET, MINUTES, SHORT, SMALL, SPACE, TINY, genotypes, run,
 
 from esformer.model.cost import Budget
 from esformer.search.journal import JournalError, read
+from esformer.search.replay import replay
 from esformer.search.schedule import Schedule
-from esformer.search.stage import SearchCallback, SearchStage, replay
+from esformer.search.stage import SearchCallback, SearchStage
 
 
 @pytest.mark.parametrize("torn", [False, True])
