@@ -28,7 +28,7 @@ def explain_auto(config: Config) -> str:
     return (
         f"{_auto(config):,} at {config.data.img_size} pixels and"
         f" {'1000 classes until they are counted' if classes is None else f'{classes} classes'};"
-        f" the paper's {size_of(size).macs / 1e9:g} G of {size} at 224 and 1000, scaled as EfficientFormerV2-{size}"
+        f" the paper's {size_of(size).macs / 1e9:g} G of {size} at 224 and 1000, scaled as {size_of(size).reference}"
     )
 
 

@@ -95,6 +95,13 @@ def test_python_of_the_page_on_checkpoints_runs(folder, monkeypatch):
         exec(compile(block, "checkpoints.md", "exec"), {})
 
 
+def test_the_differences_of_the_page_on_the_survey_are_those_of_the_shipped_table(capsys):
+    page = PAGES["survey.md"]
+    (block,), (printed,) = blocks(page, "python"), blocks(page, "text")
+    exec(compile(block, "survey.md", "exec"), {})
+    assert capsys.readouterr().out == printed
+
+
 def test_settings_exist():
     shell = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     settings = {s for s in re.findall(r"\b(?:[a-z]+\.)?[a-z_]+=[\w./-]+", shell) if "..." not in s}

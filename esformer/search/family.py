@@ -135,8 +135,8 @@ def point_name(cost: str, point: float) -> str:
 
 def references(stage: Search) -> dict[str, Scored]:
     """EfficientFormerV2 of the search's size as the guide sees it, where this is quickly known."""
-    size, cost = stage.space.name.partition("-")[0], stage.schedule.family
-    genotype = Genotype.shipped(size_of(size).reference)
+    name, cost = size_of(stage.space.name.partition("-")[0]).reference, stage.schedule.family
+    genotype = Genotype.shipped(name)
     if cost is None or cost == "latency_ms" or (scores := stage.score(genotype)) is None:
         return {}  # a latency that is measured now compares with none that was measured then
-    return {f"EfficientFormerV2-{size}": Scored(genotype, scores, stage.costs.of(genotype, cost))}
+    return {name: Scored(genotype, scores, stage.costs.of(genotype, cost))}

@@ -2,7 +2,7 @@
 
 In `run.dir/finalists/` lie `plan.json`, what was decided before the first training; the trainings, each an ordinary run
 of pipelines.train; and, at the end, `result.json`. Killed, the same command reads the plan again, passes over what is
-trained and goes on within what is not. With several ranks each trains its share on its own device.
+trained and goes on within what is not. With several ranks each trains on its own device.
 """
 
 import csv
@@ -46,12 +46,10 @@ from pipelines.runtime.build import search_fabric
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.run_folder import RunFolder, read_summary
 from pipelines.runtime.tracking import log_genotype
-from pipelines.runtime.trainings import Job, Reached, Trainings, exchange, own_gpus
+from pipelines.runtime.trainings import POLL, Job, Reached, Trainings, own_gpus, train_all
 
 log = logging.getLogger("esformer")
 
-POLL = 0.5
-"""Seconds between two looks at the trainings, after which all ranks tell each other how far they are."""
 NEWS = 60.0
 """Seconds between two lines about trainings that are not done."""
 PACE = "pipelines.runtime.pace"
@@ -169,22 +167,24 @@ class Stage:
         return {"genotype": notation(winner.genotype), "checkpoint": checkpoint, "summary": summary}
 
     def _train_rung(self, number: int, entrants: Sequence[Finalist]) -> None:
-        """The share of this process in a rung; over when all processes have done theirs."""
-        rank, ranks = self.fabric.global_rank, self.fabric.world_size
-        mine = {self._run_of(number, one).path: one for one in entrants[rank::ranks]}
-        done = [folder for folder in mine if read_summary(folder / "summary.json")]
-        waiting = [one for folder, one in mine.items() if folder not in done]
-        while True:
-            while waiting and len(self.trainings.running) < self.trainings.workers:
-                self.trainings.start(self._job(number, waiting.pop(0)))
-            news = exchange(self.fabric, {mine[folder].place: Reached.read(folder) for folder in done})
-            self.reached[number] |= news
-            if self.fabric.is_global_zero:
-                self._tell(number, news)
-            if len(self.reached[number]) == len(entrants):
-                return
-            time.sleep(POLL)
-            done = [job.folder for job in self.trainings.finished()]
+        """Train those whose trainings are not done; all ranks then know what all of them reached."""
+        places = {self._run_of(number, one).path: one.place for one in entrants}
+        done = {folder for folder in places if read_summary(folder / "summary.json")}
+        known = {places[folder]: Reached.read(folder) for folder in done} if self.fabric.is_global_zero else {}
+        self._take(number, self.fabric.broadcast(known))
+        jobs = [self._job(number, one) for one in entrants if self._run_of(number, one).path not in done]
+
+        def collect(job: Job) -> tuple[int, Reached]:
+            return places[job.folder], Reached.read(job.folder)
+
+        for new in train_all(self.fabric, self.trainings, jobs, collect):
+            self._take(number, dict(new))
+
+    def _take(self, number: int, news: dict[int, Reached]) -> None:
+        """What some finalists, by their places, have reached in a rung."""
+        self.reached[number] |= news
+        if self.fabric.is_global_zero:
+            self._tell(number, news)
 
     def _run_of(self, number: int, one: Finalist) -> RunFolder:
         return RunFolder(self.folder / f"rung-{number + 1}" / f"{one.place:03}-{one.genotype.digest}", "")

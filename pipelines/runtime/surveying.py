@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import version
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,10 @@ from esformer.space import SearchSpace
 from esformer.version import code_version
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.start import given_genotype
-from pipelines.runtime.trainings import Job, Reached, Trainings, exchange, own_gpus
+from pipelines.runtime.trainings import Job, Reached, Trainings, own_gpus, train_all
 
 log = logging.getLogger("esformer")
 
-POLL = 0.5
-"""Seconds between two looks at the trainings, after which all ranks tell each other how far they are."""
 REPEATED = 8
 """Of the drawn genotypes every eighth, from the first on, is trained with each seed; the others with the first."""
 
@@ -90,10 +87,7 @@ def collect(job: Job, config: Config) -> Training:
 
 
 def survey(plan: Plan, arguments: Any) -> list[Training]:
-    """Make the trainings that the table lacks; every one is in it as soon as it is done. All ranks give the same.
-
-    Rank 0 draws the genotypes and deals them out to whoever has nothing to do.
-    """
+    """Make the trainings that the table lacks; every one is in it as soon as it is done. All ranks give the same."""
     config, run = plan.config, plan.run
     fabric = Fabric(accelerator="cpu", **plan.processes.settings())
     fabric.launch()
@@ -102,25 +96,17 @@ def survey(plan: Plan, arguments: Any) -> list[Training]:
     done = {(training.genotype, training.seed) for training in trainings}
     coming = jobs(config, arguments, run.path, done)
     at_work = Trainings(config, arguments, arguments.workers, own_gpus(plan.processes, plan.gpus))
-    began, before, rank = time.monotonic(), len(trainings), fabric.global_rank
+    began, before = time.monotonic(), len(trainings)
     try:
-        while True:
-            free = exchange(fabric, {rank: arguments.workers - len(at_work.running)})
-            dealt = {one: [*islice(coming, free[one])] for one in free} if fabric.is_global_zero else {}
-            dealt = fabric.broadcast(dealt)
-            for job in dealt[rank]:
-                at_work.start(job)
-            if sum(free.values()) == arguments.workers * fabric.world_size and not any(dealt.values()):
-                return trainings
-            time.sleep(POLL)
-            new = exchange(fabric, {rank: [collect(job, config) for job in at_work.finished()]})
-            for training in chain.from_iterable(new.values()):
+        for new in train_all(fabric, at_work, coming, lambda job: collect(job, config)):
+            for training in new:
                 trainings.append(training)
                 if fabric.is_global_zero:
                     write_trainings(table, trainings)
                 _say(training, len(trainings), (time.monotonic() - began) / (len(trainings) - before))
     finally:
         at_work.stop()
+    return trainings
 
 
 def _known(table: Path, others: Path | None) -> list[Training]:

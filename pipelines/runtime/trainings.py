@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +24,9 @@ from esformer.genotype import Genotype
 from pipelines.runtime.processes import Processes
 from pipelines.runtime.signals import LATE
 
-Key = TypeVar("Key")
 Value = TypeVar("Value")
+POLL = 0.5
+"""Seconds between two looks at the trainings, after which all ranks tell each other how far they are."""
 PATIENCE = 60.0
 """Seconds that trainings have to save what they have, when whoever made them is stopped."""
 OF_RANKS = re.compile(
@@ -187,10 +189,37 @@ def own_gpus(found: Processes, gpus: Sequence[str]) -> list[str]:
     return [*gpus]
 
 
-def exchange(fabric: Fabric, news: dict[Key, Value]) -> dict[Key, Value]:
+def train_all(
+    fabric: Fabric, trainings: Trainings, jobs: Iterable[Job], collect: Callable[[Job], Value]
+) -> Iterator[list[Value]]:
+    """Make trainings on all ranks; rank 0 deals them out to whoever has nothing to do.
+
+    Args:
+        fabric: the ranks, launched.
+        trainings: those of this rank; the caller stops them in the end.
+        jobs: what is to be trained; taken as it is needed, on rank 0 alone.
+        collect: what is to be known of a training that has ended; called where it was made.
+
+    Yields:
+        On every rank, every moment, the same: what was collected since the last time.
+    """
+    coming = iter(jobs)
+    while True:
+        states = _exchange(fabric, (trainings.workers - len(trainings.running), len(trainings.running)))
+        dealt = fabric.broadcast([[*islice(coming, free)] for free, _ in states] if fabric.is_global_zero else [])
+        for job in dealt[fabric.global_rank]:
+            trainings.start(job)
+        if not any(dealt) and not any(running for _, running in states):
+            return
+        time.sleep(POLL)
+        collected = _exchange(fabric, [collect(job) for job in trainings.finished()])
+        yield [*chain.from_iterable(collected)]
+
+
+def _exchange(fabric: Fabric, news: Value) -> list[Value]:
     """What all ranks have to tell; nobody waits for long, so nobody takes a slow training for a rank that is lost."""
     if fabric.world_size == 1:
-        return news
-    told: list[dict[Key, Value]] = [{} for _ in range(fabric.world_size)]
+        return [news]
+    told = [news] * fabric.world_size
     torch.distributed.all_gather_object(told, news)
-    return {key: value for one in told for key, value in one.items()}
+    return told

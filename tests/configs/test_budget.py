@@ -66,7 +66,7 @@ def test_people_read_what_auto_is_and_where_it_comes_from(capsys):
     shown = capsys.readouterr().out
     said = (
         f"{paper_macs('S0', 32, 10):,} at 32 pixels and 10 classes; the paper's 0.41 G of S0 at 224 and 1000,"
-        " scaled as EfficientFormerV2-S0"
+        " scaled as efficientformerv2_s0"
     )
     assert f"  macs: auto # {said}\n" in shown
     assert yaml.safe_load(shown)["budget"]["macs"] == "auto"
