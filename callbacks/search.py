@@ -25,6 +25,7 @@ from esformer.search.family import read_family, references, write_family
 from esformer.search.journal import Evaluation
 from esformer.search.ranking import Scored
 from esformer.search.schedule import Phase
+from esformer.search.space import Architecture
 from esformer.search.trajectory import Trajectory
 from esformer.throttle import Throttle
 
@@ -149,13 +150,14 @@ class SearchLog(SearchRecorder):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             draw_search(self.trajectory, asdict(stage.budget), folder / "search.png")
-            draw_found(result.genotype, result.cost, folder / "genotype.png")
+            drawn = draw_found(result.genotype, result.cost, folder / "genotype.png")
             result.genotype.save(folder / "genotype.yaml")
             if stage.schedule.family:
                 draw_family(read_family(stage.journal.path), folder / "front.png", {}, references(stage))
             for logger in able:
                 logger.log_image("search/trajectory", [str(folder / "search.png")])
-                logger.log_image("search/genotype", [str(folder / "genotype.png")])
+                if drawn:
+                    logger.log_image("search/genotype", [str(folder / "genotype.png")])
                 if stage.schedule.family:
                     logger.log_image("search/front", [str(folder / "front.png")])
                 if isinstance(logger, WandbLogger):
@@ -188,10 +190,13 @@ def search_metrics(trajectory: Trajectory, limits: dict[str, float | None], last
     return {f"search/{name}": float(value) for name, value in values.items()}
 
 
-def draw_found(genotype: Genotype, cost: Cost, path: Path) -> None:
-    """The network that a search found, with its cost as the title."""
+def draw_found(genotype: Architecture, cost: Cost, path: Path) -> bool:
+    """The ESFormer that a search found, with its cost as the title; False, and no picture, for any other network."""
+    if not isinstance(genotype, Genotype):
+        return False
     price = f"{cost.params / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} GMACs"
     draw_genotype(genotype, path, f"The network found in space {genotype.space}: {price}")
+    return True
 
 
 def send_genotype(logger: WandbLogger, file: Path, facts: dict[str, Any]) -> None:

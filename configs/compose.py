@@ -15,7 +15,7 @@ from configs.values import ValueTypeError, convert, dump, show
 from esformer.choices import SIZES, size_of
 from esformer.files import ContentError, parse_yaml, read_yaml
 
-PATHS = ("run.dir", "data.root", "genotype", "init")
+PATHS = ("run.dir", "data.root", "space.table", "genotype", "init")
 """Settings that are paths: `~` in front is the home."""
 NOT_THE_RUN = (
     *("run", "trainer", "wandb", "ablate"),
@@ -28,6 +28,7 @@ ADDED = {"recipe.layer_decay": 1.0, "recipe.freeze": 0, "data.decoder": "pil"}
 ADDED |= {"search.batch": "noise", "search.batch_size": 32, "search.family": None, "search.sum": "largest"}
 ADDED |= {"search.finalists": 0, "search.finalists_epochs": 9}
 ADDED |= {"search.finalists_minutes": None, "search.finalists_continue": False}
+ADDED |= {"space.name": None, "space.table": None, "space.dataset": None}
 """Settings that there once were not, and the values that change nothing: with them a run is the one that it was."""
 MOST_OF_ALL = 2**31 - 1
 MOST = {"seed": 2**32 - 1, "search.workers": 1024, "search.draws": 1000, "ablate.seeds": 10_000}
@@ -53,7 +54,10 @@ def compose(size: str | None = None, quick: bool = False, overrides: Sequence[st
     if size not in SIZES:
         raise ConfigError(f"size is {show(size)}; it must be one of {', '.join(SIZES)}")
     chosen = {"data": "imagenet", "search": "paper", "recipe": "s0-s1"}
-    layers: list[dict[str, Any]] = [{"budget": {"params": f"{size_of(size).params:.1f}", "macs": AUTO}}]
+    of_table = any(key == "space.name" and value != "null" for key, value in pairs)
+    layers: list[dict[str, Any]] = [
+        {} if of_table else {"budget": {"params": f"{size_of(size).params:.1f}", "macs": AUTO}}
+    ]
     layers += [_read("size", size)] if size in choices("size") else []
     layers += [_read("", "quick")] if quick else []
     for layer in layers:

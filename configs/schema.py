@@ -30,12 +30,31 @@ class RunConfig:
 
 
 @dataclass
+class SpaceConfig:
+    """A table of trained networks to search instead of the ESFormers of a size, which shows what a search is worth."""
+
+    name: str | None = None
+    """For a search alone, as --space: nats-tss, nats-sss or channel-bench-resnet; null searches the ESFormers. The
+    size's limits do not count then."""
+    table: str | None = None
+    """Its file, as --table."""
+    dataset: str | None = None
+    """On which the accuracies were reached, as --dataset; null takes the table's first, cifar10."""
+
+    def __post_init__(self) -> None:
+        if self.name is None and (self.table or self.dataset):
+            raise ConfigError("name is null, but table or dataset is set; name the space that it is of")
+        if self.name is not None and self.table is None:
+            raise ConfigError(f"table is null; give the file of {self.name} with --table")
+
+
+@dataclass
 class SearchConfig(Schedule):
     """How the search goes: the schedule of section 3.5, what the proxies see, and who computes them."""
 
     img_size: int | None = None
     """Height and width in pixels of the proxies' inputs (the paper's: 224). null takes the smallest that is known to
-    rank genotypes as 224 does: 161 for Entropic Score, 33 for LogSynflow."""
+    rank genotypes as 224 does: 161 for Entropic Score, 33 for LogSynflow. Networks of a table see its dataset's."""
     draws: int | None = None
     """Random draws that a score is the mean of (the paper's: 3). null takes as many as such a ranking needs: 1."""
     workers: int = 1
@@ -215,6 +234,7 @@ class Config:
     training starts from its weights, averaged if it has them, and takes its genotype and size, and recipe=finetune."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     recipe: Recipe = field(default_factory=Recipe)

@@ -2,7 +2,7 @@
 
 import random
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
@@ -130,6 +130,22 @@ class SearchSpace:
         ours, theirs = self._row(a), self._row(b)
         either = {i: tuple(sorted((ours[i], theirs[i]))) for i in self._free[genes] if ours[i] != theirs[i]}
         return self._genotype(self._draw(rng, ours, either))
+
+    def cheapest(self, weigh: Callable[[Genotype], float]) -> Genotype:
+        """The genotype of least cost: every block as narrow and as small as it can be, and of the cheapest kind.
+
+        Args:
+            weigh: what a genotype costs.
+        """
+        genotype = self.build({place: options[0] for place, options in self.options.items()})
+        for place in self.places("all"):
+            if place[1] == "out":
+                continue  # the narrowest network is the cheapest in any cost
+            for value in self.options[place]:
+                other = self.build(self.values(genotype) | {place: value})
+                if weigh(other) < weigh(genotype):
+                    genotype = other
+        return genotype
 
     def build(self, values: Mapping[Place, Any]) -> Genotype:
         """The genotype with the given value at every place of `options`.

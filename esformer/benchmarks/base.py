@@ -1,14 +1,18 @@
 """The contract that every benchmark keeps: architectures of known trained accuracy, and how to build their networks."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
+from esformer.choices import Group
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
+from esformer.proxies import Proxy, Subject, score
 from esformer.topology import Topology
 
 
@@ -86,6 +90,34 @@ class Benchmark(ABC):
         """What proxies score: the network; or a genotype, which is scored as a search scores it."""
         return self.network(architecture, dataset)
 
+    def shown(self, proxy: Proxy, architecture: str, dataset: str, seed: int) -> Subject:
+        """What a proxy is shown of an architecture: its operations alone, if that is enough, or its network."""
+        if proxy.needs == "genotype":
+            return self.topology(architecture)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # of whatever a proxy leaves as it was built
+            return self.subject(architecture, dataset)
+
+    def score(
+        self, proxy: Proxy, architecture: str, dataset: str, seed: int, shown: Subject | None = None, **settings: Any
+    ) -> float:
+        """What a proxy gives an architecture, whose random draws are its own; genotypes share theirs, as in a search.
+
+        Args:
+            proxy: the proxy.
+            architecture: in the benchmark's notation.
+            dataset: whose images have the size on which it scores.
+            seed: another one draws other weights and inputs.
+            shown: what `shown` gave, where it is at hand.
+            **settings: other arguments of `esformer.score`, such as images.
+
+        Raises:
+            ProxyError: it cannot be scored.
+        """
+        subject = self.shown(proxy, architecture, dataset, seed) if shown is None else shown
+        identity = None if isinstance(subject, Genotype) else architecture
+        return score(proxy, subject, seed, self.dataset(dataset).img_size, identity=identity, **settings)
+
     @abstractmethod
     def params(self, architecture: str, dataset: str = "cifar10") -> int:
         """Parameters of that network, without building it.
@@ -97,6 +129,35 @@ class Benchmark(ABC):
     @abstractmethod
     def topology(self, architecture: str) -> Topology:
         """Its optional operations.
+
+        Raises:
+            BenchmarkError: there is no such architecture.
+        """
+
+
+class GeneBenchmark(Benchmark):
+    """A benchmark whose architectures are made of genes, each with its own choices: it can be searched."""
+
+    genes: ClassVar[tuple[tuple[str, ...], ...]]
+    """The values of each gene."""
+    group: ClassVar[Group]
+    """What its genes are: of topology or of size."""
+
+    @abstractmethod
+    def spell(self, values: Sequence[str]) -> str:
+        """The architecture with these genes, in the benchmark's notation."""
+
+    @abstractmethod
+    def values(self, architecture: str) -> tuple[str, ...]:
+        """The genes of an architecture; `spell` is the way back.
+
+        Raises:
+            BenchmarkError: there is no such architecture.
+        """
+
+    @abstractmethod
+    def macs(self, architecture: str, dataset: str = "cifar10") -> int:
+        """Multiply-accumulates of one image, by fvcore's rules, without building the network.
 
         Raises:
             BenchmarkError: there is no such architecture.

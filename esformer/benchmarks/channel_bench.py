@@ -5,13 +5,13 @@ their own; those at both ends of a skip connection share theirs.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from esformer.benchmarks.base import Benchmark, BenchmarkError, Entry
+from esformer.benchmarks.base import BenchmarkError, Entry, GeneBenchmark
 from esformer.benchmarks.layers import conv_bn_params
 from esformer.benchmarks.tables import entries, read_csv
 from esformer.topology import Block, Topology
@@ -67,11 +67,19 @@ class PairBlock(nn.Module):
         return self.act2(x + out if self.residual else out)
 
 
-class ChannelBenchResNet(Benchmark):
+class ChannelBenchResNet(GeneBenchmark):
     """A space of sizes: which width suits each of seven convolutions."""
 
     name = "channel-bench-resnet"
     source = "Channel-Bench-Macro, https://github.com/xiusu/Channel-Bench-Macro (Results_ResNet.json)"
+    genes = (("1", "2", "3", "4"),) * 7
+    group = "size"
+
+    def spell(self, values: Sequence[str]) -> str:
+        return "".join(values)
+
+    def values(self, architecture: str) -> tuple[str, ...]:
+        return tuple(_checked(architecture))
 
     def read(self, table: Path, dataset: str = "cifar10") -> list[Entry]:
         self.dataset(dataset)
@@ -93,6 +101,16 @@ class ChannelBenchResNet(Benchmark):
         chosen = widths(architecture)
         convs = sum(conv_bn_params(p.in_chs, p.middle, 3) + conv_bn_params(p.middle, p.out, 3) for p in pairs(chosen))
         return conv_bn_params(3, chosen[0], 3) + convs + (chosen[4] + 1) * self.dataset(dataset).num_classes
+
+    def macs(self, architecture: str, dataset: str = "cifar10") -> int:
+        chosen, images = widths(architecture), self.dataset(dataset)
+        positions = (images.img_size // 2) ** 2
+        macs = conv_bn_params(3, chosen[0], 3) * positions  # a norm is 2 a value, as it has 2 parameters a channel
+        for pair in pairs(chosen):
+            positions //= pair.stride**2
+            macs += conv_bn_params(pair.in_chs, pair.middle, 3) * positions
+            macs += conv_bn_params(pair.middle, pair.out, 3) * positions
+        return macs + chosen[4] * positions + chosen[4] * images.num_classes  # pooling and classifier
 
     def topology(self, architecture: str) -> Topology:
         shrinks = (4, 1, 1, 4, 1, 1, 1)  # the stem and the third pair have a stride of 2

@@ -14,12 +14,13 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from esformer.benchmarks.base import CIFAR10, CIFAR100, IMAGENET16_120, Benchmark, BenchmarkError, Entry
+from esformer.benchmarks.base import CIFAR10, CIFAR100, IMAGENET16_120, BenchmarkError, Dataset, Entry, GeneBenchmark
 from esformer.benchmarks.layers import Zero, conv_bn_params, relu_conv_bn
 from esformer.benchmarks.tables import Row, entries, read_csv
 from esformer.topology import Block, Count, Topology
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+WIDTHS = ("8", "16", "24", "32", "40", "48", "56", "64")
 KERNELS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 _OP = f"({'|'.join(OPS)})"
 _PATTERN = rf"\|{_OP}~0\|\+\|{_OP}~0\|{_OP}~1\|\+\|{_OP}~0\|{_OP}~1\|{_OP}~2\|"
@@ -116,19 +117,34 @@ def build(ops: Sequence[str], widths: Sequence[int], num_classes: int) -> nn.Mod
     )
 
 
-def count(ops: Sequence[str], widths: Sequence[int], num_classes: int) -> int:
-    """Parameters of the network that `build` builds."""
-    total = conv_bn_params(3, widths[0], 3) + 2 * widths[-1] + (widths[-1] + 1) * num_classes
+def stage_params(ops: Sequence[str], widths: Sequence[int]) -> tuple[int, int, int]:
+    """Parameters of stem, cells, residual blocks and last norm, by the stage whose resolution they work at."""
+    stages = [conv_bn_params(3, widths[0], 3), 0, 2 * widths[-1]]
+    stage = 0
     for index, (in_chs, out_chs) in enumerate(pairwise((widths[0], *widths))):
         if index in reductions(widths):
-            total += conv_bn_params(in_chs, out_chs, 3) + conv_bn_params(out_chs, out_chs, 3) + in_chs * out_chs
+            stage += 1
+            convs = conv_bn_params(in_chs, out_chs, 3) + conv_bn_params(out_chs, out_chs, 3)
+            stages[stage] += convs + in_chs * out_chs
         else:
             edges = zip(ops, SOURCES, strict=True)
-            total += sum(edge_params(op, out_chs if source else in_chs, out_chs) for op, source in edges)
-    return total
+            stages[stage] += sum(edge_params(op, out_chs if source else in_chs, out_chs) for op, source in edges)
+    return stages[0], stages[1], stages[2]
 
 
-class _NATSBench(Benchmark):
+def count(ops: Sequence[str], widths: Sequence[int], num_classes: int) -> int:
+    """Parameters of the network that `build` builds."""
+    return sum(stage_params(ops, widths)) + (widths[-1] + 1) * num_classes
+
+
+def count_macs(ops: Sequence[str], widths: Sequence[int], dataset: Dataset) -> int:
+    """Multiply-accumulates of one image, by fvcore's rules: a norm is 2 a value, as it has 2 parameters a channel."""
+    positions = [(dataset.img_size >> stage) ** 2 for stage in range(3)]
+    body = sum(params * full for params, full in zip(stage_params(ops, widths), positions, strict=True))
+    return body + widths[-1] * positions[-1] + widths[-1] * dataset.num_classes  # pooling and classifier
+
+
+class _NATSBench(GeneBenchmark):
     """What both spaces share: the datasets, the official files, and the kind of network."""
 
     datasets = {"cifar10": CIFAR10, "cifar100": CIFAR100, "imagenet16-120": IMAGENET16_120}
@@ -182,6 +198,9 @@ class _NATSBench(Benchmark):
     def params(self, architecture: str, dataset: str = "cifar10") -> int:
         return count(*self.plan(architecture), self.dataset(dataset).num_classes)
 
+    def macs(self, architecture: str, dataset: str = "cifar10") -> int:
+        return count_macs(*self.plan(architecture), self.dataset(dataset))
+
 
 class TopologySpace(_NATSBench):
     """Which of five operations stands on each of a cell's six edges."""
@@ -190,6 +209,15 @@ class TopologySpace(_NATSBench):
     source = "arXiv:2009.00437, https://github.com/D-X-Y/NATS-Bench (NATS-tss-v1_0-3ffb9)"
     space = "tss"
     epochs = 200
+    genes = (OPS,) * 6
+    group = "topology"
+
+    def spell(self, values: Sequence[str]) -> str:
+        a, b, c, d, e, f = (f"{op}~{source}" for op, source in zip(values, SOURCES, strict=True))
+        return f"|{a}|+|{b}|{c}|+|{d}|{e}|{f}|"
+
+    def values(self, architecture: str) -> tuple[str, ...]:
+        return cell_ops(architecture)
 
     def plan(self, architecture: str) -> tuple[Sequence[str], Sequence[int]]:
         return cell_ops(architecture), [16] * 5 + [32] * 6 + [64] * 6
@@ -233,13 +261,22 @@ class SizeSpace(_NATSBench):
     source = "arXiv:2009.00437, https://github.com/D-X-Y/NATS-Bench (NATS-sss-v1_0-50262)"
     space = "sss"
     epochs = 90
+    genes = (WIDTHS,) * 5
+    group = "size"
+
+    def spell(self, values: Sequence[str]) -> str:
+        return ":".join(values)
+
+    def values(self, architecture: str) -> tuple[str, ...]:
+        self.plan(architecture)
+        return tuple(architecture.split(":"))
 
     def plan(self, architecture: str) -> tuple[Sequence[str], Sequence[int]]:
-        if not re.fullmatch("(8|16|24|32|40|48|56|64)(:(8|16|24|32|40|48|56|64)){4}", architecture):
+        if len(chosen := architecture.split(":")) != 5 or not {*chosen} <= {*WIDTHS}:
             raise BenchmarkError(
                 f"{architecture[:80]!r} must be 5 widths, multiples of 8 from 8 to 64, such as 64:32:8:16:64"
             )
-        return cell_ops(SIZE_CELL), [int(width) for width in architecture.split(":")]
+        return cell_ops(SIZE_CELL), [int(width) for width in chosen]
 
     def _read_csv(self, table: Path, dataset: str) -> Iterator[Row]:
         return ((arch, accuracy, None) for arch, accuracy in read_csv(table, "arch", f"{dataset}_test"))

@@ -1,6 +1,7 @@
 """The images that a search shows to every genotype, for proxies that look at a batch (NASWOT, ZiCo, ...)."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,12 +11,11 @@ from torch import Tensor
 from esformer.errors import ESFormerError
 from esformer.proxies import get
 from esformer.proxies.noise import noise_batch
-from esformer.search.schedule import Schedule
 
 
-def looks_at_a_batch(schedule: Schedule) -> bool:
-    """Whether any proxy of a schedule needs a batch."""
-    return any(get(name).needs == "batch" for name in schedule.proxies())
+def looks_at_a_batch(proxies: Iterable[str]) -> bool:
+    """Whether any of some proxies needs a batch."""
+    return any(get(name).needs == "batch" for name in proxies)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +52,28 @@ class Batch:
 
     @classmethod
     def needed(
-        cls, schedule: Schedule, images: Tensor | None, labels: Tensor | None, size: int, img_size: int, seed: int
+        cls,
+        proxies: Iterable[str],
+        images: Tensor | None,
+        labels: Tensor | None,
+        size: int,
+        img_size: int,
+        seed: int,
+        num_classes: int | None = None,
     ) -> Self | None:
-        """The batch of a search: the given images, or else noise; None where no proxy of the schedule looks at any."""
-        if not looks_at_a_batch(schedule):
+        """The batch of a search: the given images, or else noise; None where no proxy looks at any.
+
+        Raises:
+            ESFormerError: the images have more classes than the networks.
+        """
+        if not looks_at_a_batch(proxies):
             return None
-        return cls.noise(size, img_size, seed) if images is None else cls.of(images, labels)
+        batch = cls.noise(size, img_size, seed) if images is None else cls.of(images, labels)
+        if num_classes is None or batch.labels.max() < num_classes:
+            return batch
+        if images is not None:
+            raise ESFormerError(f"the images have class {batch.labels.max()}, but the networks {num_classes} classes")
+        return cls("noise", batch.images, batch.labels % num_classes)
 
     def describe(self) -> dict[str, Any]:
         """What a journal's header keeps of it: a search with other images is another search."""

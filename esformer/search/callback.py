@@ -5,19 +5,18 @@ from typing import Protocol
 
 from lightning.fabric import Fabric
 
-from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost
 from esformer.search.costs import Costs
 from esformer.search.journal import Evaluation, Journal
 from esformer.search.ranking import Scored
 from esformer.search.schedule import Phase, Schedule
-from esformer.space import SearchSpace
+from esformer.search.space import Architecture, Space
 
 
 class Search(Protocol):
     """The search that is under way, as far as a callback may look at it: a `SearchStage`."""
 
-    space: SearchSpace
+    space: Space
     budget: Budget
     schedule: Schedule
     seed: int
@@ -25,10 +24,10 @@ class Search(Protocol):
     journal: Journal
     fabric: Fabric
 
-    def cost(self, genotype: Genotype) -> Cost:
+    def cost(self, genotype: Architecture) -> Cost:
         """What a genotype costs."""
 
-    def score(self, genotype: Genotype) -> dict[str, float] | None:
+    def score(self, genotype: Architecture) -> dict[str, float] | None:
         """What the guide of the last phase gives a genotype; None if it looks at images that are not at hand."""
 
 
@@ -64,7 +63,7 @@ class SearchResult:
         journal: every evaluation.
     """
 
-    genotype: Genotype
+    genotype: Architecture
     scores: dict[str, float]
     cost: Cost
     evaluations: int

@@ -1,12 +1,12 @@
 """What the genotypes of a search cost, and which of them its budget allows; a latency is measured once."""
 
+from typing import Any
+
 from esformer.errors import ESFormerError
-from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost, cost
 from esformer.model.latency import Latency, measure_latency
-from esformer.search.evolution import cheapest
 from esformer.search.journal import Journal
-from esformer.space import SearchSpace
+from esformer.search.space import Architecture, ScoredSpace, Space
 
 
 class Costs:
@@ -24,29 +24,29 @@ class Costs:
         ESFormerError: no genotype fits the budget.
     """
 
-    def __init__(
-        self, space: SearchSpace, budget: Budget, img_size: int, num_classes: int, device: str, timed: bool
-    ) -> None:
-        self.budget, self.img_size, self.num_classes, self.device = budget, img_size, num_classes, device
+    def __init__(self, space: Space, budget: Budget, img_size: int, num_classes: int, device: str, timed: bool) -> None:
+        self.space, self.budget, self.device = space, budget, device
+        self.img_size, self.num_classes = img_size, num_classes
+        self._priced = space if isinstance(space, ScoredSpace) else None
         self._latencies: dict[str, Latency] = {}
         self._journal: Journal | None = None
-        self.cheapest = self._cheapest(space, timed)
+        self.cheapest = self._cheapest(timed)
         """The cheapest genotype in terms of the budget, which allows it."""
 
-    def __call__(self, genotype: Genotype) -> Cost:
-        return cost(genotype, self.img_size, self.num_classes)
+    def __call__(self, genotype: Any) -> Cost:
+        return cost(genotype, self.img_size, self.num_classes) if self._priced is None else self._priced.cost(genotype)
 
-    def of(self, genotype: Genotype, name: str) -> float:
+    def of(self, genotype: Architecture, name: str) -> float:
         """A single cost: params, macs or latency_ms."""
         return self.latency(genotype).ms if name == "latency_ms" else getattr(self(genotype), name)
 
-    def allow(self, genotype: Genotype) -> bool:
+    def allow(self, genotype: Architecture) -> bool:
         """Whether the budget does."""
         if not self.budget.allows(self(genotype)):
             return False
         return self.budget.latency_ms is None or self.budget.allows_latency(self.latency(genotype).ms)
 
-    def latency(self, genotype: Genotype) -> Latency:
+    def latency(self, genotype: Any) -> Latency:
         """Measured once, and put on record: a resumed search must decide alike."""
         if genotype.digest not in self._latencies:
             limit = self.budget.latency_ms
@@ -64,14 +64,14 @@ class Costs:
             if digest not in journal.latencies:
                 journal.append_latency(digest, latency)
 
-    def _cheapest(self, space: SearchSpace, timed: bool) -> Genotype:
+    def _cheapest(self, timed: bool) -> Any:
         limits = {name: limit for name in ("params", "macs") if (limit := getattr(self.budget, name)) is not None}
 
-        def weigh(genotype: Genotype) -> float:
+        def weigh(genotype: Architecture) -> float:
             price = self(genotype)
             return max((getattr(price, name) / limit for name, limit in limits.items()), default=float(price.macs))
 
-        genotype = cheapest(space, weigh)
+        genotype: Any = self.space.cheapest(weigh)
         price = self(genotype)
         costs = f"{price.params:,} params and {price.macs:,} macs"
         allowed = self.budget.allows(price)
@@ -82,6 +82,6 @@ class Costs:
             allowed = self.budget.allows_latency(latency.ms)
         if not allowed:
             raise ESFormerError(
-                f"no genotype of space {space.name} fits a budget of {self.budget}: the cheapest has {costs}"
+                f"no genotype of space {self.space.name} fits a budget of {self.budget}: the cheapest has {costs}"
             )
         return genotype

@@ -12,14 +12,13 @@ from itertools import chain, cycle, islice
 from typing import Literal
 
 from esformer.choices import Group
-from esformer.genotype import Genotype
 from esformer.guide import Guide
 from esformer.search.ranking import Best, Front, FrontRanking, Ranking, Scored
 from esformer.search.schedule import Phase
-from esformer.space import SearchSpace
+from esformer.search.space import Architecture, Space
 
 Origin = Literal["sample", "seed", "mutation", "crossover"]
-Allowed = Callable[[Genotype], bool]
+Allowed = Callable[[Architecture], bool]
 
 MUTATION_TRIES = 1000
 """How often a mutation that exceeds the budget is drawn anew before the parent itself stands in for it."""
@@ -29,7 +28,7 @@ MUTATION_TRIES = 1000
 class Offspring:
     """A genotype that waits for its score, and where it comes from."""
 
-    genotype: Genotype
+    genotype: Architecture
     origin: Origin
 
 
@@ -49,14 +48,14 @@ class Population:
     def add(self, scored: Scored) -> None:
         self.alive.append(scored)
 
-    def tournament(self, size: int, rng: random.Random) -> tuple[Genotype, Genotype]:
+    def tournament(self, size: int, rng: random.Random) -> tuple[Architecture, Architecture]:
         """The best two of `size` genotypes drawn at random, the better one first."""
         drawn = rng.sample(list(self.alive), min(size, len(self.alive)))
         best = sorted(drawn, key=self._ranking(self._guide, self.alive), reverse=True)
         return best[0].genotype, best[min(1, len(best) - 1)].genotype
 
 
-def sample(space: SearchSpace, rng: random.Random, allowed: Allowed, cheapest: Genotype) -> Genotype:
+def sample(space: Space, rng: random.Random, allowed: Allowed, cheapest: Architecture) -> Architecture:
     """A random genotype within the budget: drawn uniformly, then crossed with the cheapest one until it fits."""
     genotype = space.sample(rng)
     while not allowed(genotype):
@@ -64,7 +63,7 @@ def sample(space: SearchSpace, rng: random.Random, allowed: Allowed, cheapest: G
     return genotype
 
 
-def mutate(space: SearchSpace, parent: Genotype, rng: random.Random, genes: Group, allowed: Allowed) -> Genotype:
+def mutate(space: Space, parent: Architecture, rng: random.Random, genes: Group, allowed: Allowed) -> Architecture:
     """A mutation of `parent` within the budget, or `parent` itself where none is found."""
     for _ in range(MUTATION_TRIES):
         if allowed(mutant := space.mutate(parent, rng, genes)):
@@ -73,7 +72,7 @@ def mutate(space: SearchSpace, parent: Genotype, rng: random.Random, genes: Grou
 
 
 def generation(
-    space: SearchSpace, population: Population, tournament: int, rng: random.Random, genes: Group, allowed: Allowed
+    space: Space, population: Population, tournament: int, rng: random.Random, genes: Group, allowed: Allowed
 ) -> list[Offspring]:
     """The offspring of a tournament: a mutation of each of its best two, and their crossover if the budget allows."""
     first, second = population.tournament(tournament, rng)
@@ -85,13 +84,13 @@ def generation(
 
 
 def first_generation(
-    space: SearchSpace,
-    seeds: Sequence[Genotype],
+    space: Space,
+    seeds: Sequence[Architecture],
     size: int,
     rng: random.Random,
     genes: Group,
     allowed: Allowed,
-    cheapest: Genotype,
+    cheapest: Architecture,
 ) -> Iterator[Offspring]:
     """The seeds and mutations of them in turn; without seeds, random genotypes."""
     if not seeds:
@@ -100,19 +99,6 @@ def first_generation(
     yield from (Offspring(seed, "seed") for seed in seeds[:size])
     for parent in islice(cycle(seeds), max(0, size - len(seeds))):
         yield Offspring(mutate(space, parent, rng, genes, allowed), "mutation")
-
-
-def cheapest(space: SearchSpace, weigh: Callable[[Genotype], float]) -> Genotype:
-    """The genotype of least cost: every block as narrow and as small as it can be, and of the cheapest kind."""
-    genotype = space.build({place: options[0] for place, options in space.options.items()})
-    for place in space.places("all"):
-        if place[1] == "out":
-            continue  # the narrowest network is the cheapest in any cost
-        for value in space.options[place]:
-            values = space.values(genotype) | {place: value}
-            if weigh(other := space.build(values)) < weigh(genotype):
-                genotype = other
-    return genotype
 
 
 class Evolution:
@@ -136,10 +122,10 @@ class Evolution:
         self,
         phase: Phase,
         rng: random.Random,
-        space: SearchSpace,
+        space: Space,
         allowed: Allowed,
-        cheapest: Genotype,
-        seeds: Sequence[Genotype],
+        cheapest: Architecture,
+        seeds: Sequence[Architecture],
         keep: int,
         family: bool = False,
     ) -> None:

@@ -66,6 +66,7 @@ class Family:
         writer.writerow([self.cost, *(f"{p} (proxy)" if p == self.cost else p for p in proxies), "genotype"])
         for member in self.members:
             scores = (member.scores[proxy] for proxy in proxies)
+            assert isinstance(member.genotype, Genotype)  # no other space is searched for a family
             writer.writerow([f"{member.cost:.12g}", *scores, notation(member.genotype)])
         return table.getvalue()
 

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from esformer.genotype import Genotype
 from esformer.guide import Guide
 from esformer.search.front import dominance_order, front
+from esformer.search.space import Architecture
 
 
 @dataclass(frozen=True)
 class Scored:
     """A genotype and what the proxies of its phase give it."""
 
-    genotype: Genotype
+    genotype: Architecture
     scores: dict[str, float]
     cost: float = 0.0
     """What it costs, in a search for a family."""

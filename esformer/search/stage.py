@@ -4,7 +4,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from esformer.engine.executor import Executor, Future
 from esformer.engine.start import executor_of_ranks
 from esformer.errors import ESFormerError
-from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost
 from esformer.model.latency import Latency
 from esformer.proxies import get, registered
@@ -28,7 +27,7 @@ from esformer.search.journal import Evaluation, Journal, JournalError
 from esformer.search.ranking import Ranking, Scored, front_of
 from esformer.search.schedule import Phase, Schedule
 from esformer.search.scorer import Measured, Scorer, Task
-from esformer.space import SearchSpace
+from esformer.search.space import Architecture, ScoredSpace, Space, check_scored
 
 __all__ = ["SearchCallback", "SearchResult", "SearchStage", "search"]
 
@@ -82,7 +81,7 @@ class SearchStage:
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         budget: Budget,
         schedule: Schedule,
         seed: int = 0,
@@ -104,19 +103,23 @@ class SearchStage:
         self.cost_img_size, self.num_classes = cost_img_size, num_classes
         self.workers, self.checkpoint = workers, checkpoint
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1, callbacks=list(callbacks), loggers=list(loggers))
+        self._scored = space if isinstance(space, ScoredSpace) else None
         self._check()
-        self.batch = Batch.needed(schedule, images, labels, batch_size, img_size or cost_img_size, seed)
+        size, classes = img_size or cost_img_size, None
+        if self._scored is not None:
+            size, classes = self._scored.img_size, self._scored.num_classes
+        self.batch = Batch.needed(self._proxies(), images, labels, batch_size, size, seed, classes)
         self.batch_facts = None if self.batch is None else self.batch.describe()
         self._began = 0.0
         self.costs = Costs(space, budget, cost_img_size, num_classes, str(self.fabric.device), self._timed)
         self.journal = Journal(self.header())
         self._start(())
 
-    def cost(self, genotype: Genotype) -> Cost:
+    def cost(self, genotype: Architecture) -> Cost:
         """What a genotype of this search costs."""
         return self.costs(genotype)
 
-    def score(self, genotype: Genotype) -> dict[str, float] | None:
+    def score(self, genotype: Architecture) -> dict[str, float] | None:
         """What the guide of the last phase gives a genotype; None if it looks at images that are not at hand."""
         if self.batch is None and self.batch_facts is not None:
             return None
@@ -150,8 +153,9 @@ class SearchStage:
         return result if self.fabric.world_size == 1 else self.fabric.broadcast(result)
 
     def _scorer(self) -> Scorer:
-        foreign = registered(self.schedule.proxies())
-        return Scorer(self.seed, self.img_size, self.draws, str(self.fabric.device), self.batch, foreign)
+        foreign = registered(self._proxies())
+        device = str(self.fabric.device)
+        return Scorer(self.seed, self.img_size, self.draws, device, self.batch, foreign, self._scored)
 
     def replay(self) -> SearchResult:
         """The result of a finished search, from its journal alone; the callbacks are called at its start and end.
@@ -326,6 +330,13 @@ class SearchStage:
         self._began = 0.0  # of this session, when it begins to score
         self.costs.keep_in(self.journal)
 
+    def _proxies(self) -> list[str]:
+        """What ranks in some phase and is no score that the space knows."""
+        return [name for name in self.schedule.proxies() if name not in self._known_scores()]
+
+    def _known_scores(self) -> Collection[str]:
+        return () if self._scored is None else self._scored.scores
+
     @property
     def _timed(self) -> bool:
         """Whether latencies are measured."""
@@ -333,11 +344,15 @@ class SearchStage:
 
     def _check(self) -> None:
         for term in {term for phase in self.schedule.phases() for term in phase.guide.terms}:
+            if term.proxy in self._known_scores():
+                continue
             if not get(term.proxy).higher_is_better and term.weight > 0:
                 raise ESFormerError(f"{term.proxy} is better when lower, and a search maximises: write -{term.proxy}")
+        if self._scored is not None:
+            check_scored(self._scored, self.schedule, self._timed)
         if self.workers < 1:
             raise ESFormerError(f"workers is {self.workers}; it must be at least 1")
-        for proxy in registered(self.schedule.proxies()):
+        for proxy in registered(self._proxies()):
             if self.workers > 1 and type(proxy).__module__ == "__main__":
                 raise ESFormerError(
                     f"{proxy.name} is defined in the program that runs, where workers cannot import it: put it into a"
@@ -351,7 +366,7 @@ class SearchStage:
 
 
 def search(
-    space: SearchSpace,
+    space: Space,
     budget: Budget,
     schedule: Schedule,
     seed: int = 0,

@@ -27,12 +27,15 @@ from callbacks.progress import EpochLines, TrainingBar
 from callbacks.speed import Speed, Waiting
 from configs.budget import budget
 from configs.schema import Config, ConfigError
+from esformer import benchmarks
+from esformer.benchmarks.space import TableSpace
 from esformer.checkpoint import Checkpoint
 from esformer.checkpoint.loading import install
 from esformer.data.sample import sample_images
 from esformer.errors import STOPPED
 from esformer.genotype import Genotype
 from esformer.search.batch import looks_at_a_batch
+from esformer.search.space import Space
 from esformer.search.stage import SearchStage
 from esformer.space import SearchSpace
 from esformer.training.module import ESFormerModule
@@ -98,8 +101,9 @@ def search_stage(config: Config, fabric: Fabric | None = None) -> SearchStage:
     Raises:
         ESFormerError: it asks for what cannot be: a budget that nothing fits, an unknown proxy.
     """
+    space = _space(config)
     return SearchStage(
-        SearchSpace.for_size(config.size, config.search.extended),
+        space,
         budget(config),
         config.search,
         seed=config.seed,
@@ -110,16 +114,27 @@ def search_stage(config: Config, fabric: Fabric | None = None) -> SearchStage:
         workers=config.search.workers,
         batch_size=config.search.batch_size,
         fabric=fabric,
-        **_batch(config),
+        **_batch(config, space),
     )
 
 
-def _batch(config: Config) -> dict[str, Any]:
+def _space(config: Config) -> Space:
+    """The ESFormers of a size, or the networks of a table."""
+    s = config.space
+    if s.name is None:
+        return SearchSpace.for_size(config.size, config.search.extended)
+    assert s.table is not None
+    return TableSpace(benchmarks.get(s.name), s.table, s.dataset)
+
+
+def _batch(config: Config, space: Space) -> dict[str, Any]:
     """The images and labels of `search.batch=data`, where a proxy of the schedule looks at any; otherwise nothing."""
-    s = config.search
-    if s.batch != "data" or not looks_at_a_batch(s):
+    s, img_size, known = config.search, config.search.img_size, tuple[str]()
+    if isinstance(space, TableSpace):
+        img_size, known = space.img_size, tuple(space.scores)
+    if s.batch != "data" or not looks_at_a_batch({*s.proxies()}.difference(known)):
         return {}
-    images, labels = sample_images(config.data, s.batch_size, s.img_size, config.seed)
+    images, labels = sample_images(config.data, s.batch_size, img_size, config.seed)
     return {"images": images, "labels": labels}
 
 

@@ -46,6 +46,11 @@ def _refuse_settings(pipeline: str, config: Config, found: Processes) -> None:
             f"each training of a survey has one device, but trainer.devices and trainer.num_nodes ask for"
             f" {found.world_size}; leave them out, and give --workers, or start it with srun or torchrun"
         )
+    if config.space.name is not None:
+        if pipeline != "search":
+            raise ConfigError(f"space.name={config.space.name} is a setting of pipelines.search alone")
+        if config.search.finalists:
+            raise ConfigError("search.finalists trains ESFormers; the networks of a table are trained already")
     for name in ("genotype", "init"):
         if getattr(config, name) is not None and pipeline not in ("train", "evaluate"):
             raise ConfigError(f"{name} is a setting of pipelines.train; a search finds its own genotype")

@@ -356,7 +356,8 @@ def _default(pipeline: str, config: Config) -> Path:
     phrases |= {"budget.macs was auto, is None"} if config.budget.macs is None else set()
     identity = "\n".join(phrase for phrase in sorted(phrases) if not phrase.startswith("data.decoder "))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    return Path("runs") / f"{pipeline}-{config.size}-{config.data.name}-{digest}"
+    what = config.space.name or f"{config.size}-{config.data.name}"
+    return Path("runs") / f"{pipeline}-{what}-{digest}"
 
 
 def _read_earlier(path: str) -> list[Path]:

@@ -25,8 +25,7 @@ from esformer.data.images import read_image
 from esformer.data.sources import Folder
 from esformer.errors import ESFormerError
 from esformer.files import unwritable, whole_lines
-from esformer.genotype import Genotype
-from esformer.proxies import Subject, get, score
+from esformer.proxies import get
 from esformer.proxies.noise import noise_batch
 from esformer.throttle import Throttle
 
@@ -158,26 +157,21 @@ class Scorer:
 
     def __call__(self, task: Task) -> list[Score]:
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries among themselves
-        benchmark, known, scores = benchmarks.get(self.job.benchmark), None, list[Score]()
-        img_size = benchmark.datasets[self.job.dataset].img_size
+        benchmark, job, built, scores = benchmarks.get(self.job.benchmark), self.job, None, list[Score]()
         torch.set_num_threads(1)  # neither the number of workers nor the order of the tasks may change a digit
-        torch.manual_seed(self.job.seed)  # of whatever a proxy leaves as it was built
-        for proxy in task.proxies:
-            needs, value, error = get(proxy).needs, None, ""
+        for name in task.proxies:
+            proxy, value, error = get(name), None, ""
             began = time.perf_counter()
             try:
-                if needs == "genotype":
-                    subject: Subject = benchmark.topology(task.architecture)
-                else:
-                    subject = known = known or benchmark.subject(task.architecture, self.job.dataset)
-                images = self._images() if needs == "batch" else {}
+                shown = None if proxy.needs == "genotype" else built
+                shown = shown or benchmark.shown(proxy, task.architecture, job.dataset, job.seed)
+                built = built if proxy.needs == "genotype" else shown
+                images = self._images() if proxy.needs == "batch" else {}
                 began = time.perf_counter()
-                # genotypes share their draws, as in a search
-                identity = None if isinstance(subject, Genotype) else task.architecture
-                value = score(proxy, subject, seed=self.job.seed, img_size=img_size, identity=identity, **images)
+                value = benchmark.score(proxy, task.architecture, job.dataset, job.seed, shown, **images)
             except ESFormerError as failure:
                 error = " ".join(str(failure).split())
-            scores.append(Score(task.architecture, proxy, value, round(time.perf_counter() - began, 6), error))
+            scores.append(Score(task.architecture, name, value, round(time.perf_counter() - began, 6), error))
         return scores
 
     def _images(self) -> dict[str, Any]:

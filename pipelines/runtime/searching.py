@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from callbacks.progress import SearchProgress
 from callbacks.search import SearchHistory, SearchLog, StopWhenAsked
 from configs.budget import explain_auto, price_of
 from configs.schema import AUTO, Config, ConfigError
+from esformer.benchmarks.space import TableArchitecture, TableSpace
 from esformer.genotype import Genotype
 from esformer.plots.family import draw_family
-from esformer.search.evolution import cheapest
+from esformer.search.callback import SearchResult
 from esformer.search.family import read_family, write_family
 from esformer.search.journal import JournalError, read
 from esformer.search.ranking import Scored
@@ -33,27 +35,63 @@ log = logging.getLogger("esformer")
 def search(plan: Plan, loggers: list[WandbLogger]) -> Genotype:
     """The search stage: runs it, or goes on with it; leaves `genotype.yaml` and `search.png` in the run's folder."""
     config, run, stage = plan.config, plan.run, plan.stage
+    assert stage is not None
     if run.genotype.exists():
         genotype = Genotype.load(run.genotype)
         if genotype not in SearchSpace.for_size(config.size, config.search.extended):
             raise RunError(f"{run.genotype} is of space {genotype.space}, which this run does not search")
         return genotype
+    result = run_stage(plan, loggers)
+    assert isinstance(result.genotype, Genotype)
+    if is_main():
+        result.genotype.save(run.genotype, comment=found_by(plan, result))
+        log_genotype(loggers, result.genotype, params=result.cost.params, macs=result.cost.macs)
+    stage.fabric.barrier()
+    return result.genotype
+
+
+def run_stage(plan: Plan, loggers: list[WandbLogger]) -> SearchResult:
+    """Run the search stage, or go on with it, with all that shows people how it goes."""
+    config, run, stage = plan.config, plan.run, plan.stage
+    assert stage is not None
     progress = SearchProgress(bar=sys.stdout.isatty() and is_main())
     # a signal ends the search at once, but where Python was in a place in which it loses exceptions
     last = StopWhenAsked(lambda: stop.asked)
     fabric = search_fabric(plan, [progress, SearchHistory(run.path), SearchLog(), last], loggers)
     fabric.launch()
-    assert stage is not None
     stage.fabric, stage.checkpoint = fabric, run.journal
     log.info("space %s holds %.3g genotypes", stage.space.name, stage.space.cardinality)
     if config.budget.macs == AUTO:
         log.info("budget.macs=%s: %s", AUTO, explain_auto(config))
-    result = stage.run()
-    if fabric.is_global_zero:
-        result.genotype.save(run.genotype, comment=f"found by: {run.command}\nin {result.evaluations} evaluations")
-        log_genotype(loggers, result.genotype, params=result.cost.params, macs=result.cost.macs)
-    fabric.barrier()
-    return result.genotype
+    return stage.run()
+
+
+def search_table(plan: Plan, loggers: list[WandbLogger]) -> dict[str, Any]:
+    """The search of a table of trained networks: `architecture.yaml`, and how good that is among all that there are."""
+    result = run_stage(plan, loggers)
+    assert plan.stage is not None
+    space, found, file = plan.stage.space, result.genotype, plan.run.path / "architecture.yaml"
+    assert isinstance(space, TableSpace) and isinstance(found, TableArchitecture)
+    if is_main():
+        found.save(file, comment=found_by(plan, result))
+    standing = space.standing(found, plan.stage.budget)
+    log.info("%s is found: %s", found.notation, standing)
+    return {
+        "space": space.name,
+        "architecture": found.notation,
+        "genotype": str(file),
+        "params": result.cost.params,
+        "macs": result.cost.macs,
+        "search_evaluations": result.evaluations,
+        "search_seconds": result.seconds,
+        "search_score": result.scores,
+        **asdict(standing),
+    }
+
+
+def found_by(plan: Plan, result: SearchResult) -> str:
+    """What heads the file of what was found."""
+    return f"found by: {plan.run.command}\nin {result.evaluations} evaluations"
 
 
 def search_summary(plan: Plan, genotype: Genotype) -> dict[str, Any]:
@@ -91,7 +129,7 @@ def check_points(config: Config, points: Sequence[float]) -> None:
         price = price_of(config, genotype)
         return float(getattr(price, name))
 
-    if (point := min(points)) < (least := weigh(cheapest(space, weigh))):
+    if (point := min(points)) < (least := weigh(space.cheapest(weigh))):
         raise ConfigError(
             f"--points asks for {point:,.12g} {name}; the cheapest genotype of space {space.name} has {least:,.12g}"
         )

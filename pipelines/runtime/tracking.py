@@ -176,7 +176,7 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
         project=config.wandb.project,
         group=(config.wandb.group or run.path.resolve().name)[:128],
         job_type=pipeline,
-        tags=[config.size, config.data.name],
+        tags=[config.space.name or config.size, config.data.name],
         name=run.path.resolve().name[:128],
         id=_run_id(run),
         dir=run.path,

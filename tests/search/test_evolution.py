@@ -87,7 +87,7 @@ def test_a_crossover_over_budget_is_left_out(population, draw):
 
 
 def test_mutations_and_samples_keep_the_budget():
-    lowest = evolution.cheapest(SPACE, lambda g: cost(g).params)
+    lowest = SPACE.cheapest(lambda g: cost(g).params)
     budget = Budget.for_size("S0")
 
     def allowed(genotype):
@@ -178,7 +178,7 @@ def test_the_cheapest_genotype_is(draw, price, extended):
     def weigh(genotype):
         return getattr(cost(genotype), price)
 
-    lowest = evolution.cheapest(space, weigh)
+    lowest = space.cheapest(weigh)
     assert all(weigh(lowest) < weigh(draw("S0", seed, extended)) for seed in range(100))
     values = space.values(lowest)
     for block in {index for index, _ in values}:  # no other genes of a block are cheaper, its width aside

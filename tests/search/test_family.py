@@ -150,6 +150,6 @@ def test_of_several_proxies_whatever_may_be_on_the_front_is_remembered(draw):
 def test_a_budget_of_one_genotype_is_a_family_of_one(fake, monkeypatch, tmp_path):
     monkeypatch.setattr("esformer.search.evolution.MUTATION_TRIES", 5)
     monkeypatch.setattr("esformer.search.stage.STALE", 40)
-    least = costs.cheapest(SPACE, lambda genotype: cost(genotype).macs)
+    least = SPACE.cheapest(lambda genotype: cost(genotype).macs)
     run(tmp_path / "journal.jsonl", replace(TINY, family="macs"), budget=Budget(macs=cost(least).macs))
     assert [m.genotype for m in read_family(tmp_path / "journal.jsonl").members] == [least]

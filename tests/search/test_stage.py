@@ -173,7 +173,7 @@ def test_what_is_better_when_lower_wants_a_minus(fake, monkeypatch):
 
 @pytest.mark.parametrize("limit", ["params", "macs"])
 def test_a_budget_that_nothing_fits_is_refused_with_the_cheapests_cost(limit):
-    lowest = cost(evolution.cheapest(SPACE, lambda genotype: getattr(cost(genotype), limit)))
+    lowest = cost(SPACE.cheapest(lambda genotype: getattr(cost(genotype), limit)))
     least = getattr(lowest, limit)
     with pytest.raises(
         ValueError, match=f"no genotype of space S0 fits .*{lowest.params:,} params and {lowest.macs:,} macs"
@@ -185,7 +185,7 @@ def test_a_budget_that_nothing_fits_is_refused_with_the_cheapests_cost(limit):
 def test_a_budget_that_one_or_few_fit_comes_to_an_end(fake, monkeypatch):
     monkeypatch.setattr(evolution, "MUTATION_TRIES", 10)
     monkeypatch.setattr(stage, "STALE", 150)
-    least = cost(evolution.cheapest(SPACE, lambda genotype: cost(genotype).params)).params
+    least = cost(SPACE.cheapest(lambda genotype: cost(genotype).params)).params
     long = Schedule(unit="evaluations", start_length=300, phase_length=300, total=900, **SMALL | {"starts": 1})
     for slack in (0, 300):
         budget = Budget(params=least + slack)
