@@ -75,8 +75,8 @@ class Standing:
 
     def __str__(self) -> str:
         return (
-            f"{self.accuracy:.2f} %, rank {self.rank:,} of the {self.among:,} within the budget; the best has"
-            f" {self.best:.2f} %, so the regret is {self.regret:.2f}"
+            f"{self.accuracy:.2f} %, rank {self.rank:,} of {self.among:,}; the best has {self.best:.2f} %,"
+            f" so the regret is {self.regret:.2f}"
         )
 
 

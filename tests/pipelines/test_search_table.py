@@ -1,0 +1,103 @@
+"""`pipelines.search --space NAME --table FILE` as a user types it."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from esformer.benchmarks import get
+from esformer.errors import ESFormerError
+from pipelines import search
+
+SHORT = ("search=naswot", "search.start_length=60", "search.total=60", "search.start_population=10")
+COMMAND = ["--space", "nats-sss", "--table", "sss.csv", *SHORT, "search.start_proxy=accuracy", "wandb.mode=disabled"]
+
+
+@pytest.fixture(autouse=True)
+def table(tmp_path, monkeypatch):
+    """A part of the size space, whose accuracies are made of its widths."""
+    monkeypatch.chdir(tmp_path)
+    benchmark, rng = get("nats-sss"), random.Random(0)
+    rows = {benchmark.spell([rng.choice(gene) for gene in benchmark.genes]): None for _ in range(500)}
+    accuracies = {row: 50 + sum(map(int, row.split(":"))) / 8 for row in rows}
+    (tmp_path / "sss.csv").write_text("\n".join(["arch,cifar10_test", *(f"{a},{b}" for a, b in accuracies.items())]))
+    return accuracies
+
+
+def test_what_is_found_is_told_with_its_rank_and_its_regret(table, tmp_path, capsys):
+    found = search.main([*COMMAND, "run.dir=r"])
+    best = max(table.values())
+    above = sum(accuracy > found["accuracy"] for accuracy in table.values())
+    assert found["accuracy"] == table[found["architecture"]] == found["search_score"]["accuracy"]
+    assert (found["best"], found["regret"]) == (best, best - found["accuracy"]) and found["rank"] == above + 1
+    assert found["among"] == len(table) and found["search_evaluations"] == 60
+    assert f"rank {above + 1} of {len(table)}; the best has {best:.2f} %" in capsys.readouterr().out
+    assert yaml.safe_load(Path("r/architecture.yaml").read_text())["architecture"] == found["architecture"]
+    rows = list(csv.DictReader(Path("r/search.csv").read_text().splitlines()))
+    assert len(rows) == 60 and max(float(row["accuracy"]) for row in rows) == found["accuracy"]
+    with Image.open("r/search.png") as picture:
+        assert min(picture.size) > 400
+    assert json.loads(Path("r/summary.json").read_text()) == found == search.main([*COMMAND, "run.dir=r"])
+
+
+def test_a_killed_search_goes_on_to_the_same_end(tmp_path):
+    whole = search.main([*COMMAND, "run.dir=whole"])
+    search.main([*COMMAND, "run.dir=killed"])
+    journal = tmp_path / "killed" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:30]) + lines[30][:40])
+    (tmp_path / "killed" / "summary.json").unlink()
+    again = search.main([*COMMAND, "run.dir=killed"])
+    assert again["architecture"] == whole["architecture"] and again["search_evaluations"] == 60
+    genotypes = [
+        [json.loads(line).get("genotype") for line in file.read_bytes().splitlines()]
+        for file in (tmp_path / "whole" / "journal.jsonl", journal)
+    ]
+    assert genotypes[0] == genotypes[1]
+
+
+def test_the_limits_of_a_size_do_not_count_and_those_of_the_command_do(table):
+    found = search.main([*COMMAND, "budget.params=100000", "run.dir=r"])
+    assert found["params"] <= 100000 and found["among"] < len(table)
+    config = yaml.safe_load(Path("r/config.yaml").read_text())
+    assert config["budget"] == {"params": 100000.0, "macs": None, "latency_ms": None}
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            ["search=paper", "search.start_length=3", "search.total=60"],
+            "phase topology 1 changes topology genes, and space nats-sss/cifar10 has size genes alone",
+        ),
+        (["search.finalists=3"], "the networks of a table are trained already"),
+        (["--dataset", "svhn"], "nats-sss has no dataset 'svhn'; it has cifar10"),
+        (["--space", "darts"], "darts cannot be searched"),
+        (["--space", "nats"], "there is no benchmark 'nats'; there are"),
+        (["--table", "nothing.csv"], "nothing.csv: cannot be read"),
+        (["search.start_proxy=acuracy"], "there is no proxy 'acuracy'"),
+        (["--space", "nats-tss"], "sss.csv: has no column"),
+        (["--points", "1e6"], "--points are those of a family"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(more, says):
+    with pytest.raises(ESFormerError, match=says):
+        search.main([*COMMAND, *more, "run.dir=r"])
+
+
+def test_a_space_without_a_table_and_a_table_without_a_space():
+    with pytest.raises(ESFormerError, match="space.table is null; give the file of nats-tss with --table"):
+        search.main(["--space", "nats-tss"])
+    with pytest.raises(ESFormerError, match="name the space that it is of"):
+        search.main(["--table", "sss.csv"])
+
+
+def test_other_commands_know_no_tables():
+    from pipelines import train
+
+    with pytest.raises(ESFormerError, match="space.name=nats-sss is a setting of pipelines.search alone"):
+        train.main(["--quick", "space.name=nats-sss", "space.table=sss.csv"])
