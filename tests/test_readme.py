@@ -102,6 +102,19 @@ def test_the_differences_of_the_page_on_the_survey_are_those_of_the_shipped_tabl
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.nightly
+def test_searches_of_a_table_find_what_the_page_says(tmp_path, monkeypatch, capsys):
+    table = ROOT.parent / "shared" / "data" / "nas" / "natsbench_tss_nb201.csv.gz"
+    if not table.is_file():
+        pytest.skip(f"needs ../shared/data/nas/{table.name}")
+    (tmp_path / "natsbench_tss.csv").symlink_to(table)
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(PAGES["tables.md"], "python")
+    exec(compile(block, "tables.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 and all(f"\n    {line}\n" in PAGES["tables.md"] for line in printed)
+
+
 def test_settings_exist():
     shell = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     settings = {s for s in re.findall(r"\b(?:[a-z]+\.)?[a-z_]+=[\w./-]+", shell) if "..." not in s}
