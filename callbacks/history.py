@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,17 @@ class History(Callback):
         folder: where the files go.
         speed: what measures; comes before this one among the callbacks. Without it there is no `steps.csv`.
         every: the least seconds between two pictures.
+        drawn: called after each picture.
     """
 
-    def __init__(self, folder: Path, speed: Speed | None = None, every: float = 60) -> None:
-        self.folder, self.speed = folder, speed
+    def __init__(
+        self,
+        folder: Path,
+        speed: Speed | None = None,
+        every: float = 60,
+        drawn: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.folder, self.speed, self.drawn = folder, speed, drawn
         self.epochs: list[dict[str, float]] = []
         self._throttle = Throttle(every)
 
@@ -88,6 +95,7 @@ class History(Callback):
         write_text(self.folder / "metrics.csv", _table(list(self.epochs[-1]), self.epochs))
         if self._throttle.due():
             draw_training(self.epochs, self.folder / "training.png", read_steps(self._steps))
+            self.drawn()
 
 
 def read_steps(file: Path) -> list[dict[str, float]]:

@@ -74,11 +74,14 @@ class SearchHistory(SearchRecorder):
     Args:
         folder: where the files go.
         every: the least seconds between two writings; long searches, whose files take longer, wait longer.
+        written: called after each writing, with whether it is the last.
     """
 
-    def __init__(self, folder: Path, every: float = 30) -> None:
+    def __init__(
+        self, folder: Path, every: float = 30, written: Callable[[bool], object] = lambda at_end: None
+    ) -> None:
         super().__init__()
-        self.folder = folder
+        self.folder, self.written = folder, written
         self.references: dict[str, Scored] = {}
         """What the picture of a family compares it with."""
         self._throttle = Throttle(every, at_once=False)
@@ -94,6 +97,7 @@ class SearchHistory(SearchRecorder):
         if self._throttle.due():
             began = time.monotonic()
             self._write(stage)
+            self.written(False)
             self._throttle.wait(max(self._throttle.every, (time.monotonic() - began) / SHARE))
 
     def on_search_end(self, stage: Search, result: SearchResult) -> None:
@@ -104,6 +108,7 @@ class SearchHistory(SearchRecorder):
             family = read_family(stage.journal.path)
             write_family(family, self.folder)
             draw_family(family, self.folder / "front.png", {}, self.references)
+        self.written(True)
 
     def _write(self, stage: Search) -> None:
         write_text(self.folder / "search.csv", self.trajectory.csv())

@@ -133,15 +133,24 @@ def to_yaml(config: Config) -> str:
 
 def differences(old: str, new: str) -> list[str]:
     """What makes two configurations (as YAML) different runs: one phrase a key."""
+    return [
+        f"{key} was {before}, is {after}"
+        for key, before, after in changes(old, new)
+        if not any(f"{key}.".startswith(f"{free}.") for free in NOT_THE_RUN)
+    ]
+
+
+def changes(old: str, new: str) -> list[tuple[str, Any, Any]]:
+    """Every key that has other values in two configurations (as YAML), and these."""
     before, after = (
         {key: value for key, value in _leaves(parse_yaml(text)) if key not in ADDED or value != ADDED[key]}
         for text in (old, new)
     )
     added = ADDED if before else {}
     return [
-        f"{key} was {before.get(key, added.get(key))}, is {after.get(key, added.get(key))}"
+        (key, before.get(key, added.get(key)), after.get(key, added.get(key)))
         for key in {**before, **after}
-        if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in NOT_THE_RUN)
+        if before.get(key) != after.get(key)
     ]
 
 

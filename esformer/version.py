@@ -1,4 +1,4 @@
-"""The version of this code, as weights files name it."""
+"""The version of this code, as weights files name it, and of what it stands on."""
 
 import subprocess
 from functools import cache
@@ -22,3 +22,9 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return found
     return f"{found}+{commit}"
+
+
+def versions() -> str:
+    """Of this code and of the libraries on which its numbers depend."""
+    libraries = (f"{name} {version(name)}" for name in ("torch", "timm", "lightning"))
+    return ", ".join([f"esformer {code_version()}", *libraries])

@@ -222,7 +222,7 @@ def trainer(plan: Plan, loggers: list[WandbLogger], accumulate: int) -> Trainer:
     callbacks: list[Callback] = [
         *([EMA(r.ema_decay)] if r.ema else []),
         speed,
-        History(run.path, speed),
+        History(run.path, speed, drawn=run.report),
         EpochLines(speed, every=None if bar else 60),
         *([TrainingBar(speed)] if bar else []),
         *([Accumulation(accumulate, r.batch_size, t.sync_batchnorm)] if t.accumulate == "auto" else []),

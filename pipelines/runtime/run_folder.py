@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import re
 import shlex
 import stat
@@ -23,10 +24,15 @@ from rich.logging import RichHandler
 from callbacks.checkpoints import BEST, LAST, PREVIOUS
 from configs.compose import differences, to_yaml
 from configs.schema import Config, ConfigError
+from esformer.data.datasets import cpus
 from esformer.errors import ESFormerError
 from esformer.files import ContentError, FileError, parse_yaml, place_of, read_json, read_text, unwritable, write_text
 from esformer.space import SearchSpace
+from esformer.text import printable
+from esformer.version import versions
+from pipelines.runtime.record import COMMAND, MACHINE
 from pipelines.runtime.report import show
+from pipelines.runtime.reporting import LiveReport
 
 log = logging.getLogger("esformer")
 
@@ -40,7 +46,7 @@ UNLIMITED = "budget.macs was None, is auto"
 """How a run of before there was `budget.macs=auto` differs from the same command's of today."""
 SHOWN = 8
 """Differences between two configurations that a sentence names."""
-SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".png", ".txt", ".yaml")
+SUFFIXES = (".csv", ".html", ".json", ".jsonl", ".md", ".png", ".txt", ".yaml")
 """Of files that a run leaves."""
 
 
@@ -198,8 +204,10 @@ class Folder:
                 handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
             except OSError as error:
                 raise RunError(f"{unwritable(self.path / 'log.txt', error)}") from None
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+            handler.setFormatter(LogFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             log.addHandler(handler)
+            for line in (f"{COMMAND}{self.command}", f"{MACHINE}{versions()}, {platform.platform()}, {cpus()} CPUs"):
+                handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "msg": printable(line)}))
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -232,6 +240,7 @@ class RunFolder(Folder):
         self.last, self.previous, self.best = (self.checkpoints / name for name in (LAST, PREVIOUS, BEST))
         self.summary = path / "summary.json"
         self.wandb_id = path / "wandb_id"
+        self.report = LiveReport(path)
 
     @classmethod
     def of(
@@ -279,9 +288,10 @@ class RunFolder(Folder):
         return self
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Write `summary.json` and print the same for people."""
+        """Write `summary.json` and the report, and print the same for people."""
         if is_main():
             write_text(self.summary, json.dumps(summary, indent=1) + "\n")
+            self.report(at_end=True)
             show(summary)
         return summary
 
@@ -315,6 +325,14 @@ def read_summary(file: Path) -> dict[str, Any] | None:
 def is_main() -> bool:
     """Whether this process is the one that writes and prints: rank 0, or the only one."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+class LogFormatter(logging.Formatter):
+    """Marks warnings, so that people, and the report, find them."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        mark = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return f"{record.asctime} {mark}{record.message}"
 
 
 class PlainHandler(logging.StreamHandler[TextIO]):

@@ -57,7 +57,7 @@ def run_stage(plan: Plan, loggers: list[WandbLogger]) -> SearchResult:
     progress = SearchProgress(bar=sys.stdout.isatty() and is_main())
     # a signal ends the search at once, but where Python was in a place in which it loses exceptions
     last = StopWhenAsked(lambda: stop.asked)
-    fabric = search_fabric(plan, [progress, SearchHistory(run.path), SearchLog(), last], loggers)
+    fabric = search_fabric(plan, [progress, SearchHistory(run.path, written=run.report), SearchLog(), last], loggers)
     fabric.launch()
     stage.fabric, stage.checkpoint = fabric, run.journal
     log.info("space %s holds %.3g genotypes", stage.space.name, stage.space.cardinality)

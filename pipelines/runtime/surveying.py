@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from esformer.files import read_text, write_text
 from esformer.genotype import notation, parse
 from esformer.model.cost import Budget, cost
 from esformer.space import SearchSpace
-from esformer.version import code_version
+from esformer.version import versions
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.start import given_genotype
 from pipelines.runtime.trainings import Job, Reached, Trainings, own_gpus, train_all
@@ -82,7 +81,7 @@ def collect(job: Job, config: Config) -> Training:
         top1=reached.top1,
         ema_top1=reached.ema_top1,
         seconds=reached.seconds,
-        versions=_versions(),
+        versions=versions(),
     )
 
 
@@ -123,11 +122,6 @@ def _say(training: Training, number: int, pace: float) -> None:
         f"{training.ema_top1[-1]:.2f} %" if training.ema_top1 else "none",
         timedelta(seconds=round(pace)),
     )
-
-
-def _versions() -> str:
-    libraries = (f"{name} {version(name)}" for name in ("torch", "timm", "lightning"))
-    return ", ".join([f"esformer {code_version()}", *libraries])
 
 
 def _read_draws(file: Path) -> list[Draw]:

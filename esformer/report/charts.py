@@ -1,0 +1,276 @@
+"""The charts of a report: data in columns, and specifications in Vega-Lite, as plain dictionaries.
+
+No name that comes from data becomes the name of a field or an expression: columns are called by place, such as
+`score 0`, and what people read are titles.
+"""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from esformer.genotype import ConvBlock
+from esformer.model.parts import Part
+from esformer.report.page import Data, Spec
+from esformer.search.front import front
+from esformer.search.journal import Evaluation
+from esformer.search.schedule import Schedule
+from esformer.search.trajectory import Trajectory
+
+PHASES = {"multi-start": "#7f8ea3", "topology": "#3f7fd0", "size": "#e08a1e", "joint": "#3a9d5d"}
+"""The colour of each kind of phase, on light and on dark."""
+OTHER = "stem, downsampling, classifier"
+KINDS = {"ibn": "#4aa3c7", "convnext": "#e0a100", "bottleneck": "#5fae7b", OTHER: "#8b95a3"}
+SERIES = {"raw": "#3f7fd0", "averaged": "#e08a1e", "training": "#3f7fd0", "validation": "#e08a1e"}
+BEST = "#d9483b"
+COSTS = {"params": "parameters", "macs": "MACs", "latency_ms": "latency [ms]"}
+CODED = ("phase", "origin", "stage 1", "stage 2", "stage 3", "stage 4")
+"""Columns of texts."""
+MOST = 6000
+"""Evaluations of a search that a page shows."""
+STEPS = 1000
+"""Of a training so many single steps are drawn."""
+
+
+def x_y(x: str, y: str, titles: tuple[str, str], numbers: str = "~s", **more: Any) -> dict[str, Any]:
+    """Two quantitative axes, their numbers as D3 writes them (`~s`: 3.5M), and whatever else is encoded."""
+    scale: dict[str, Any] = {"type": "quantitative", "scale": {"zero": False}}
+    axis = {"tickCount": 5, "format": numbers}
+    return {
+        "x": {"field": x, "title": titles[0], "axis": axis, **scale},
+        "y": {"field": y, "title": titles[1], "axis": axis, **scale},
+        **more,
+    }
+
+
+def colour(field: str, colours: Mapping[str, str], present: Sequence[str]) -> dict[str, Any]:
+    """A colour for each of a few words that are there."""
+    shown = {word: colour for word, colour in colours.items() if word in present}
+    return {"field": field, "type": "nominal", "title": None, "scale": {"domain": [*shown], "range": [*shown.values()]}}
+
+
+def tip(**titles: str) -> list[dict[str, Any]]:
+    """Numbers that are shown at a point: columns (with `_` for a blank in their names) and their titles."""
+    number = {"type": "quantitative", "format": ",.10~g"}
+    return [{"field": name.replace("_", " "), "title": title, **number} for name, title in titles.items()]
+
+
+def words(*names: str) -> list[dict[str, Any]]:
+    """Columns of texts that are shown at a point."""
+    return [{"field": name, "type": "nominal", "title": name} for name in names]
+
+
+class SearchCharts:
+    """A search, evaluation by evaluation, in a few hundred bytes each: one that lasts an hour has some 100,000.
+
+    Args:
+        header: of the journal.
+
+    Raises:
+        ESFormerError, LookupError, TypeError: the header is of no search that this version makes.
+    """
+
+    def __init__(self, header: Mapping[str, Any]) -> None:
+        self.trajectory = Trajectory(Schedule(**header["schedule"]).steps())
+        self.budget: Mapping[str, float | None] = header["budget"]
+        self._words: dict[str, int] = {}
+        self._coded: list[list[array[int]]] = []  # phase, origin and stages of each evaluation, as places of words
+
+    def append(self, evaluation: Evaluation) -> None:
+        """Add the next one of the journal.
+
+        Raises:
+            LookupError, TypeError, AttributeError: its phase or its genotype is not one of this search.
+        """
+        genes = [[".".join(map(str, block.values())) for block in stage] for stage in evaluation.genotype["stages"]]
+        texts = [[evaluation.phase], [evaluation.origin], *genes]
+        if len(texts) != len(CODED):
+            raise LookupError("a genotype has not four stages")
+        self.trajectory.append(evaluation)
+        self._coded.append([array("L", (self._words.setdefault(w, len(self._words)) for w in text)) for text in texts])
+
+    def __len__(self) -> int:
+        return len(self._coded)
+
+    def data(self) -> Data:
+        """The evaluations, or so many of them as a page holds: evenly spread, with the best and the Pareto front."""
+        trajectory, spans = self.trajectory, self.trajectory.spans()
+        best = {span.start + int(place) for span in spans for place in trajectory.best(span)}
+        on_front = self._front()
+        even = np.linspace(0, len(self) - 1, min(len(self), MOST)).astype(int).tolist()
+        shown = np.array(sorted({*even, *on_front, *(best if len(best) < MOST else ())}))
+        lengths = [span.stop - span.start for span in spans]
+        columns: dict[str, list[Any]] = {
+            "evaluation": (shown + 1).tolist(),
+            "stretch": np.repeat(np.arange(len(spans)), lengths)[shown].tolist(),
+            "kind": np.repeat([span.kind for span in spans], lengths)[shown].tolist(),
+            "front": [int(place in on_front) for place in shown.tolist()],
+            **{name: trajectory.column(name)[shown].tolist() for name in trajectory.costs},
+        }
+        for number, proxy in enumerate(trajectory.proxies):
+            columns[f"score {number}"] = trajectory.scores(proxy)[shown].tolist()
+            columns[f"best {number}"] = self._best(proxy)[shown].tolist()
+        coded = {name: [self._coded[place][n].tolist() for place in shown] for n, name in enumerate(CODED)}
+        return Data(columns, coded, [*self._words])
+
+    def charts(self) -> dict[str, Spec]:
+        """Scores and costs over the evaluations, then the score of the last phase against costs, by captions.
+
+        Lines come before points, which lie above and answer to the pointer.
+        """
+        proxies, costs, spans = self.trajectory.proxies, self.trajectory.costs, self.trajectory.spans()
+        made: dict[str, list[Spec]] = {}
+        for n, proxy in enumerate(proxies):
+            points = self._points("evaluation", f"score {n}", ("evaluation", proxy))
+            line = self._line("evaluation", f"best {n}", detail={"field": "stretch"})
+            made[f"{proxy}: each genotype, and the best of each phase so far"] = [line, points]
+        for name in costs:
+            points = self._points("evaluation", name, ("evaluation", COSTS[name]))
+            made[f"{COSTS[name]} of each genotype; dashed: the budget"] = [points, *self._limit("y", name)]
+        guide = spans[-1].guide
+        for n, proxy in enumerate(proxies):
+            if len(guide.proxies) > 1 or proxy not in guide.proxies:
+                continue
+            last = {"filter": {"field": "stretch", "equal": len(spans) - 1}}
+            for name in costs:
+                points = self._points(name, f"score {n}", (COSTS[name], proxy)) | {"transform": [last]}
+                made[f"{proxy} against {COSTS[name]} in the last phase"] = layers = [points, *self._limit("x", name)]
+                if name == self.front_cost:
+                    members = [last, {"filter": {"field": "front", "equal": 1}}]
+                    layers.insert(0, self._line(name, f"score {n}") | {"transform": members})
+                    made[f"{proxy} against {COSTS[name]}: the last phase, and its Pareto front"] = layers
+                    del made[f"{proxy} against {COSTS[name]} in the last phase"]
+        return {caption: {"layer": layers} for caption, layers in made.items()}
+
+    @property
+    def front_cost(self) -> str:
+        """The cost of the Pareto front: what the budget limits beside parameters, or these."""
+        return next((name for name in ("latency_ms", "macs") if self.budget.get(name)), "params")
+
+    def _best(self, proxy: str) -> np.ndarray:
+        """The score of the best genotype of its phase until each evaluation; NaN where others rank."""
+        scores = self.trajectory.scores(proxy)
+        best = np.full(len(scores), np.nan)
+        for span in self.trajectory.spans():
+            if proxy in span.proxies:
+                best[span.slice] = scores[span.slice][self.trajectory.best(span)]
+        return best
+
+    def _front(self) -> set[int]:
+        """The places of the genotypes of the last phase that are not dominated."""
+        last = self.trajectory.last_span()
+        worth = last.guide.worth({proxy: self.trajectory.scores(proxy, last.slice) for proxy in last.proxies})
+        places = front(self.trajectory.column(self.front_cost, last.slice), worth)
+        return {last.start + int(place) for place in places}
+
+    def _points(self, x: str, y: str, titles: tuple[str, str]) -> Spec:
+        scores = {f"score_{n}": proxy for n, proxy in enumerate(self.trajectory.proxies)}
+        costs = {name: COSTS[name] for name in self.trajectory.costs}
+        shown = [*tip(evaluation="evaluation", **scores, **costs), *words(*CODED)]
+        colours = colour("kind", PHASES, [span.kind for span in self.trajectory.spans()])
+        mark = {"type": "point", "filled": True, "size": 24, "opacity": 0.5}
+        return {"mark": mark, "encoding": x_y(x, y, titles, color=colours, tooltip=shown)}
+
+    def _line(self, x: str, y: str, **more: Any) -> Spec:
+        mark = {"type": "line", "color": BEST, "strokeWidth": 1.8}
+        return {"mark": mark, "encoding": x_y(x, y, ("", ""), **more)}
+
+    def _limit(self, axis: str, name: str) -> list[Spec]:
+        limit = self.budget.get(name)
+        rule = {"mark": {"type": "rule", "strokeDash": [5, 4]}, "encoding": {axis: {"datum": limit}}}
+        return [rule] if limit else []
+
+
+def network(parts: Sequence[Part]) -> tuple[Data, dict[str, Spec]]:
+    """The network part by part: how wide it is, and where its MACs and parameters are."""
+    rows = [part_row(number, part) for number, part in enumerate(parts)]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    titles = {"channels": "channels out", "MACs": "MACs", "parameters": "parameters"}
+    shown = [*words("part", "genes", "shape"), *tip(parameters="parameters", MACs="MACs")]
+
+    def bars(field: str, title: str) -> Spec:
+        y = {"field": field, "type": "quantitative", "title": title, "axis": {"tickCount": 5, "format": "~s"}}
+        x = {"field": "place", "type": "ordinal", "title": None, "axis": {"labels": False, "ticks": False}}
+        colours = colour("kind", KINDS, columns["kind"])
+        return {"mark": {"type": "bar"}, "encoding": {"x": x, "y": y, "color": colours, "tooltip": shown}}
+
+    captions = {"channels": "Width of each part, from the stem to the classifier", "MACs": "MACs of each part"}
+    captions["parameters"] = "Parameters of each part"
+    return Data(columns), {captions[field]: bars(field, title) for field, title in titles.items()}
+
+
+def part_row(number: int, part: Part) -> dict[str, Any]:
+    """What is said of a part, in its tooltip and in the table."""
+    genes = "-" if part.block is None else ", ".join(f"{name} {value}" for name, value in part.block.genes().items())
+    return {
+        "place": number,
+        "part": part.name if part.block is None or isinstance(part.block, ConvBlock) else f"{part.name} (attention)",
+        "kind": OTHER if part.block is None else part.block.ffn,
+        "genes": genes,
+        "shape": " x ".join(map(str, part.shape)),
+        "channels": part.shape[0] if len(part.shape) == 3 else None,
+        "parameters": part.cost.params,
+        "MACs": part.cost.macs,
+    }
+
+
+Row = Mapping[str, float]
+CURVES: dict[str, dict[str, tuple[str, str]]] = {
+    "Loss": {"train/loss": ("training", "train/loss"), "val/loss": ("validation", "val/loss")},
+    "Validation top-1": {"val/top1": ("raw", "val/top1"), "val/ema_top1": ("averaged", "val/ema_top1")},
+    "Validation top-5": {"val/top5": ("raw", "val/top5"), "val/ema_top5": ("averaged", "val/ema_top5")},
+}
+"""By captions: for each column of `metrics.csv` the name of its curve."""
+
+
+def training(epochs: Sequence[Row], steps: Sequence[Row]) -> tuple[Data, dict[str, Spec]]:
+    """Losses, accuracies of raw and averaged weights, and the learning rate, over the epochs.
+
+    Args:
+        epochs: the rows of `metrics.csv`, at least one.
+        steps: those of `steps.csv`.
+    """
+    length = epochs[-1]["step"] / (epochs[-1]["epoch"] + 1)  # steps of an epoch
+    points = [
+        (caption, series, row["epoch"] + 1, row[column])
+        for caption, curves in CURVES.items()
+        for column, (series, _) in curves.items()
+        for row in epochs
+        if column in row
+    ]
+    thin = steps[:: max(1, len(steps) // STEPS)] or epochs
+    points += [("Learning rate", "training", row["step"] / length, row["lr"]) for row in thin if "lr" in row]
+    columns = {name: [point[n] for point in points] for n, name in enumerate(("chart", "series", "epoch", "value"))}
+    charts = {}
+    for caption, group in groupby(points, key=lambda point: point[0]):
+        encoding = x_y(
+            "epoch",
+            "value",
+            ("epoch", caption.lower()),
+            "~g",
+            color=colour("series", SERIES, [point[1] for point in group]),
+            tooltip=[*words("series"), *tip(epoch="epoch", value="value")],
+        )
+        charts[caption] = {
+            "transform": [{"filter": {"field": "chart", "equal": caption}}],
+            "mark": {"type": "line", "point": len(epochs) <= 50 and caption != "Learning rate"},
+            "encoding": encoding,
+        }
+    return Data(columns), charts
+
+
+def comparison(curves: Mapping[str, Sequence[tuple[float, float]]], titles: tuple[str, str]) -> tuple[Data, Spec]:
+    """One line a run, such as its accuracy over the epochs.
+
+    Args:
+        curves: the points of each run, by its name.
+        titles: of the axes.
+    """
+    points = [(name, x, y) for name, curve in curves.items() for x, y in curve]
+    columns = {name: [point[n] for point in points] for n, name in enumerate(("run", "x", "y"))}
+    shown = [*words("run"), *tip(x=titles[0], y=titles[1])]
+    colours = {"field": "run", "type": "nominal", "title": None}
+    encoding = x_y("x", "y", titles, "~g", color=colours, tooltip=shown)
+    return Data(columns), {"mark": {"type": "line", "point": True}, "encoding": encoding}

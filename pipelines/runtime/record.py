@@ -1,0 +1,185 @@
+"""What a run's folder holds, read for people: while it is at work, after a kill, and when it is over."""
+
+import fcntl
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from callbacks.history import read_steps
+from configs.compose import changes, compose, to_yaml
+from esformer.errors import ESFormerError
+from esformer.files import ContentError, parse_json, parse_yaml, read_text
+from esformer.genotype import Genotype
+from esformer.plots.training import Row
+from esformer.report.charts import SearchCharts
+from esformer.search.journal import Evaluation, read, read_header
+
+COMMANDS = ("full", "search", "train")
+"""The commands whose runs are reported."""
+LARGEST = 20_000_000
+"""Bytes of a log, or of an evaluation of many classes."""
+LOG_LINES = 400
+"""Of a log that are shown, the last ones."""
+COMMAND, MACHINE, WARNINGS = "command: ", "machine: ", ("warning: ", "error: ")
+"""How `log.txt` says what was typed, on what it ran, and what went wrong; after the time."""
+
+
+@dataclass
+class Record:
+    """A run as its folder has it; what is not there yet is empty, and what cannot be read has a remark.
+
+    Args:
+        path: the folder.
+        kind: full, search or train.
+        config: every setting.
+        changed: settings that are not as the size has them by default: key, default, value.
+        summary: the result, once there is one.
+        state: finished, running or stopped.
+        genotype: what is or was trained, or was found.
+        header: of the journal.
+        search: its evaluations.
+        last: the newest one.
+        epochs: rows of `metrics.csv`.
+        steps: rows of `steps.csv`.
+        evaluated: what `pipelines.evaluate` left of the run's checkpoints, by folder.
+        log: the last lines of `log.txt`.
+        commands: what was typed, a session each.
+        machines: on what it ran.
+        warnings: lines of `log.txt` that are.
+        remarks: what could not be read.
+    """
+
+    path: Path
+    kind: str
+    config: dict[str, Any] = field(default_factory=dict)
+    changed: list[tuple[str, Any, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    state: str = "stopped"
+    genotype: Genotype | None = None
+    header: dict[str, Any] = field(default_factory=dict)
+    search: SearchCharts | None = None
+    last: Evaluation | None = None
+    epochs: list[Row] = field(default_factory=list)
+    steps: list[Row] = field(default_factory=list)
+    evaluated: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    machines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def setting(self, key: str) -> Any:
+        """The value of a setting; None where the run has none."""
+        value: Any = self.config
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value
+
+
+def read_run(path: Path) -> Record:
+    """Everything that a run's folder holds.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        ESFormerError: there is none, or it is not one of a search or a training.
+    """
+    if not path.is_dir():
+        raise ESFormerError(f"{path} is {'a file' if path.exists() else 'not there'}; give the folder of a run")
+    if not (path / "config.yaml").is_file():
+        raise ESFormerError(f"{path} is not the folder of a run: it holds no config.yaml")
+    text = read_text(path / "config.yaml")
+    title = text.partition("\n")[0]
+    kind = title.rpartition(".")[2]
+    if not title.startswith("# python -m pipelines.") or kind not in COMMANDS:
+        raise ESFormerError(
+            f"{path} is not a run of {', '.join(COMMANDS)}: {path / 'config.yaml'} begins with {title[:80]!r}"
+        )
+    run = Record(path, kind)
+    _attempt(run, lambda file: _read_config(run, file, text), path / "config.yaml")
+    readings: dict[str, Callable[[Path], object]] = {
+        "summary.json": lambda file: run.summary.update(_mapping(file)),
+        "genotype.yaml": lambda file: setattr(run, "genotype", Genotype.load(file)),
+        "journal.jsonl": lambda file: _read_journal(run, file),
+        "metrics.csv": lambda file: run.epochs.extend(read_steps(file)),
+        "steps.csv": lambda file: run.steps.extend(read_steps(file)),
+        "log.txt": lambda file: _read_log(run, file),
+    }
+    for name, reading in readings.items():
+        if (path / name).exists():
+            _attempt(run, reading, path / name)
+    for file in sorted(path.glob("checkpoints/*-evaluation/evaluation.json")):
+        _attempt(run, lambda file: run.evaluated.update({file.parent: _mapping(file)}), file)
+    run.state = "finished" if run.summary else "running" if _is_locked(path / ".lock") else "stopped"
+    return run
+
+
+def _attempt(run: Record, reading: Callable[[Path], object], file: Path) -> None:
+    """Read a file; what is wrong with it is a remark, and the report goes on without."""
+    try:
+        reading(file)
+    except ESFormerError as error:
+        run.remarks.append(str(error))
+
+
+def _read_config(run: Record, file: Path, text: str) -> None:
+    try:
+        values = parse_yaml(text)
+    except ContentError as error:
+        raise ContentError(f"{file}: {error}") from None
+    if not isinstance(values, dict):
+        raise ContentError(f"{file}: holds no settings")
+    run.config = values
+    run.changed = changes(to_yaml(compose(str(values.get("size")))), text)
+
+
+def _read_journal(run: Record, file: Path) -> None:
+    run.header = read_header(file)
+    try:
+        run.search = SearchCharts(run.header)
+        for evaluation in read(file):  # what comes before a line that is none is kept
+            run.search.append(evaluation)
+            run.last = evaluation
+    except (LookupError, TypeError, AttributeError) as error:
+        run.remarks.append(f"{file} is not as this version writes it ({error})")
+
+
+def _read_log(run: Record, file: Path) -> None:
+    with file.open("rb") as log:
+        log.seek(max(0, os.fstat(log.fileno()).st_size - LARGEST))
+        lines = log.read().decode(errors="replace").splitlines()
+    run.log = lines[-LOG_LINES:]
+    for line in lines:
+        said = re.sub(r"^\S+ \S+ ", "", line)
+        if said.startswith(COMMAND):
+            run.commands.append(said.removeprefix(COMMAND))
+        elif said.startswith(MACHINE):
+            run.machines.append(said.removeprefix(MACHINE))
+        elif said.startswith(WARNINGS):
+            run.warnings.append(line)
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    try:
+        value = parse_json(read_text(file, LARGEST))
+    except ContentError as error:
+        raise ContentError(f"{file}: {error}") from None
+    if not isinstance(value, dict):
+        raise ContentError(f"{file}: holds no mapping")
+    return value
+
+
+def _is_locked(lock: Path) -> bool:
+    """Whether a process is at work in the folder. Looking takes a moment, for which starting processes wait."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # not there, or a file system without locks
+    return False

@@ -1,0 +1,250 @@
+"""The report of a run, or of several side by side, as one HTML file: what `pipelines.report` does, and each run."""
+
+import csv
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from esformer.files import read_text, write_text
+from esformer.model.parts import parts
+from esformer.report import charts
+from esformer.report.page import Page, folded, number, picture, table, text
+from esformer.search.trajectory import PhaseRange
+from esformer.throttle import Throttle
+from pipelines.runtime.record import Record, read_run
+
+log = logging.getLogger("esformer")
+
+NAME = "report.html"
+SHARE = 0.01
+"""How much of a run's time its report may take."""
+EVERY = 60.0
+"""The least seconds between two writings while a run is at work."""
+WORST = 20
+"""Classes of an evaluation that are listed, those that are told worst."""
+STATES = {
+    "finished": "finished",
+    "running": "at work when this page was written",
+    "stopped": "stopped before its end; the same command goes on where it was",
+}
+TOP1 = {"val/top1": "Validation top-1, raw weights", "val/ema_top1": "Validation top-1, averaged weights"}
+PERCENT = ("top1", "top5", "ema_top1", "ema_top5")
+
+
+class LiveReport:
+    """Writes the report of a run while it is at work, and at its end. It takes little time, and never ends a run.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._throttle = Throttle(EVERY, at_once=False)
+
+    def __call__(self, at_end: bool = False) -> None:
+        """Write it, if it is time again.
+
+        Args:
+            at_end: whether a stage, or the run, is at its end; then it is always time.
+        """
+        if not (self._throttle.due() or at_end):
+            return
+        began = time.monotonic()
+        try:
+            write([self.folder], self.folder / NAME)
+        except Exception as error:  # whatever it is: the run is worth more than its report
+            log.warning("%s could not be written: %s", self.folder / NAME, error)
+        self._throttle.wait(max(EVERY, (time.monotonic() - began) / SHARE))
+
+
+def write(folders: Sequence[Path], output: Path) -> None:
+    """Write the report of some runs.
+
+    Args:
+        folders: of the runs, each once.
+        output: the HTML file.
+
+    Raises:
+        ESFormerError: one of the folders holds no run, or the file cannot be written.
+    """
+    runs = [read_run(folder) for folder in folders]
+    title = f"{runs[0].path.resolve().name}: {runs[0].kind}" if len(runs) == 1 else f"{len(runs)} runs side by side"
+    page = Page(title)
+    if len(runs) > 1:
+        page.add(*side_by_side(page, runs))
+    for place, run in enumerate(runs):
+        if len(runs) > 1:
+            page.add(f'<h2 id="run-{place}">{text(run.path)}</h2>')
+        for heading, section in sections(page, run, f"run {place}").items():
+            if section:
+                page.add(f"<h3>{text(heading)}</h3>" if len(runs) > 1 else f"<h2>{text(heading)}</h2>", section)
+    page.add(f'<p class="quiet">Written {time.strftime("%Y-%m-%d %H:%M:%S %Z")}.</p>')
+    write_text(output, page.html())
+
+
+def sections(page: Page, run: Record, name: str) -> dict[str, str]:
+    """The sections of a run by their headings; one without data is empty."""
+    return {
+        "Run": about(run),
+        "Result": result(run),
+        "What went wrong": wrong(run),
+        "Search": searched(page, run, name),
+        "Finalists": finalists(run),
+        "Network": network(page, run, name),
+        "Training": trained(page, run, name),
+        **{f"Evaluation: {folder.name}": evaluated(folder, found) for folder, found in run.evaluated.items()},
+        "Settings": settings(run),
+        "Log": logged(run),
+    }
+
+
+def about(run: Record) -> str:
+    """What it is, in which state, where, and how it was made."""
+    commands = run.commands or run.summary.get("commands") or []
+    rows = [("state", STATES[run.state]), ("folder", run.path.resolve()), ("size", run.setting("size"))]
+    rows += [("command", commands[-1])] if commands else [("kind", f"python -m pipelines.{run.kind}")]
+    rows += [("sessions", len(run.commands))] if len(run.commands) > 1 else []
+    rows += [("on", machine) for machine in dict.fromkeys(run.machines)]
+    rows += [("images", run.setting("data.root") or run.setting("data.name")), ("seed", run.setting("seed"))]
+    return table((), rows)
+
+
+def result(run: Record) -> str:
+    """The summary; of a run that is not over, how far it is."""
+    rows = [(key.replace("_", " "), shown) for key, value in run.summary.items() if (shown := _shown(key, value))]
+    if not rows and (last := run.last):
+        rows.append(("search", f"{last.evaluation:,} evaluations in {last.elapsed:,.0f} s, last in {last.phase}"))
+    if not run.summary and run.epochs:
+        rows.append(("training", f"epoch {run.epochs[-1]['epoch'] + 1} of {run.setting('recipe.epochs')}"))
+        rows += [(key, f"{100 * value:.2f} %") for key, value in run.epochs[-1].items() if "top" in key]
+    return table((), rows) if rows else "<p>Nothing yet.</p>"
+
+
+def _shown(key: str, value: Any) -> str:
+    if key in PERCENT and isinstance(value, int | float):
+        return f"{100 * value:.2f} %"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {number(one)}" for name, one in value.items())
+    return "" if key == "commands" or isinstance(value, list) else number(value)
+
+
+def wrong(run: Record) -> str:
+    """Warnings of its log, and what of its folder could not be read."""
+    lines = [*run.remarks, *run.warnings]
+    return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def searched(page: Page, run: Record, name: str) -> str:
+    """Every evaluation of the search."""
+    made = run.search
+    if not made:
+        return ""
+    spans = made.trajectory.spans()
+    rows = [(span.name, span.stop - span.start, str(span.guide), *_best(made, span)) for span in spans]
+    head = ("phase", "evaluations", "guide", "best score", "parameters", "MACs")
+    genes = "Each point is a genotype and shows its blocks: FFN.kernel.channels.ratio, and of Transformer layers"
+    return "".join(
+        [
+            f"<p>{genes} FFN.heads.channels.ratio.key channels.</p>",
+            page.charts(
+                f"{name} search", made.data(), made.charts(), [run.path / "search.png", run.path / "front.png"]
+            ),
+            folded("Phase by phase", table(head, rows)),
+        ]
+    )
+
+
+def _best(made: charts.SearchCharts, span: PhaseRange) -> tuple[str, ...]:
+    """The score and cost of what a phase found."""
+    place = span.start + int(made.trajectory.best(span)[-1])
+    best = slice(place, place + 1)
+    scores = ", ".join(f"{made.trajectory.scores(proxy, best)[0]:.6g}" for proxy in span.proxies)
+    return scores, *(f"{made.trajectory.column(cost, best)[0]:,}" for cost in ("params", "macs"))
+
+
+def finalists(run: Record) -> str:
+    """What the trained ones reached."""
+    file = run.path / "finalists.csv"
+    rows = list(csv.reader(read_text(file).splitlines())) if file.is_file() else []
+    return table(rows[0], rows[1:]) if rows else ""
+
+
+def network(page: Page, run: Record, name: str) -> str:
+    """The network part by part."""
+    if run.genotype is None:
+        return "<p>None was found yet.</p>" if run.kind != "train" else ""
+    img_size = run.setting("data.img_size") or 224
+    classes = run.setting("data.num_classes") or run.header.get("num_classes") or 1000
+    made = parts(run.genotype, img_size, classes)
+    data, specs = charts.network(made)
+    rows = [charts.part_row(place, part) for place, part in enumerate(made)]
+    shown = ("part", "genes", "shape", "parameters", "MACs")
+    total = f"{sum(part.cost.params for part in made):,} parameters, {sum(part.cost.macs for part in made):,} MACs"
+    return "".join(
+        [
+            f"<p>Space {text(run.genotype.space)}, {img_size} pixels, {classes} classes: {total}.</p>",
+            page.charts(f"{name} network", data, specs, [run.path / "genotype.png"]),
+            folded("Part by part", table(shown, [[number(row[key]) for key in shown] for row in rows])),
+        ]
+    )
+
+
+def trained(page: Page, run: Record, name: str) -> str:
+    """The curves of the training."""
+    if not run.epochs:
+        return ""
+    data, specs = charts.training(run.epochs, run.steps)
+    return page.charts(f"{name} training", data, specs, [run.path / "training.png"])
+
+
+def evaluated(folder: Path, found: Mapping[str, Any]) -> str:
+    """What `pipelines.evaluate` found: figures, the classes that are told worst, and which are taken for which."""
+    figures = ("images", "top1", "top5", "loss", "calibration_error", "images_per_second", "device", "command")
+    rows = [(name.replace("_", " "), _shown(name, found[name])) for name in figures if name in found]
+    classes = [one for one in found.get("classes", ()) if isinstance(one, Mapping) and one.get("top1") is not None]
+    worst = sorted(classes, key=lambda one: one["top1"])[:WORST]
+    columns = ("class", "images", "top1", "precision", "taken_for", "taken_for_images")
+    below = [[number(one.get(column)) for column in columns] for one in worst]
+    return "".join(
+        [
+            table((), rows),
+            f"<p>The {len(worst)} of {len(classes)} classes that are told worst:</p>" if worst else "",
+            table([column.replace("_", " ") for column in columns], below) if worst else "",
+            picture(folder / "confusion.png", "which classes are taken for which"),
+        ]
+    )
+
+
+def settings(run: Record) -> str:
+    """How its settings differ from the defaults of its size."""
+    if not run.changed:
+        return f"<p>The defaults of size {text(run.setting('size'))}.</p>"
+    rows = [["null" if value is None else value for value in change] for change in run.changed]
+    return table(("setting", "default", "here"), rows)
+
+
+def logged(run: Record) -> str:
+    """What was said last."""
+    lines = "\n".join(map(text, run.log))
+    return folded(f"the last {len(run.log)} lines", f"<pre>{lines}</pre>") if lines else ""
+
+
+def side_by_side(page: Page, runs: Sequence[Record]) -> list[str]:
+    """A table of the runs, and their searches and trainings in one chart each."""
+    keys = ("params", "macs", "search_evaluations", "search_score", *PERCENT[::2])
+    head = ("run", "state", "size", *(key.replace("_", " ") for key in keys))
+    rows = [(run.path, run.state, run.setting("size"), *(_shown(k, run.summary.get(k)) for k in keys)) for run in runs]
+    links = "".join(f'<a href="#run-{place}">{text(run.path)}</a>' for place, run in enumerate(runs))
+    parts = [f"<nav>{links}</nav>", table(head, rows)]
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for run in runs:
+        for column, caption in TOP1.items():
+            if points := [(row["epoch"] + 1, row[column]) for row in run.epochs if column in row]:
+                curves.setdefault(caption, {})[str(run.path)] = points
+    for caption, lines in curves.items():
+        data, spec = charts.comparison(lines, ("epoch", "top-1"))
+        parts.append(page.charts(caption, data, {caption: spec}))
+    return parts
