@@ -74,6 +74,7 @@ class SearchCharts:
 
     def __init__(self, header: Mapping[str, Any]) -> None:
         self.trajectory = Trajectory(Schedule(**header["schedule"]).steps())
+        self.family: str | None = header["schedule"].get("family")
         self.budget: Mapping[str, float | None] = header["budget"]
         self._words: dict[str, int] = {}
         self._coded: list[list[array[int]]] = []  # phase, origin and stages of each evaluation, as places of words
@@ -98,7 +99,8 @@ class SearchCharts:
         """The evaluations, or so many of them as a page holds: evenly spread, with the best and the Pareto front."""
         trajectory, spans = self.trajectory, self.trajectory.spans()
         best = {span.start + int(place) for span in spans for place in trajectory.best(span)}
-        on_front = self._front()
+        start, worth = spans[-1].start, self._worth()
+        on_front = {start + int(i) for i in front(trajectory.column(self.front_cost)[start:], worth[start:])}
         even = np.linspace(0, len(self) - 1, min(len(self), MOST)).astype(int).tolist()
         shown = np.array(sorted({*even, *on_front, *(best if len(best) < MOST else ())}))
         lengths = [span.stop - span.start for span in spans]
@@ -106,7 +108,9 @@ class SearchCharts:
             "evaluation": (shown + 1).tolist(),
             "stretch": np.repeat(np.arange(len(spans)), lengths)[shown].tolist(),
             "kind": np.repeat([span.kind for span in spans], lengths)[shown].tolist(),
+            "last": (shown >= start).astype(int).tolist(),
             "front": [int(place in on_front) for place in shown.tolist()],
+            "worth": worth[shown].tolist(),
             **{name: trajectory.column(name)[shown].tolist() for name in trajectory.costs},
         }
         for number, proxy in enumerate(trajectory.proxies):
@@ -129,25 +133,25 @@ class SearchCharts:
         for name in costs:
             points = self._points("evaluation", name, ("evaluation", COSTS[name]))
             made[f"{COSTS[name]} of each genotype; dashed: the budget"] = [points, *self._limit("y", name)]
-        guide = spans[-1].guide
-        for n, proxy in enumerate(proxies):
-            if len(guide.proxies) > 1 or proxy not in guide.proxies:
-                continue
-            last = {"filter": {"field": "stretch", "equal": len(spans) - 1}}
-            for name in costs:
-                points = self._points(name, f"score {n}", (COSTS[name], proxy)) | {"transform": [last]}
-                made[f"{proxy} against {COSTS[name]} in the last phase"] = layers = [points, *self._limit("x", name)]
-                if name == self.front_cost:
-                    members = [last, {"filter": {"field": "front", "equal": 1}}]
-                    layers.insert(0, self._line(name, f"score {n}") | {"transform": members})
-                    made[f"{proxy} against {COSTS[name]}: the last phase, and its Pareto front"] = layers
-                    del made[f"{proxy} against {COSTS[name]} in the last phase"]
+        guide = str(spans[-1].guide)
+        last, on_front = ({"filter": {"field": name, "equal": value}} for name, value in (("last", 1), ("front", 1)))
+        for name in costs:
+            layers = [
+                self._points(name, "worth", (COSTS[name], guide)) | {"transform": [last]},
+                *self._limit("x", name),
+            ]
+            caption = f"{guide} against {COSTS[name]} in the last phase"
+            if name == self.front_cost:
+                layers.insert(0, self._line(name, "worth") | {"transform": [on_front]})
+                caption += ", and its Pareto front"
+            made[caption] = layers
         return {caption: {"layer": layers} for caption, layers in made.items()}
 
     @property
     def front_cost(self) -> str:
-        """The cost of the Pareto front: what the budget limits beside parameters, or these."""
-        return next((name for name in ("latency_ms", "macs") if self.budget.get(name)), "params")
+        """The cost of the Pareto front: that of a family, what the budget limits beside parameters, or these."""
+        limited = (name for name in ("latency_ms", "macs") if self.budget.get(name))
+        return self.family or next(limited, "params")
 
     def _best(self, proxy: str) -> np.ndarray:
         """The score of the best genotype of its phase until each evaluation; NaN where others rank."""
@@ -158,12 +162,11 @@ class SearchCharts:
                 best[span.slice] = scores[span.slice][self.trajectory.best(span)]
         return best
 
-    def _front(self) -> set[int]:
-        """The places of the genotypes of the last phase that are not dominated."""
-        last = self.trajectory.last_span()
-        worth = last.guide.worth({proxy: self.trajectory.scores(proxy, last.slice) for proxy in last.proxies})
-        places = front(self.trajectory.column(self.front_cost, last.slice), worth)
-        return {last.start + int(place) for place in places}
+    def _worth(self) -> np.ndarray:
+        """What the guide of the last phase gives to each of its genotypes; NaN before."""
+        last, worth = self.trajectory.last_span(), np.full(len(self), np.nan)
+        worth[last.slice] = last.guide.worth({p: self.trajectory.scores(p, last.slice) for p in last.proxies})
+        return worth
 
     def _points(self, x: str, y: str, titles: tuple[str, str]) -> Spec:
         scores = {f"score_{n}": proxy for n, proxy in enumerate(self.trajectory.proxies)}
