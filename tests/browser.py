@@ -80,7 +80,10 @@ def run(script):
 
 view.resize(int(WIDTH), 1000)
 view.show()
+loaded = QEventLoop()
+view.loadFinished.connect(loaded.quit)
 view.load(QUrl.fromLocalFile(os.path.realpath(PAGE)))
+loaded.exec()
 for _ in range(200):
     wait(200)
     if run(FACTS).get("drawn"):

@@ -35,9 +35,9 @@ STEPS = 1000
 
 
 def x_y(x: str, y: str, titles: tuple[str, str], numbers: str = "~s", **more: Any) -> dict[str, Any]:
-    """Two quantitative axes, their numbers as D3 writes them (`~s`: 3.5M), and whatever else is encoded."""
+    """Two quantitative axes, their numbers as D3 writes them (`~s`: 3.5M; else plain), and whatever else is encoded."""
     scale: dict[str, Any] = {"type": "quantitative", "scale": {"zero": False}}
-    axis = {"tickCount": 5, "format": numbers}
+    axis = {"tickCount": 5, **({"format": numbers} if numbers else {})}
     return {
         "x": {"field": x, "title": titles[0], "axis": axis, **scale},
         "y": {"field": y, "title": titles[1], "axis": axis, **scale},
@@ -147,6 +147,12 @@ class SearchCharts:
             made[caption] = layers
         return {caption: {"layer": layers} for caption, layers in made.items()}
 
+    def records(self, proxy: str) -> list[tuple[float, float]]:
+        """The evaluations that scored better than all before, and the last one: their numbers, and the best score."""
+        best = np.fmax.accumulate(np.nan_to_num(self.trajectory.scores(proxy), nan=-np.inf))
+        places = np.flatnonzero(best > np.concatenate([[-np.inf], best[:-1]]))
+        return [(int(place) + 1, float(best[place])) for place in (*places, len(self) - 1)]
+
     @property
     def front_cost(self) -> str:
         """The cost of the Pareto front: that of a family, what the budget limits beside parameters, or these."""
@@ -252,7 +258,7 @@ def training(epochs: Sequence[Row], steps: Sequence[Row]) -> tuple[Data, dict[st
             "epoch",
             "value",
             ("epoch", caption.lower()),
-            "~g",
+            "",
             color=colour("series", SERIES, [point[1] for point in group]),
             tooltip=[*words("series"), *tip(epoch="epoch", value="value")],
         )
@@ -264,16 +270,26 @@ def training(epochs: Sequence[Row], steps: Sequence[Row]) -> tuple[Data, dict[st
     return Data(columns), charts
 
 
-def comparison(curves: Mapping[str, Sequence[tuple[float, float]]], titles: tuple[str, str]) -> tuple[Data, Spec]:
+Curves = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def comparison(curves: Mapping[tuple[str, str], Curves]) -> tuple[Data, dict[str, Spec]]:
     """One line a run, such as its accuracy over the epochs.
 
     Args:
-        curves: the points of each run, by its name.
-        titles: of the axes.
+        curves: by the caption of a chart and the title of its x-axis, the points of each run by its name.
     """
-    points = [(name, x, y) for name, curve in curves.items() for x, y in curve]
-    columns = {name: [point[n] for point in points] for n, name in enumerate(("run", "x", "y"))}
-    shown = [*words("run"), *tip(x=titles[0], y=titles[1])]
-    colours = {"field": "run", "type": "nominal", "title": None}
-    encoding = x_y("x", "y", titles, "~g", color=colours, tooltip=shown)
-    return Data(columns), {"mark": {"type": "line", "point": True}, "encoding": encoding}
+    points = [
+        (caption, run, *xy) for (caption, _), lines in curves.items() for run, line in lines.items() for xy in line
+    ]
+    columns = {name: [point[n] for point in points] for n, name in enumerate(("chart", "run", "x", "y"))}
+    charts = {}
+    for caption, x in curves:
+        colours = {"field": "run", "type": "nominal", "title": None}
+        shown = [*words("run"), *tip(x=x, y="value")]
+        charts[caption] = {
+            "transform": [{"filter": {"field": "chart", "equal": caption}}],
+            "mark": {"type": "line", "interpolate": "step-after" if x == "evaluation" else "linear", "point": True},
+            "encoding": x_y("x", "y", (x, ""), "~s" if x == "evaluation" else "", color=colours, tooltip=shown),
+        }
+    return Data(columns), charts

@@ -239,12 +239,12 @@ def side_by_side(page: Page, runs: Sequence[Record]) -> list[str]:
     rows = [(run.path, run.state, run.setting("size"), *(_shown(k, run.summary.get(k)) for k in keys)) for run in runs]
     links = "".join(f'<a href="#run-{place}">{text(run.path)}</a>' for place, run in enumerate(runs))
     parts = [f"<nav>{links}</nav>", table(head, rows)]
-    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    curves: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
     for run in runs:
         for column, caption in TOP1.items():
             if points := [(row["epoch"] + 1, row[column]) for row in run.epochs if column in row]:
-                curves.setdefault(caption, {})[str(run.path)] = points
-    for caption, lines in curves.items():
-        data, spec = charts.comparison(lines, ("epoch", "top-1"))
-        parts.append(page.charts(caption, data, {caption: spec}))
-    return parts
+                curves.setdefault((caption, "epoch"), {})[str(run.path)] = points
+        for proxy in run.search.trajectory.proxies if run.search else ():
+            lines = curves.setdefault((f"{proxy}: the best so far", "evaluation"), {})
+            lines[str(run.path)] = run.search.records(proxy) if run.search else []
+    return [*parts, page.charts("side by side", *charts.comparison(curves))] if curves else parts

@@ -225,8 +225,15 @@ def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
     assert Path("report.html").exists() and not (run / "report.html").exists()
     assert f"{run} finished S0" in page.text and f"{other} stopped S0" in page.text
     assert {"run 0 search", "run 1 search", "run 1 network"} <= page.data["datasets"].keys()
-    curves = page.data["datasets"]["Validation top-1, averaged weights"]["columns"]
-    assert curves == {"run": [str(run)] * 3 + [str(other)] * 3, "x": [1, 2, 3] * 2, "y": [0.05, 0.15, 0.25] * 2}
+    columns = page.data["datasets"]["side by side"]["columns"]
+    curves = {}
+    for chart, name, x, y in zip(*columns.values(), strict=True):
+        curves.setdefault((chart, name), []).append((x, y))
+    for path in (run, other):
+        assert curves["Validation top-1, averaged weights", str(path)] == [(1, 0.05), (2, 0.15), (3, 0.25)]
+        scores = [one.scores.get("macs", 0) for one in read(path / "journal.jsonl")]
+        best = [(i + 1, score) for i, score in enumerate(scores) if score > max(scores[:i], default=0)]
+        assert curves["macs: the best so far", str(path)] == [*best, (90, max(scores))]
 
 
 def test_what_is_no_run_is_refused_with_a_sentence(run, tmp_path):
