@@ -71,6 +71,18 @@ class Record:
     warnings: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
+    @property
+    def img_size(self) -> int:
+        """Pixels of its images, or the paper's."""
+        size = self.setting("data.img_size")
+        return size if type(size) is int and size > 0 else 224
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of its images as far as they are known, or ImageNet's."""
+        known = (self.setting("data.num_classes"), self.header.get("num_classes"))
+        return next((classes for classes in known if type(classes) is int and classes > 0), 1000)
+
     def setting(self, key: str) -> Any:
         """The value of a setting; None where the run has none."""
         value: Any = self.config
@@ -122,7 +134,7 @@ def _attempt(run: Record, reading: Callable[[Path], object], file: Path) -> None
     """Read a file; what is wrong with it is a remark, and the report goes on without."""
     try:
         reading(file)
-    except ESFormerError as error:
+    except (ESFormerError, OSError) as error:
         run.remarks.append(str(error))
 
 

@@ -176,16 +176,14 @@ def network(page: Page, run: Record, name: str) -> str:
     """The network part by part."""
     if run.genotype is None:
         return "<p>None was found yet.</p>" if run.kind != "train" else ""
-    img_size = run.setting("data.img_size") or 224
-    classes = run.setting("data.num_classes") or run.header.get("num_classes") or 1000
-    made = parts(run.genotype, img_size, classes)
+    made = parts(run.genotype, run.img_size, run.num_classes)
     data, specs = charts.network(made)
     rows = [charts.part_row(place, part) for place, part in enumerate(made)]
     shown = ("part", "genes", "shape", "parameters", "MACs")
     total = f"{sum(part.cost.params for part in made):,} parameters, {sum(part.cost.macs for part in made):,} MACs"
     return "".join(
         [
-            f"<p>Space {text(run.genotype.space)}, {img_size} pixels, {classes} classes: {total}.</p>",
+            f"<p>Space {text(run.genotype.space)}, {run.img_size} pixels, {run.num_classes} classes: {total}.</p>",
             page.charts(f"{name} network", data, specs, [run.path / "genotype.png"]),
             folded("Part by part", table(shown, [[number(row[key]) for key in shown] for row in rows])),
         ]
@@ -204,7 +202,9 @@ def evaluated(folder: Path, found: Mapping[str, Any]) -> str:
     """What `pipelines.evaluate` found: figures, the classes that are told worst, and which are taken for which."""
     figures = ("images", "top1", "top5", "loss", "calibration_error", "images_per_second", "device", "command")
     rows = [(name.replace("_", " "), _shown(name, found[name])) for name in figures if name in found]
-    classes = [one for one in found.get("classes", ()) if isinstance(one, Mapping) and one.get("top1") is not None]
+    classes = [
+        one for one in found.get("classes") or () if isinstance(one, Mapping) and isinstance(one.get("top1"), float)
+    ]
     worst = sorted(classes, key=lambda one: one["top1"])[:WORST]
     columns = ("class", "images", "top1", "precision", "taken_for", "taken_for_images")
     below = [[number(one.get(column)) for column in columns] for one in worst]
