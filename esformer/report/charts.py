@@ -127,6 +127,8 @@ class SearchCharts:
         proxies, costs, spans = self.trajectory.proxies, self.trajectory.costs, self.trajectory.spans()
         made: dict[str, list[Spec]] = {}
         for n, proxy in enumerate(proxies):
+            if not any(proxy in span.proxies for span in spans):
+                continue  # a phase to come asks for it
             points = self._points("evaluation", f"score {n}", ("evaluation", proxy))
             line = self._line("evaluation", f"best {n}", detail={"field": "stretch"})
             made[f"{proxy}: each genotype, and the best of each phase so far"] = [line, points]

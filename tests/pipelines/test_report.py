@@ -149,6 +149,7 @@ def test_a_killed_run_is_shown_until_its_torn_line(run):
     assert "state stopped before its end; the same command goes on" in page.text
     assert "search 40 evaluations in" in page.text and "None was found yet." in page.text
     assert "run 0 training" not in page.data["datasets"]
+    assert "parameters: each genotype" in page.text and "macs: each genotype" not in page.text  # no phase asked for it
 
 
 def test_damaged_files_are_remarks(run):
