@@ -26,7 +26,7 @@ KINDS = {"ibn": "#4aa3c7", "convnext": "#e0a100", "bottleneck": "#5fae7b", OTHER
 SERIES = {"raw": "#3f7fd0", "averaged": "#e08a1e", "training": "#3f7fd0", "validation": "#e08a1e"}
 BEST = "#d9483b"
 COSTS = {"params": "parameters", "macs": "MACs", "latency_ms": "latency [ms]"}
-CODED = ("phase", "origin", "stage 1", "stage 2", "stage 3", "stage 4")
+STAGES = ("stage 1", "stage 2", "stage 3", "stage 4")
 """Columns of texts."""
 MOST = 6000
 """Evaluations of a search that a page shows."""
@@ -77,18 +77,27 @@ class SearchCharts:
         self.family: str | None = header["schedule"].get("family")
         self.budget: Mapping[str, float | None] = header["budget"]
         self._words: dict[str, int] = {}
-        self._coded: list[list[array[int]]] = []  # phase, origin and stages of each evaluation, as places of words
+        self.coded: tuple[str, ...] = ("phase", "origin", *STAGES)
+        """What is said of each evaluation in words."""
+        self._coded: list[list[array[int]]] = []  # that, as places of words
 
     def append(self, evaluation: Evaluation) -> None:
         """Add the next one of the journal.
 
         Raises:
-            LookupError, TypeError, AttributeError: its phase or its genotype is not one of this search.
+            LookupError, ValueError, TypeError, AttributeError: its phase or its genotype is not one of this search.
         """
-        genes = [[".".join(map(str, block.values())) for block in stage] for stage in evaluation.genotype["stages"]]
-        texts = [[evaluation.phase], [evaluation.origin], *genes]
-        if len(texts) != len(CODED):
-            raise LookupError("a genotype has not four stages")
+        if "architecture" in evaluation.genotype:  # of a table of trained networks
+            genes = {"architecture": [str(evaluation.genotype["architecture"])]}
+        else:
+            stages = [
+                [".".join(map(str, block.values())) for block in stage] for stage in evaluation.genotype["stages"]
+            ]
+            genes = dict(zip(STAGES, stages, strict=True))
+        self.coded = self.coded if self._coded else ("phase", "origin", *genes)
+        if self.coded[2:] != (*genes,):
+            raise LookupError("a genotype of another space")
+        texts = [[evaluation.phase], [evaluation.origin], *genes.values()]
         self.trajectory.append(evaluation)
         self._coded.append([array("L", (self._words.setdefault(w, len(self._words)) for w in text)) for text in texts])
 
@@ -116,7 +125,7 @@ class SearchCharts:
         for number, proxy in enumerate(trajectory.proxies):
             columns[f"score {number}"] = trajectory.scores(proxy)[shown].tolist()
             columns[f"best {number}"] = self._best(proxy)[shown].tolist()
-        coded = {name: [self._coded[place][n].tolist() for place in shown] for n, name in enumerate(CODED)}
+        coded = {name: [self._coded[place][n].tolist() for place in shown] for n, name in enumerate(self.coded)}
         return Data(columns, coded, [*self._words])
 
     def charts(self) -> dict[str, Spec]:
@@ -179,7 +188,7 @@ class SearchCharts:
     def _points(self, x: str, y: str, titles: tuple[str, str]) -> Spec:
         scores = {f"score_{n}": proxy for n, proxy in enumerate(self.trajectory.proxies)}
         costs = {name: COSTS[name] for name in self.trajectory.costs}
-        shown = [*tip(evaluation="evaluation", **scores, **costs), *words(*CODED)]
+        shown = [*tip(evaluation="evaluation", **scores, **costs), *words(*self.coded)]
         colours = colour("kind", PHASES, [span.kind for span in self.trajectory.spans()])
         mark = {"type": "point", "filled": True, "size": 24, "opacity": 0.5}
         return {"mark": mark, "encoding": x_y(x, y, titles, color=colours, tooltip=shown)}

@@ -83,6 +83,11 @@ class Record:
         known = (self.setting("data.num_classes"), self.header.get("num_classes"))
         return next((classes for classes in known if type(classes) is int and classes > 0), 1000)
 
+    @property
+    def of_table(self) -> bool:
+        """Whether it searches a table of trained networks."""
+        return self.setting("space.name") is not None
+
     def setting(self, key: str) -> Any:
         """The value of a setting; None where the run has none."""
         value: Any = self.config
@@ -156,7 +161,7 @@ def _read_journal(run: Record, file: Path) -> None:
         for evaluation in read(file):  # what comes before a line that is none is kept
             run.search.append(evaluation)
             run.last = evaluation
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
         run.remarks.append(f"{file} is not as this version writes it ({error})")
 
 

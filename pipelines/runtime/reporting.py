@@ -104,11 +104,13 @@ def sections(page: Page, run: Record, name: str) -> dict[str, str]:
 def about(run: Record) -> str:
     """What it is, in which state, where, and how it was made."""
     commands = run.commands or run.summary.get("commands") or []
-    rows = [("state", STATES[run.state]), ("folder", run.path.resolve()), ("size", run.setting("size"))]
+    rows = [("state", STATES[run.state]), ("folder", run.path.resolve())]
+    rows += [("space", run.header.get("space")) if run.of_table else ("size", run.setting("size"))]
     rows += [("command", commands[-1])] if commands else [("kind", f"python -m pipelines.{run.kind}")]
     rows += [("sessions", len(run.commands))] if len(run.commands) > 1 else []
     rows += [("on", machine) for machine in dict.fromkeys(run.machines)]
-    rows += [("images", run.setting("data.root") or run.setting("data.name")), ("seed", run.setting("seed"))]
+    rows += [("images", run.setting("data.root") or run.setting("data.name"))] if not run.of_table else []
+    rows += [("seed", run.setting("seed"))]
     return table((), rows)
 
 
@@ -146,9 +148,10 @@ def searched(page: Page, run: Record, name: str) -> str:
     rows = [(span.name, span.stop - span.start, str(span.guide), *_best(made, span)) for span in spans]
     head = ("phase", "evaluations", "guide", "best score", "parameters", "MACs")
     genes = "Each point is a genotype and shows its blocks: FFN.kernel.channels.ratio, and of Transformer layers"
+    genes += " FFN.heads.channels.ratio.key channels."
     return "".join(
         [
-            f"<p>{genes} FFN.heads.channels.ratio.key channels.</p>",
+            "" if run.of_table else f"<p>{genes}</p>",
             page.charts(
                 f"{name} search", made.data(), made.charts(), [run.path / "search.png", run.path / "front.png"]
             ),
@@ -175,7 +178,7 @@ def finalists(run: Record) -> str:
 def network(page: Page, run: Record, name: str) -> str:
     """The network part by part."""
     if run.genotype is None:
-        return "<p>None was found yet.</p>" if run.kind != "train" else ""
+        return "" if run.kind == "train" or run.of_table else "<p>None was found yet.</p>"
     made = parts(run.genotype, run.img_size, run.num_classes)
     data, specs = charts.network(made)
     rows = [charts.part_row(place, part) for place, part in enumerate(made)]

@@ -16,7 +16,7 @@ from esformer.errors import ESFormerError
 from esformer.model.cost import Budget
 from esformer.report import page as pages
 from esformer.report import vega
-from esformer.report.charts import CODED, SearchCharts
+from esformer.report.charts import STAGES, SearchCharts
 from esformer.search.journal import Evaluation, read, read_header
 from esformer.search.schedule import Schedule
 from esformer.space import SearchSpace
@@ -125,7 +125,9 @@ def test_every_evaluation_of_the_journal_is_in_the_page(run):
     for number, proxy in enumerate(("parameters", "macs")):
         assert columns[f"score {number}"] == [one.scores.get(proxy) for one in evaluations]
     for place, one in enumerate(evaluations):
-        shown = [" ".join(data["words"][w] for w in data["coded"][name][place]) for name in CODED]
+        shown = [
+            " ".join(data["words"][w] for w in data["coded"][name][place]) for name in ("phase", "origin", *STAGES)
+        ]
         genes = [" ".join(".".join(map(str, b.values())) for b in stage) for stage in one.genotype["stages"]]
         assert shown == [one.phase, one.origin, *genes]
 

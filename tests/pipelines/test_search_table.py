@@ -44,6 +44,15 @@ def test_what_is_found_is_told_with_its_rank_and_its_regret(table, tmp_path, cap
     assert json.loads(Path("r/summary.json").read_text()) == found == search.main([*COMMAND, "run.dir=r"])
 
 
+def test_its_report_shows_every_architecture():
+    found = search.main([*COMMAND, "run.dir=r"])
+    page = Path("r/report.html").read_text()
+    evaluated = [json.loads(line) for line in Path("r/journal.jsonl").read_text().splitlines()[1:]]
+    assert all(f'"{line["genotype"]["architecture"]}"' in page for line in evaluated)
+    assert f"<td>{found['architecture']}</td>" in page and "<td>nats-sss/cifar10</td>" in page
+    assert "None was found yet" not in page and "FFN.kernel" not in page
+
+
 def test_a_killed_search_goes_on_to_the_same_end(tmp_path):
     whole = search.main([*COMMAND, "run.dir=whole"])
     search.main([*COMMAND, "run.dir=killed"])
