@@ -54,7 +54,7 @@ def compose(size: str | None = None, quick: bool = False, overrides: Sequence[st
     if size not in SIZES:
         raise ConfigError(f"size is {show(size)}; it must be one of {', '.join(SIZES)}")
     chosen = {"data": "imagenet", "search": "paper", "recipe": "s0-s1"}
-    of_table = any(key == "space.name" and value != "null" for key, value in pairs)
+    of_table = next((value for key, value in reversed(pairs) if key == "space.name"), "null") != "null"
     layers: list[dict[str, Any]] = [
         {} if of_table else {"budget": {"params": f"{size_of(size).params:.1f}", "macs": AUTO}}
     ]

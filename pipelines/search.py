@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from pipelines.runtime.searching import check_points, replay, search, search_summary, search_table, write_points
     from pipelines.timing.speed import speed
 
+    if config.space.name is not None and (flags.speed is not None or flags.replay):
+        raise ConfigError("--speed and --replay know ESFormers alone; the same command as before goes on with a table")
     if flags.speed is not None:
         return speed(config, flags.speed, flags.late)
     if flags.dry_run:

@@ -155,6 +155,14 @@ class GeneBenchmark(Benchmark):
             BenchmarkError: there is no such architecture.
         """
 
+    def is_connected(self, architecture: str) -> bool:
+        """Whether the output depends on the image; where it does not, hardly a proxy is defined, and no search looks.
+
+        Raises:
+            BenchmarkError: there is no such architecture.
+        """
+        return True
+
     @abstractmethod
     def macs(self, architecture: str, dataset: str = "cifar10") -> int:
         """Multiply-accumulates of one image, by fvcore's rules, without building the network.

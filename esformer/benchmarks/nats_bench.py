@@ -222,6 +222,12 @@ class TopologySpace(_NATSBench):
     def plan(self, architecture: str) -> tuple[Sequence[str], Sequence[int]]:
         return cell_ops(architecture), [16] * 5 + [32] * 6 + [64] * 6
 
+    def is_connected(self, architecture: str) -> bool:
+        reached = {0}
+        for op, source, node in zip(cell_ops(architecture), SOURCES, (1, 2, 2, 3, 3, 3), strict=True):
+            reached |= {node} if op != "none" and source in reached else set()
+        return 3 in reached
+
     def _read_csv(self, table: Path, dataset: str) -> Iterator[Row]:
         prefix = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "im"}[dataset]
         return read_csv(table, "arch", f"{prefix}_test200", f"{prefix}_params")

@@ -83,7 +83,8 @@ class Standing:
 class TableSpace:
     """The architectures of a table, for `esformer.search`: genes are drawn, and proxies see the networks as trained.
 
-    A table may hold a part of the benchmark only; nothing outside it is ever drawn.
+    A table may hold a part of the benchmark only; nothing outside it is ever drawn, nor a network
+    whose output does not depend on the image (`is_connected`).
 
     Args:
         benchmark: whose table it is.
@@ -105,7 +106,9 @@ class TableSpace:
             raise BenchmarkError(f"{benchmark.name} cannot be searched: its architectures are not made of genes")
         self.benchmark, self.dataset = benchmark, dataset or next(iter(benchmark.datasets))
         self._entries = {entry.architecture: entry for entry in benchmark.read(Path(table), self.dataset)}
-        self._notations = list(self._entries)
+        self._drawn = sorted(filter(benchmark.is_connected, self._entries))
+        if not self._drawn:
+            raise BenchmarkError(f"{table}: in none of its networks does the output depend on the image")
 
     @property
     def name(self) -> str:
@@ -126,8 +129,8 @@ class TableSpace:
 
     @property
     def cardinality(self) -> int:
-        """How many architectures the table holds."""
-        return len(self._entries)
+        """How many architectures are drawn from."""
+        return len(self._drawn)
 
     @property
     def scores(self) -> Mapping[str, Callable[[TableArchitecture], float]]:
@@ -138,16 +141,22 @@ class TableSpace:
         return (
             isinstance(architecture, TableArchitecture)
             and architecture.space == self.name
-            and architecture.notation in self._entries
+            and self._has(architecture.notation)
         )
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the table's architectures and accuracies, in whatever order: 16 hexadecimal digits."""
+        known = sorted((entry.architecture, entry.accuracy) for entry in self._entries.values())
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
     def sample(self, rng: random.Random) -> TableArchitecture:
-        """An architecture drawn uniformly from the table.
+        """An architecture drawn uniformly.
 
         Args:
             rng: the only source of chance; it moves on.
         """
-        return TableArchitecture(self.name, rng.choice(self._notations))
+        return TableArchitecture(self.name, rng.choice(self._drawn))
 
     def mutate(self, architecture: TableArchitecture, rng: random.Random, genes: Group = "all") -> TableArchitecture:
         """Another architecture in which some genes have another value: how many, which and what is uniform.
@@ -164,7 +173,7 @@ class TableSpace:
             mutant = list(values)
             for place in rng.sample(range(len(values)), rng.randint(1, len(values))):
                 mutant[place] = rng.choice([value for value in choices[place] if value != values[place]])
-            if (notation := self.benchmark.spell(mutant)) in self._entries:
+            if self._has(notation := self.benchmark.spell(mutant)):
                 return TableArchitecture(self.name, notation)
         return architecture
 
@@ -181,7 +190,7 @@ class TableSpace:
         """
         both = zip(self._values(a, genes), self._values(b, genes), strict=True)
         notation = self.benchmark.spell([rng.choice(pair) for pair in both])
-        return TableArchitecture(self.name, notation) if notation in self._entries else a
+        return TableArchitecture(self.name, notation) if self._has(notation) else a
 
     def cheapest(self, weigh: Callable[[TableArchitecture], float]) -> TableArchitecture:
         """The architecture of least cost.
@@ -189,7 +198,7 @@ class TableSpace:
         Args:
             weigh: what one costs.
         """
-        return min((TableArchitecture(self.name, notation) for notation in self._notations), key=weigh)
+        return min((TableArchitecture(self.name, notation) for notation in self._drawn), key=weigh)
 
     def cost(self, architecture: TableArchitecture) -> Cost:
         """Parameters and MACs of its network.
@@ -246,9 +255,13 @@ class TableSpace:
         rank = 1 + sum(rival > accuracy for rival in rivals)
         return Standing(accuracy, rank, len(rivals), best, round(best - accuracy, 6))
 
+    def _has(self, notation: str) -> bool:
+        """Whether an architecture may be drawn."""
+        return notation in self._entries and self.benchmark.is_connected(notation)
+
     def _accuracies(self, budget: Budget) -> list[float]:
         """Those of everything that a budget allows."""
-        every = (TableArchitecture(self.name, notation) for notation in self._notations)
+        every = (TableArchitecture(self.name, notation) for notation in self._entries)
         free = budget.params is None and budget.macs is None
         return [self.accuracy(one) for one in every if free or budget.allows(self.cost(one))]
 

@@ -51,10 +51,10 @@ def colour(field: str, colours: Mapping[str, str], present: Sequence[str]) -> di
     return {"field": field, "type": "nominal", "title": None, "scale": {"domain": [*shown], "range": [*shown.values()]}}
 
 
-def tip(**titles: str) -> list[dict[str, Any]]:
-    """Numbers that are shown at a point: columns (with `_` for a blank in their names) and their titles."""
+def tip(titles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Numbers that are shown at a point: the titles of columns."""
     number = {"type": "quantitative", "format": ",.10~g"}
-    return [{"field": name.replace("_", " "), "title": title, **number} for name, title in titles.items()]
+    return [{"field": name, "title": title, **number} for name, title in titles.items()]
 
 
 def words(*names: str) -> list[dict[str, Any]]:
@@ -186,9 +186,9 @@ class SearchCharts:
         return worth
 
     def _points(self, x: str, y: str, titles: tuple[str, str]) -> Spec:
-        scores = {f"score_{n}": proxy for n, proxy in enumerate(self.trajectory.proxies)}
+        scores = {f"score {n}": proxy for n, proxy in enumerate(self.trajectory.proxies)}
         costs = {name: COSTS[name] for name in self.trajectory.costs}
-        shown = [*tip(evaluation="evaluation", **scores, **costs), *words(*self.coded)]
+        shown = [*tip({"evaluation": "evaluation", **scores, **costs}), *words(*self.coded)]
         colours = colour("kind", PHASES, [span.kind for span in self.trajectory.spans()])
         mark = {"type": "point", "filled": True, "size": 24, "opacity": 0.5}
         return {"mark": mark, "encoding": x_y(x, y, titles, color=colours, tooltip=shown)}
@@ -208,7 +208,7 @@ def network(parts: Sequence[Part]) -> tuple[Data, dict[str, Spec]]:
     rows = [part_row(number, part) for number, part in enumerate(parts)]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     titles = {"channels": "channels out", "MACs": "MACs", "parameters": "parameters"}
-    shown = [*words("part", "genes", "shape"), *tip(parameters="parameters", MACs="MACs")]
+    shown = [*words("part", "genes", "shape"), *tip({"parameters": "parameters", "MACs": "MACs"})]
 
     def bars(field: str, title: str) -> Spec:
         y = {"field": field, "type": "quantitative", "title": title, "axis": {"tickCount": 5, "format": "~s"}}
@@ -271,7 +271,7 @@ def training(epochs: Sequence[Row], steps: Sequence[Row]) -> tuple[Data, dict[st
             ("epoch", caption.lower()),
             "",
             color=colour("series", SERIES, [point[1] for point in group]),
-            tooltip=[*words("series"), *tip(epoch="epoch", value="value")],
+            tooltip=[*words("series"), *tip({"epoch": "epoch", "value": "value"})],
         )
         charts[caption] = {
             "transform": [{"filter": {"field": "chart", "equal": caption}}],
@@ -297,7 +297,7 @@ def comparison(curves: Mapping[tuple[str, str], Curves]) -> tuple[Data, dict[str
     charts = {}
     for caption, x in curves:
         colours = {"field": "run", "type": "nominal", "title": None}
-        shown = [*words("run"), *tip(x=x, y="value")]
+        shown = [*words("run"), *tip({"x": x, "y": "value"})]
         charts[caption] = {
             "transform": [{"filter": {"field": "chart", "equal": caption}}],
             "mark": {"type": "line", "interpolate": "step-after" if x == "evaluation" else "linear", "point": True},

@@ -78,6 +78,10 @@ class ScoredSpace(Space, Protocol):
         """Classes of its networks."""
 
     @property
+    def digest(self) -> str:
+        """Of all that it knows: a search of a table that was changed is another search."""
+
+    @property
     def groups(self) -> tuple[Group, ...]:
         """The groups of genes that it has, of topology and size."""
 

@@ -178,6 +178,7 @@ class SearchStage:
             "budget": asdict(self.budget),
             "schedule": self.schedule.to_dict(),
         }
+        header |= {} if self._scored is None else {"table": self._scored.digest}
         return header if self.batch_facts is None else header | {"batch": self.batch_facts}
 
     def state_dict(self) -> dict[str, Any]:

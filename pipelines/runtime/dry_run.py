@@ -88,12 +88,13 @@ def try_search(plan: Plan) -> dict[str, Any]:
     fabric.launch()
     log.info("trying the search")
     length = max(EVALUATIONS, config.search.workers * fabric.world_size)
-    short = dict(unit="evaluations", starts=1, start_length=length, phase_length=length, total=3 * length)
+    s = config.search
+    total = 3 * length if s.total > s.starts * s.start_length else length  # of each kind of phase that there is
+    short = dict(unit="evaluations", starts=1, start_length=length, phase_length=length, total=total)
     result = search_stage(replace(config, search=replace(config.search, **short)), fabric).run()  # type: ignore[arg-type]
     elapsed = [evaluation.elapsed for evaluation in result.journal]
     half = len(elapsed) // 2  # the first wait for processes to start and weights to be drawn
     rate = (len(elapsed) - half) / max(elapsed[-1] - elapsed[half - 1], 1e-9)
-    s = config.search
     seconds = s.total * 60 if s.unit == "minutes" else s.total / rate
     return {"search_evaluations_per_second": rate, "search_seconds": seconds}
 

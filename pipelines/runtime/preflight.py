@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from configs.schema import Config, ConfigError
+from configs.schema import AUTO, Config, ConfigError
 from esformer.data.base import DataError
 from esformer.data.datamodule import ImageDataModule, SampleIndex, device_batch_size
 from esformer.data.datasets import DataConfig, resolve
@@ -49,6 +49,8 @@ def _refuse_settings(pipeline: str, config: Config, found: Processes) -> None:
     if config.space.name is not None:
         if pipeline != "search":
             raise ConfigError(f"space.name={config.space.name} is a setting of pipelines.search alone")
+        if config.budget.macs == AUTO:
+            raise ConfigError("budget.macs=auto is that of a size; give the networks of a table a number, or null")
         if config.search.finalists:
             raise ConfigError("search.finalists trains ESFormers; the networks of a table are trained already")
     for name in ("genotype", "init"):

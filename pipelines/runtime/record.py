@@ -88,6 +88,11 @@ class Record:
         """Whether it searches a table of trained networks."""
         return self.setting("space.name") is not None
 
+    @property
+    def space(self) -> str:
+        """What it searches or trains a network of: the name of a size or of a table."""
+        return str(self.header.get("space") or self.setting("space.name") or self.setting("size"))
+
     def setting(self, key: str) -> Any:
         """The value of a setting; None where the run has none."""
         value: Any = self.config
@@ -151,7 +156,8 @@ def _read_config(run: Record, file: Path, text: str) -> None:
     if not isinstance(values, dict):
         raise ContentError(f"{file}: holds no settings")
     run.config = values
-    run.changed = changes(to_yaml(compose(str(values.get("size")))), text)
+    table = [f"space.{key}={run.setting(f'space.{key}')}" for key in ("name", "table")] if run.of_table else []
+    run.changed = changes(to_yaml(compose(str(values.get("size")), overrides=table)), text)
 
 
 def _read_journal(run: Record, file: Path) -> None:

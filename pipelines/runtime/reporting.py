@@ -3,7 +3,8 @@
 import csv
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ class LiveReport:
         Args:
             at_end: whether a stage, or the run, is at its end; then it is always time.
         """
-        if not (self._throttle.due() or at_end):
-            return
+        if not (self._throttle.due() or at_end) or not (self.folder / "config.yaml").exists():
+            return  # the folder of a trial, or of one of the searches of an ablation, is none of a run
         began = time.monotonic()
         try:
             write([self.folder], self.folder / NAME)
@@ -86,26 +87,34 @@ def write(folders: Sequence[Path], output: Path) -> None:
 
 
 def sections(page: Page, run: Record, name: str) -> dict[str, str]:
-    """The sections of a run by their headings; one without data is empty."""
-    return {
-        "Run": about(run),
-        "Result": result(run),
-        "What went wrong": wrong(run),
-        "Search": searched(page, run, name),
-        "Finalists": finalists(run),
-        "Network": network(page, run, name),
-        "Training": trained(page, run, name),
-        **{f"Evaluation: {folder.name}": evaluated(folder, found) for folder, found in run.evaluated.items()},
-        "Settings": settings(run),
-        "Log": logged(run),
+    """The sections of a run by their headings; one without data is empty, and one that cannot be made a remark."""
+    makers: dict[str, Callable[[], str]] = {
+        "Run": lambda: about(run),
+        "Result": lambda: result(run),
+        "What went wrong": str,  # until all the others have been made
+        "Search": lambda: searched(page, run, name),
+        "Finalists": lambda: finalists(run),
+        "Network": lambda: network(page, run, name),
+        "Training": lambda: trained(page, run, name),
+        **{f"Evaluation: {f.name}": partial(evaluated, f, found) for f, found in run.evaluated.items()},
+        "Settings": lambda: settings(run),
+        "Log": lambda: logged(run),
     }
+    made = {}
+    for heading, make in makers.items():
+        try:
+            made[heading] = make()
+        except Exception as error:  # whatever a damaged file holds: the rest of the page goes on without
+            made[heading] = ""
+            run.remarks.append(f"{heading} cannot be shown: {str(error).strip() or type(error).__name__}")
+    return made | {"What went wrong": wrong(run)}
 
 
 def about(run: Record) -> str:
     """What it is, in which state, where, and how it was made."""
     commands = run.commands or run.summary.get("commands") or []
     rows = [("state", STATES[run.state]), ("folder", run.path.resolve())]
-    rows += [("space", run.header.get("space")) if run.of_table else ("size", run.setting("size"))]
+    rows += [("space", run.space)]
     rows += [("command", commands[-1])] if commands else [("kind", f"python -m pipelines.{run.kind}")]
     rows += [("sessions", len(run.commands))] if len(run.commands) > 1 else []
     rows += [("on", machine) for machine in dict.fromkeys(run.machines)]
@@ -237,9 +246,10 @@ def logged(run: Record) -> str:
 
 def side_by_side(page: Page, runs: Sequence[Record]) -> list[str]:
     """A table of the runs, and their searches and trainings in one chart each."""
-    keys = ("params", "macs", "search_evaluations", "search_score", *PERCENT[::2])
-    head = ("run", "state", "size", *(key.replace("_", " ") for key in keys))
-    rows = [(run.path, run.state, run.setting("size"), *(_shown(k, run.summary.get(k)) for k in keys)) for run in runs]
+    keys = ["params", "macs", "search_evaluations", "search_score", *PERCENT[::2]]
+    keys += ["accuracy", "rank", "regret"] if any(run.of_table for run in runs) else []
+    head = ("run", "state", "space", *(key.replace("_", " ") for key in keys))
+    rows = [(run.path, run.state, run.space, *(_shown(k, run.summary.get(k)) for k in keys)) for run in runs]
     links = "".join(f'<a href="#run-{place}">{text(run.path)}</a>' for place, run in enumerate(runs))
     parts = [f"<nav>{links}</nav>", table(head, rows)]
     curves: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}

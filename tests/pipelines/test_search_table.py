@@ -9,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from configs.compose import compose
 from esformer.benchmarks import get
 from esformer.errors import ESFormerError
 from pipelines import search
@@ -69,6 +70,28 @@ def test_a_killed_search_goes_on_to_the_same_end(tmp_path):
     assert genotypes[0] == genotypes[1]
 
 
+def test_a_table_that_was_changed_is_another_search(table, tmp_path):
+    search.main([*COMMAND, "run.dir=r"])
+    (tmp_path / "r" / "summary.json").unlink()
+    text = (tmp_path / "sss.csv").read_text().splitlines()
+    (tmp_path / "sss.csv").write_text("\n".join([text[0], *text[:0:-1]]))  # another order says the same
+    search.main([*COMMAND, "run.dir=r"])
+    (tmp_path / "r" / "summary.json").unlink()
+    (tmp_path / "sss.csv").write_text("\n".join(text[:-1]))
+    with pytest.raises(ESFormerError, match="is the journal of another search: table was"):
+        search.main([*COMMAND, "run.dir=r"])
+
+
+def test_it_is_tried_before_it_runs(tmp_path):
+    tried = search.main([*COMMAND, "run.dir=r", "--dry-run"])
+    assert tried["search_evaluations_per_second"] > 0 and not (tmp_path / "r").exists()
+
+
+def test_the_last_space_counts():
+    again = compose("S0", overrides=["space.name=nats-sss", "space.table=x", "space.name=null", "space.table=null"])
+    assert again == compose("S0")
+
+
 def test_the_limits_of_a_size_do_not_count_and_those_of_the_command_do(table):
     found = search.main([*COMMAND, "budget.params=100000", "run.dir=r"])
     assert found["params"] <= 100000 and found["among"] < len(table)
@@ -90,6 +113,8 @@ def test_the_limits_of_a_size_do_not_count_and_those_of_the_command_do(table):
         (["--table", "nothing.csv"], "nothing.csv: cannot be read"),
         (["search.start_proxy=acuracy"], "there is no proxy 'acuracy'"),
         (["--space", "nats-tss"], "sss.csv: has no column"),
+        (["budget.macs=auto"], "budget.macs=auto is that of a size"),
+        (["--speed", "2"], "--speed and --replay know ESFormers alone"),
         (["--points", "1e6"], "--points are those of a family"),
     ],
 )

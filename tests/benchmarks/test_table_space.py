@@ -3,13 +3,13 @@
 import random
 
 import pytest
+import torch
 from fvcore.nn import FlopCountAnalysis
-from torch import zeros
 
 from esformer import Budget, Schedule, search
 from esformer.benchmarks import get
 from esformer.benchmarks.base import BenchmarkError
-from esformer.benchmarks.space import TableSpace
+from esformer.benchmarks.space import TableArchitecture, TableSpace
 from esformer.errors import ESFormerError
 from esformer.model.cost import Cost
 from esformer.proxies import get as proxy
@@ -50,7 +50,7 @@ def test_costs_are_those_of_the_network(name, dataset):
     for _ in range(3):
         architecture = drawn(benchmark, rng)
         network = benchmark.network(architecture, dataset).eval()
-        counted = FlopCountAnalysis(network, zeros(1, 3, images.img_size, images.img_size))
+        counted = FlopCountAnalysis(network, torch.zeros(1, 3, images.img_size, images.img_size))
         total = counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
         assert benchmark.macs(architecture, dataset) == total
         assert benchmark.params(architecture, dataset) == parameters(network)
@@ -76,6 +76,30 @@ def test_nothing_outside_the_table_is_drawn(sss):
     lonely = sss(keep=1)
     only = lonely.sample(rng)
     assert lonely.mutate(only, rng) == only and lonely.cardinality == 1
+
+
+def test_networks_that_do_not_see_the_image_are_never_drawn_but_count_in_the_ranks(table):
+    space, rng = TableSpace(get("nats-tss"), table(TSS)), random.Random(6)
+    benchmark = space.benchmark
+    connected = [drawn(benchmark, rng) for _ in range(300)]
+    dead = [one for one in connected if not benchmark.is_connected(one)]
+    for one in (*dead[:3], *(one for one in connected[:6] if one not in dead)):
+        network = benchmark.network(one)  # its norms keep the signal alive
+        outputs = network(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+        assert (outputs.std(0).max() < 1e-6) == (one in dead), one
+    assert dead and space.cardinality == 15284 and space.standing(space.sample(rng)).among == 15625
+    poor = benchmark.spell(["none", "none", "none", "none", "none", "nor_conv_3x3"])
+    near = [space.mutate(TableArchitecture(space.name, benchmark.spell(["nor_conv_3x3"] * 6)), rng) for _ in range(300)]
+    assert not benchmark.is_connected(poor) and all(benchmark.is_connected(one.notation) for one in near)
+
+
+def test_the_digest_is_of_what_the_table_says_in_whatever_order(tmp_path):
+    head, *rows = "arch,cifar10_test", "8:8:8:8:8,90", "8:8:8:8:16,91", "8:8:8:8:24,80"
+    digests = []
+    for number, content in enumerate((rows, rows[::-1], rows[:2], [*rows[:2], "8:8:8:8:24,81"])):
+        (tmp_path / f"{number}.csv").write_text("\n".join([head, *content, ""]))
+        digests.append(TableSpace(get("nats-sss"), tmp_path / f"{number}.csv").digest)
+    assert digests[0] == digests[1] and len({*digests}) == 3
 
 
 def test_how_many_genes_change_is_uniform(table):

@@ -168,6 +168,21 @@ def test_damaged_files_are_remarks(run):
     assert "is not as this version writes it" in made(run).text
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "section"),
+    [
+        ("finalists.csv", "a,b\n" + "x" * 200_000 + ",1\n", "Finalists"),
+        ("checkpoints/best-evaluation/evaluation.json", '{"classes": 5}', "Evaluation: best-evaluation"),
+    ],
+)
+def test_a_section_that_cannot_be_made_is_a_remark(run, file, content, section):
+    (run / file).parent.mkdir(parents=True, exist_ok=True)
+    (run / file).write_text(content)
+    report.main([str(run)])
+    page = (run / "report.html").read_text()
+    assert f"{section} cannot be shown" in page and "<h2>Network</h2>" in page and f"<h2>{section}</h2>" not in page
+
+
 @pytest.fixture
 def hostile(finished, tmp_path):
     """A run whose every text is one that a page must not take for HTML."""
@@ -334,6 +349,9 @@ def test_a_run_writes_its_report(tmp_path, monkeypatch):
 
 def test_a_report_that_fails_ends_no_run(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(reporting, "write", lambda *args: 1 / 0)
+    reporting.LiveReport(tmp_path)(at_end=True)
+    assert not caplog.text  # the folder of no run needs no report
+    (tmp_path / "config.yaml").touch()
     live = reporting.LiveReport(tmp_path)
     live(at_end=True)
     assert "report.html could not be written: division by zero" in caplog.text
@@ -348,6 +366,7 @@ def test_a_report_is_not_written_too_often(tmp_path, monkeypatch):
         now[0] += 2
 
     monkeypatch.setattr(reporting, "write", write)
+    (tmp_path / "config.yaml").touch()
     live = reporting.LiveReport(tmp_path)
     while now[0] < 600:
         live()
