@@ -31,21 +31,19 @@ class RunConfig:
 
 @dataclass
 class SpaceConfig:
-    """A table of trained networks to search instead of the ESFormers of a size, which shows what a search is worth."""
+    """What a search searches instead of the ESFormers of a size; a table of trained networks shows what it is worth."""
 
     name: str | None = None
-    """For a search alone, as --space: nats-tss, nats-sss or channel-bench-resnet; null searches the ESFormers. The
-    size's limits do not count then."""
+    """For a search alone, as --space: nats-tss, nats-sss, channel-bench-resnet, darts or another package's; null
+    searches the ESFormers. The size's limits do not count then."""
     table: str | None = None
-    """Its file, as --table."""
+    """The file of its trained networks, as --table, where it has any."""
     dataset: str | None = None
-    """On which the accuracies were reached, as --dataset; null takes the table's first, cifar10."""
+    """On which the accuracies were reached, as --dataset; null takes the table's first."""
 
     def __post_init__(self) -> None:
         if self.name is None and (self.table or self.dataset):
             raise ConfigError("name is null, but table or dataset is set; name the space that it is of")
-        if self.name is not None and self.table is None:
-            raise ConfigError(f"table is null; give the file of {self.name} with --table")
 
 
 @dataclass

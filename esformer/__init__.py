@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esformer import proxies as proxies
+    from esformer.benchmarks.gene_space import GeneSpace as GeneSpace
+    from esformer.benchmarks.spaces import open_space as open_space
+    from esformer.benchmarks.spaces import register_space as register_space
     from esformer.checkpoint import load as load
     from esformer.data.base import register_data_source as register_data_source
     from esformer.genotype import Genotype as Genotype
@@ -25,13 +28,16 @@ _WHERE = {
     "Budget": "esformer.model.cost",
     "Cost": "esformer.model.cost",
     "ESFormer": "esformer.model.esformer",
+    "GeneSpace": "esformer.benchmarks.gene_space",
     "Genotype": "esformer.genotype",
     "Schedule": "esformer.search.schedule",
     "SearchSpace": "esformer.space",
     "cost": "esformer.model.cost",
     "load": "esformer.checkpoint",
+    "open_space": "esformer.benchmarks.spaces",
     "register_data_source": "esformer.data.base",
     "register_proxy": "esformer.proxies",
+    "register_space": "esformer.benchmarks.spaces",
     "score": "esformer.proxies",
 }
 

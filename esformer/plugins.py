@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 
 log = logging.getLogger("esformer")
 
-PROXIES, DATA_SOURCES = "esformer.proxies", "esformer.data_sources"
+PROXIES, DATA_SOURCES, SPACES = "esformer.proxies", "esformer.data_sources", "esformer.spaces"
 """Groups of entry points. What one of them names is imported, and registers what it holds."""
 
 

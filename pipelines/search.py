@@ -47,8 +47,8 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--late": dict(metavar="JOURNAL", type=cli.path, help="with --speed: rank the last genotypes of this search too"),
     "--space": dict(
         metavar="NAME",
-        help="search a table of trained networks, which shows what a search is worth: nats-tss, nats-sss or"
-        " channel-bench-resnet; accuracy is a guide then too",
+        help="search another space: darts, or, where a table of trained networks shows what a search is worth,"
+        " nats-tss, nats-sss or channel-bench-resnet; accuracy is a guide then too",
     ),
     "--table": dict(metavar="FILE", type=cli.path_or_name, help="the table, as pipelines.correlate reads it"),
     "--dataset": dict(metavar="NAME", help="of the table: cifar10, cifar100 or imagenet16-120 (default cifar10)"),
@@ -56,7 +56,7 @@ FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
-def of_table(flags: argparse.Namespace) -> list[str]:
+def of_space(flags: argparse.Namespace) -> list[str]:
     """The settings for which `--space`, `--table` and `--dataset` stand."""
     named = {"space.name": flags.space, "space.table": flags.table, "space.dataset": flags.dataset}
     return [f"{key}={value}" for key, value in named.items() if value is not None]
@@ -64,18 +64,18 @@ def of_table(flags: argparse.Namespace) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Search alone: a genotype file comes out."""
-    config, flags = cli.parse_with(__doc__, argv, FLAGS, of_table)
+    config, flags = cli.parse_with(__doc__, argv, FLAGS, of_space)
     from esformer.search.family import references
     from pipelines.runtime.build import prepare
     from pipelines.runtime.dry_run import dry_run
     from pipelines.runtime.finalists import choose
     from pipelines.runtime.preflight import preflight
     from pipelines.runtime.run_folder import is_main
-    from pipelines.runtime.searching import check_points, replay, search, search_summary, search_table, write_points
+    from pipelines.runtime.searching import check_points, replay, search, search_other, search_summary, write_points
     from pipelines.timing.speed import speed
 
     if config.space.name is not None and (flags.speed is not None or flags.replay):
-        raise ConfigError("--speed and --replay know ESFormers alone; the same command as before goes on with a table")
+        raise ConfigError("--speed and --replay know ESFormers alone; the same command as before goes on with a space")
     if flags.speed is not None:
         return speed(config, flags.speed, flags.late)
     if flags.dry_run:
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         check_points(plan.config, flags.points)
         summary = run.finished()
         if summary is None and plan.config.space.name is not None:
-            summary = run.finish({**search_table(plan, loggers), "commands": [run.command]})
+            summary = run.finish({**search_other(plan, loggers), "commands": [run.command]})
         elif summary is None:
             chosen = choose(plan, flags, loggers, search(plan, loggers))
             found = search_summary(plan, chosen.genotype) | chosen.summary

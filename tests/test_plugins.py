@@ -1,5 +1,6 @@
-"""Other people's proxies and images: as docs/extend.md shows them, found by commands and by workers."""
+"""Other people's proxies, spaces and images: as docs/extend.md shows them, found by commands and by workers."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from sklearn.datasets import load_digits
+from torch import nn
 
-from esformer import proxies
+from esformer import GeneSpace, open_space, proxies, register_space
+from esformer.benchmarks import spaces
+from esformer.benchmarks.base import BenchmarkError
 from esformer.data import base
 from esformer.data.base import CorruptImage, DataError, register_data_source
 from esformer.data.datasets import DataConfig, resolve
@@ -20,7 +24,8 @@ from esformer.search.schedule import Schedule
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/extend.md").read_text()
-PROXY, PROGRAM, IMAGES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PROXY, PROGRAM, SPACE, IMAGES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+TABLE = re.search(r"```csv\n(.*?)```", PAGE, re.DOTALL)[1]
 POINTS = re.findall(r'```toml\n\[project.entry-points."(.*?)"\]\n(.*?)```', PAGE, re.DOTALL)
 
 
@@ -28,7 +33,7 @@ POINTS = re.findall(r'```toml\n\[project.entry-points."(.*?)"\]\n(.*?)```', PAGE
 def package(tmp_path_factory):
     """The page's package, as if it were installed: its folder."""
     folder = tmp_path_factory.mktemp("site")
-    for name, text in {"proxies": PROXY, "images": IMAGES, "__init__": ""}.items():
+    for name, text in {"proxies": PROXY, "spaces": SPACE, "images": IMAGES, "__init__": ""}.items():
         (folder / "mine").mkdir(exist_ok=True)
         (folder / f"mine/{name}.py").write_text(text)
     about = folder / "mine-1.0.dist-info"
@@ -76,6 +81,26 @@ def test_a_command_and_its_workers_find_a_proxy_of_another_package(python, tmp_p
     assert one == two
     assert "there is no proxy 'output_spred'; there are activations" in python(
         *command[:-1], "search.start_proxy=output_spred", "run.dir=no", fails=True
+    )
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.nightly
+def test_a_search_and_its_workers_find_a_space_of_another_package(python, tmp_path):
+    command = ("-m", "pipelines.search", "--space", "plain-nets", *SMALL[:-1], "search.start_proxy=naswot")
+    python(*command, "budget.params=10000", "run.dir=one")
+    python(*command, "budget.params=10000", "search.workers=2", "run.dir=two")
+    one, two = (summary_of(tmp_path / name) for name in ("one", "two"))
+    assert one["architecture"] == two["architecture"] and one["params"] <= 10000 and "accuracy" not in one
+    (tmp_path / "trained.csv").write_text(TABLE)
+    python(*command[:-1], "search.start_proxy=accuracy", "--table", "trained.csv", "run.dir=four")
+    four = summary_of(tmp_path / "four")
+    assert (four["architecture"], four["accuracy"], four["regret"]) == ("3-3-3-8-16-32", 68.1, 0)
+    assert "there is no space 'plain'; there are nats-tss, nats-sss, channel-bench-resnet, darts, plain-nets" in python(
+        "-m", "pipelines.search", "--space", "plain", fails=True
     )
 
 
@@ -132,6 +157,7 @@ class Idle(Proxy):
 def registries(monkeypatch):
     monkeypatch.setattr(proxies, "_PROXIES", dict(proxies._PROXIES))
     monkeypatch.setattr(base, "_OPENERS", dict(base._OPENERS))
+    monkeypatch.setattr(spaces, "_SPACES", dict(spaces._SPACES))
 
 
 def test_what_is_no_proxy_is_refused(registries):
@@ -196,3 +222,39 @@ def test_what_is_no_data_source_is_refused(registries):
         made[1].labels = labels
         with pytest.raises(DataError, match="four has 4 images, [24] labels and 2 classes; each image needs a label"):
             resolve(config)
+
+
+class Widths(GeneSpace):
+    name, group = "widths", "size"
+    genes = (("8", "16", "32"),)
+
+    def network(self, values):
+        width = int(values[0])
+        return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+
+
+def test_what_is_no_space_is_refused(registries):
+    assert register_space(Widths) is Widths and open_space("widths").cardinality == 3
+    register_space(Widths)  # a cell of a notebook that runs again
+    for wrong, words in {
+        3: "has the name None; a space is a class whose `name` is small letters",
+        type("Big", (Widths,), {"name": "Big Name"}): "has the name 'Big Name'",
+        type("Other", (Widths,), {}): "there is a space 'widths' already",
+        type("Cells", (Widths,), {"name": "darts"}): "there is a space 'darts' already",
+        type("Table", (Widths,), {"name": "nats-tss"}): "there is a space 'nats-tss' already",
+    }.items():
+        with pytest.raises(BenchmarkError, match=words):
+            register_space(wrong)
+    register_space(type("Nothing", (), {"name": "nothing", "__init__": lambda self, table, dataset: None}))
+    with pytest.raises(BenchmarkError, match="space nothing gives .*, which is no esformer.search.space.ScoredSpace"):
+        open_space("nothing")
+
+
+def test_a_space_of_the_main_program_cannot_go_to_workers(monkeypatch):
+    from esformer import Budget, search
+
+    monkeypatch.setattr(Widths, "__module__", "__main__")
+    schedule = Schedule("evaluations", starts=1, start_length=9, total=9, start_proxy="parameters", start_population=5)
+    with pytest.raises(ESFormerError, match="widths is defined in the program that runs, where workers cannot import"):
+        search(Widths(), Budget(), schedule, workers=2)
+    assert search(Widths(), Budget(), schedule).scores == {"parameters": 32 * 28 + 330}

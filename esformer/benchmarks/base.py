@@ -1,7 +1,7 @@
 """The contract that every benchmark keeps: architectures of known trained accuracy, and how to build their networks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,6 +48,22 @@ class Entry:
     """As published, if they are."""
 
 
+def shown(proxy: Proxy, seed: int, build: Callable[[], Subject], operations: Callable[[], Topology]) -> Subject:
+    """What a proxy is shown of an architecture.
+
+    Args:
+        proxy: what looks.
+        seed: of whatever a proxy leaves as it was built.
+        build: makes the network.
+        operations: gives its operations alone, where they are enough.
+    """
+    if proxy.needs == "genotype":
+        return operations()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
 class Benchmark(ABC):
     """A space of architectures with their trained accuracies."""
 
@@ -92,11 +108,7 @@ class Benchmark(ABC):
 
     def shown(self, proxy: Proxy, architecture: str, dataset: str, seed: int) -> Subject:
         """What a proxy is shown of an architecture: its operations alone, if that is enough, or its network."""
-        if proxy.needs == "genotype":
-            return self.topology(architecture)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # of whatever a proxy leaves as it was built
-            return self.subject(architecture, dataset)
+        return shown(proxy, seed, lambda: self.subject(architecture, dataset), lambda: self.topology(architecture))
 
     def score(
         self, proxy: Proxy, architecture: str, dataset: str, seed: int, shown: Subject | None = None, **settings: Any

@@ -245,6 +245,19 @@ class Darts(Benchmark):
             total += sum(operation_params(*op) for op in layer.ops)
         return total + (len(plan[-1].concat) * plan[-1].chs + 1) * self.dataset(dataset).num_classes
 
+    def macs(self, architecture: str, dataset: str = "cifar10") -> int:
+        """Multiply-accumulates of one image, by fvcore's rules: a norm is 2 a value, as it has 2 parameters each."""
+        plan, images = self.plan(architecture), self.dataset(dataset)
+        side = images.img_size
+        total = conv_bn_params(3, plan[0].in_chs, 3) * side**2
+        for layer in plan:
+            before = conv_bn_params(layer.before_chs, layer.chs) + conv_bn_params(layer.in_chs, layer.chs)
+            total += before * side**2
+            side = -(-side // 2) if layer.reduction else side
+            total += sum(operation_params(*op) for op in layer.ops) * side**2
+        out = len(plan[-1].concat) * plan[-1].chs
+        return total + out * side**2 + out * images.num_classes
+
     def topology(self, architecture: str) -> Topology:
         return Topology(tuple(_block(layer) for layer in self.plan(architecture)), largest_pool=3)
 

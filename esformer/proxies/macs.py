@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from esformer.genotype import Genotype
 from esformer.model.cost import cost
@@ -18,12 +18,21 @@ class MACs(Proxy):
     source: ClassVar[str] = "a count, by fvcore's rules, as in Table 3 of the Entropic Score paper"
 
     def measure(self, subject: nn.Module, draw: Draw) -> float:
-        from fvcore.nn import FlopCountAnalysis
-
-        image = torch.zeros(1, *draw.image_shape, dtype=self.dtype)
-        analysis = FlopCountAnalysis(subject.eval(), image).unsupported_ops_warnings(False)
-        total: int = analysis.uncalled_modules_warnings(False).total()
-        return total
+        return count_macs(subject, torch.zeros(1, *draw.image_shape, dtype=self.dtype))
 
     def measure_genotype(self, genotype: Genotype, draw: Draw) -> float:
         return cost(genotype, draw.image_shape[1:]).macs
+
+
+def count_macs(network: nn.Module, image: Tensor) -> int:
+    """Multiply-accumulates of a network, by fvcore's rules; leaves the network in evaluation mode.
+
+    Args:
+        network: takes the image.
+        image: 1, 3, H, W.
+    """
+    from fvcore.nn import FlopCountAnalysis
+
+    analysis = FlopCountAnalysis(network.eval(), image).unsupported_ops_warnings(False)
+    total: int = analysis.uncalled_modules_warnings(False).total()
+    return total

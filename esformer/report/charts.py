@@ -87,7 +87,7 @@ class SearchCharts:
         Raises:
             LookupError, ValueError, TypeError, AttributeError: its phase or its genotype is not one of this search.
         """
-        if "architecture" in evaluation.genotype:  # of a table of trained networks
+        if "architecture" in evaluation.genotype:  # of another space
             genes = {"architecture": [str(evaluation.genotype["architecture"])]}
         else:
             stages = [

@@ -26,7 +26,7 @@ class Architecture(Protocol):
         """A name that is the same on every machine: 16 hexadecimal digits."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers, as a journal keeps it."""
+        """Plain containers, as a journal keeps it; of other networks than ESFormers `architecture` says which."""
 
     def save(self, path: str | os.PathLike[str], comment: str = "") -> None:
         """Write it to a file, headed by `comment`."""

@@ -16,7 +16,7 @@ from esformer.engine.start import executor_of_ranks
 from esformer.errors import ESFormerError
 from esformer.model.cost import Budget, Cost
 from esformer.model.latency import Latency
-from esformer.proxies import get, registered
+from esformer.proxies import Proxy, get, registered
 from esformer.proxies.cached_weights import forget_cached_weights
 from esformer.search.batch import Batch
 from esformer.search.callback import SearchCallback, SearchResult
@@ -353,10 +353,12 @@ class SearchStage:
             check_scored(self._scored, self.schedule, self._timed)
         if self.workers < 1:
             raise ESFormerError(f"workers is {self.workers}; it must be at least 1")
-        for proxy in registered(self._proxies()):
-            if self.workers > 1 and type(proxy).__module__ == "__main__":
+        foreign: list[Proxy | ScoredSpace] = [*registered(self._proxies())]
+        foreign += [] if self._scored is None else [self._scored]
+        for known in foreign:
+            if self.workers > 1 and type(known).__module__ == "__main__":
                 raise ESFormerError(
-                    f"{proxy.name} is defined in the program that runs, where workers cannot import it: put it into a"
+                    f"{known.name} is defined in the program that runs, where workers cannot import it: put it into a"
                     " module of its own, or use one worker"
                 )
         processes = self.workers * self.fabric.world_size

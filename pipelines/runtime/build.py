@@ -27,15 +27,14 @@ from callbacks.progress import EpochLines, TrainingBar
 from callbacks.speed import Speed, Waiting
 from configs.budget import budget
 from configs.schema import Config, ConfigError
-from esformer import benchmarks
-from esformer.benchmarks.space import TableSpace
+from esformer.benchmarks.spaces import open_space
 from esformer.checkpoint import Checkpoint
 from esformer.checkpoint.loading import install
 from esformer.data.sample import sample_images
 from esformer.errors import STOPPED
 from esformer.genotype import Genotype
 from esformer.search.batch import looks_at_a_batch
-from esformer.search.space import Space
+from esformer.search.space import ScoredSpace, Space
 from esformer.search.stage import SearchStage
 from esformer.space import SearchSpace
 from esformer.training.module import ESFormerModule
@@ -119,18 +118,17 @@ def search_stage(config: Config, fabric: Fabric | None = None) -> SearchStage:
 
 
 def _space(config: Config) -> Space:
-    """The ESFormers of a size, or the networks of a table."""
+    """The ESFormers of a size, or another space."""
     s = config.space
     if s.name is None:
         return SearchSpace.for_size(config.size, config.search.extended)
-    assert s.table is not None
-    return TableSpace(benchmarks.get(s.name), s.table, s.dataset)
+    return open_space(s.name, s.table, s.dataset)
 
 
 def _batch(config: Config, space: Space) -> dict[str, Any]:
     """The images and labels of `search.batch=data`, where a proxy of the schedule looks at any; otherwise nothing."""
     s, img_size, known = config.search, config.search.img_size, tuple[str]()
-    if isinstance(space, TableSpace):
+    if isinstance(space, ScoredSpace):
         img_size, known = space.img_size, tuple(space.scores)
     if s.batch != "data" or not looks_at_a_batch({*s.proxies()}.difference(known)):
         return {}

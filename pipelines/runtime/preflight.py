@@ -50,9 +50,9 @@ def _refuse_settings(pipeline: str, config: Config, found: Processes) -> None:
         if pipeline != "search":
             raise ConfigError(f"space.name={config.space.name} is a setting of pipelines.search alone")
         if config.budget.macs == AUTO:
-            raise ConfigError("budget.macs=auto is that of a size; give the networks of a table a number, or null")
+            raise ConfigError("budget.macs=auto is that of a size; give networks of another space a number, or null")
         if config.search.finalists:
-            raise ConfigError("search.finalists trains ESFormers; the networks of a table are trained already")
+            raise ConfigError("search.finalists trains ESFormers, and a search of another space finds none")
     for name in ("genotype", "init"):
         if getattr(config, name) is not None and pipeline not in ("train", "evaluate"):
             raise ConfigError(f"{name} is a setting of pipelines.train; a search finds its own genotype")

@@ -84,8 +84,8 @@ class Record:
         return next((classes for classes in known if type(classes) is int and classes > 0), 1000)
 
     @property
-    def of_table(self) -> bool:
-        """Whether it searches a table of trained networks."""
+    def of_other_space(self) -> bool:
+        """Whether it searches other networks than ESFormers."""
         return self.setting("space.name") is not None
 
     @property
@@ -156,8 +156,8 @@ def _read_config(run: Record, file: Path, text: str) -> None:
     if not isinstance(values, dict):
         raise ContentError(f"{file}: holds no settings")
     run.config = values
-    table = [f"space.{key}={run.setting(f'space.{key}')}" for key in ("name", "table")] if run.of_table else []
-    run.changed = changes(to_yaml(compose(str(values.get("size")), overrides=table)), text)
+    other = [f"space.name={run.setting('space.name')}"] if run.of_other_space else []
+    run.changed = changes(to_yaml(compose(str(values.get("size")), overrides=other)), text)
 
 
 def _read_journal(run: Record, file: Path) -> None:

@@ -118,7 +118,7 @@ def about(run: Record) -> str:
     rows += [("command", commands[-1])] if commands else [("kind", f"python -m pipelines.{run.kind}")]
     rows += [("sessions", len(run.commands))] if len(run.commands) > 1 else []
     rows += [("on", machine) for machine in dict.fromkeys(run.machines)]
-    rows += [("images", run.setting("data.root") or run.setting("data.name"))] if not run.of_table else []
+    rows += [("images", run.setting("data.root") or run.setting("data.name"))] if not run.of_other_space else []
     rows += [("seed", run.setting("seed"))]
     return table((), rows)
 
@@ -160,7 +160,7 @@ def searched(page: Page, run: Record, name: str) -> str:
     genes += " FFN.heads.channels.ratio.key channels."
     return "".join(
         [
-            "" if run.of_table else f"<p>{genes}</p>",
+            "" if run.of_other_space else f"<p>{genes}</p>",
             page.charts(
                 f"{name} search", made.data(), made.charts(), [run.path / "search.png", run.path / "front.png"]
             ),
@@ -187,7 +187,7 @@ def finalists(run: Record) -> str:
 def network(page: Page, run: Record, name: str) -> str:
     """The network part by part."""
     if run.genotype is None:
-        return "" if run.kind == "train" or run.of_table else "<p>None was found yet.</p>"
+        return "" if run.kind == "train" or run.of_other_space else "<p>None was found yet.</p>"
     made = parts(run.genotype, run.img_size, run.num_classes)
     data, specs = charts.network(made)
     rows = [charts.part_row(place, part) for place, part in enumerate(made)]
@@ -247,7 +247,7 @@ def logged(run: Record) -> str:
 def side_by_side(page: Page, runs: Sequence[Record]) -> list[str]:
     """A table of the runs, and their searches and trainings in one chart each."""
     keys = ["params", "macs", "search_evaluations", "search_score", *PERCENT[::2]]
-    keys += ["accuracy", "rank", "regret"] if any(run.of_table for run in runs) else []
+    keys += ["accuracy", "rank", "regret"] if any(run.of_other_space for run in runs) else []
     head = ("run", "state", "space", *(key.replace("_", " ") for key in keys))
     rows = [(run.path, run.state, run.space, *(_shown(k, run.summary.get(k)) for k in keys)) for run in runs]
     links = "".join(f'<a href="#run-{place}">{text(run.path)}</a>' for place, run in enumerate(runs))

@@ -13,7 +13,8 @@ from callbacks.progress import SearchProgress
 from callbacks.search import SearchHistory, SearchLog, StopWhenAsked
 from configs.budget import explain_auto, price_of
 from configs.schema import AUTO, Config, ConfigError
-from esformer.benchmarks.space import TableArchitecture, TableSpace
+from esformer.benchmarks.architecture import GeneArchitecture
+from esformer.benchmarks.gene_space import GeneSpace
 from esformer.genotype import Genotype
 from esformer.plots.family import draw_family
 from esformer.search.callback import SearchResult
@@ -66,26 +67,27 @@ def run_stage(plan: Plan, loggers: list[WandbLogger]) -> SearchResult:
     return stage.run()
 
 
-def search_table(plan: Plan, loggers: list[WandbLogger]) -> dict[str, Any]:
-    """The search of a table of trained networks: `architecture.yaml`, and how good that is among all that there are."""
+def search_other(plan: Plan, loggers: list[WandbLogger]) -> dict[str, Any]:
+    """The search of another space: `architecture.yaml`, and how good that is among all of known accuracy."""
     result = run_stage(plan, loggers)
     assert plan.stage is not None
     space, found, file = plan.stage.space, result.genotype, plan.run.path / "architecture.yaml"
-    assert isinstance(space, TableSpace) and isinstance(found, TableArchitecture)
     if is_main():
         found.save(file, comment=found_by(plan, result))
-    standing = space.standing(found, plan.stage.budget)
-    log.info("%s is found: %s", found.notation, standing)
+    standing = None
+    if isinstance(space, GeneSpace) and isinstance(found, GeneArchitecture):
+        standing = space.standing(found, plan.stage.budget)
+    log.info("%s is found%s", found, "" if standing is None else f": {standing}")
     return {
         "space": space.name,
-        "architecture": found.notation,
+        "architecture": str(found),
         "genotype": str(file),
         "params": result.cost.params,
         "macs": result.cost.macs,
         "search_evaluations": result.evaluations,
         "search_seconds": result.seconds,
         "search_score": result.scores,
-        **asdict(standing),
+        **({} if standing is None else asdict(standing)),
     }
 
 

@@ -8,8 +8,9 @@ from fvcore.nn import FlopCountAnalysis
 
 from esformer import Budget, Schedule, search
 from esformer.benchmarks import get
+from esformer.benchmarks.architecture import GeneArchitecture
 from esformer.benchmarks.base import BenchmarkError
-from esformer.benchmarks.space import TableArchitecture, TableSpace
+from esformer.benchmarks.space import TableSpace
 from esformer.errors import ESFormerError
 from esformer.model.cost import Cost
 from esformer.proxies import get as proxy
@@ -89,7 +90,7 @@ def test_networks_that_do_not_see_the_image_are_never_drawn_but_count_in_the_ran
         assert (outputs.std(0).max() < 1e-6) == (one in dead), one
     assert dead and space.cardinality == 15284 and space.standing(space.sample(rng)).among == 15625
     poor = benchmark.spell(["none", "none", "none", "none", "none", "nor_conv_3x3"])
-    near = [space.mutate(TableArchitecture(space.name, benchmark.spell(["nor_conv_3x3"] * 6)), rng) for _ in range(300)]
+    near = [space.mutate(GeneArchitecture(space.name, benchmark.spell(["nor_conv_3x3"] * 6)), rng) for _ in range(300)]
     assert not benchmark.is_connected(poor) and all(benchmark.is_connected(one.notation) for one in near)
 
 

@@ -106,10 +106,10 @@ def test_the_limits_of_a_size_do_not_count_and_those_of_the_command_do(table):
             ["search=paper", "search.start_length=3", "search.total=60"],
             "phase topology 1 changes topology genes, and space nats-sss/cifar10 has size genes alone",
         ),
-        (["search.finalists=3"], "the networks of a table are trained already"),
+        (["search.finalists=3"], "search.finalists trains ESFormers"),
         (["--dataset", "svhn"], "nats-sss has no dataset 'svhn'; it has cifar10"),
-        (["--space", "darts"], "darts cannot be searched"),
-        (["--space", "nats"], "there is no benchmark 'nats'; there are"),
+        (["--space", "darts"], "space darts is searched without a table"),
+        (["--space", "nats"], "there is no space 'nats'; there are nats-tss"),
         (["--table", "nothing.csv"], "nothing.csv: cannot be read"),
         (["search.start_proxy=acuracy"], "there is no proxy 'acuracy'"),
         (["--space", "nats-tss"], "sss.csv: has no column"),
@@ -124,7 +124,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(more, says):
 
 
 def test_a_space_without_a_table_and_a_table_without_a_space():
-    with pytest.raises(ESFormerError, match="space.table is null; give the file of nats-tss with --table"):
+    with pytest.raises(ESFormerError, match="space nats-tss needs its table: give the file with --table"):
         search.main(["--space", "nats-tss"])
     with pytest.raises(ESFormerError, match="name the space that it is of"):
         search.main(["--table", "sss.csv"])
