@@ -38,6 +38,15 @@ class GeneSpace(ABC):
 
     Raises:
         BenchmarkError: the table cannot be read, or has architectures that are none.
+
+    Examples:
+        >>> class Depths(GeneSpace):
+        ...     name, genes = "depths", (("1", "2"), ("1", "2", "3"))
+        ...
+        ...     def network(self, values):
+        ...         ...  # of blocks as many as the values say
+        >>> Depths().cardinality, str(Depths().sample(random.Random(1)))
+        (6, '1-3')
     """
 
     name: str

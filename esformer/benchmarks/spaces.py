@@ -33,6 +33,7 @@ def register_space(space: _Opener) -> _Opener:
         BenchmarkError: it has no name, or the name cannot be one or is taken.
 
     Examples:
+        >>> from esformer import GeneSpace
         >>> from torch import nn
         >>> @register_space
         ... class Widths(GeneSpace):
@@ -79,6 +80,10 @@ def open_space(name: str, table: str | os.PathLike[str] | None = None, dataset: 
 
     Raises:
         BenchmarkError: there is no such space, its table is not given or cannot be read.
+
+    Examples:
+        >>> f"{open_space('darts').cardinality:.3g}"
+        '1.08e+18'
     """
     if name in TABLES:
         if table is None:
