@@ -26,6 +26,7 @@ ablation compares, for a second start adds what is missing."""
 
 ADDED = {"recipe.layer_decay": 1.0, "recipe.freeze": 0, "data.decoder": "pil"}
 ADDED |= {"search.batch": "noise", "search.batch_size": 32, "search.family": None, "search.sum": "largest"}
+ADDED |= {"search.mutated_genes": None, "search.crossover": True}
 ADDED |= {"search.finalists": 0, "search.finalists_epochs": 9}
 ADDED |= {"search.finalists_minutes": None, "search.finalists_continue": False}
 ADDED |= {"space.name": None, "space.table": None, "space.dataset": None}

@@ -97,7 +97,7 @@ class SearchSpace:
         allowed = list(self.options.values())
         return self._genotype(self._draw(rng, [options[0] for options in allowed], dict(enumerate(allowed))))
 
-    def mutate(self, genotype: Genotype, rng: random.Random, genes: Group = "all") -> Genotype:
+    def mutate(self, genotype: Genotype, rng: random.Random, genes: Group = "all", most: int | None = None) -> Genotype:
         """A copy in which some genes of the group are drawn anew; always another genotype.
 
         How many genes, which, and to what is uniform (section 3.5).
@@ -106,13 +106,14 @@ class SearchSpace:
             genotype: one of this space; it stays as it is.
             rng: the only source of chance; it moves on.
             genes: which group may change: topology, size or all.
+            most: so many genes at most are drawn anew; None for all of the group.
         """
         _check_group(genes)
         row, free = self._row(genotype), self._free[genes]
         if not free:
             raise ESFormerError(f"space {self.name} leaves no {genes} gene a choice, so nothing can mutate")
         while True:
-            chosen = sorted(rng.sample(free, rng.randint(1, len(free))))
+            chosen = sorted(rng.sample(free, rng.randint(1, min(most or len(free), len(free)))))
             mutant = self._draw(rng, row, {i: self._others[i][row[i]] for i in chosen})
             if mutant != row:  # widths between equal neighbours may have had nowhere to go
                 return self._genotype(mutant)

@@ -182,7 +182,9 @@ class GeneSpace(ABC):
                 return self._spelled(values)
         raise BenchmarkError(f"none of {TRIES:,} architectures drawn from {self.name} is valid (`is_valid`)")
 
-    def mutate(self, architecture: GeneArchitecture, rng: random.Random, genes: Group = "all") -> GeneArchitecture:
+    def mutate(
+        self, architecture: GeneArchitecture, rng: random.Random, genes: Group = "all", most: int | None = None
+    ) -> GeneArchitecture:
         """Another architecture in which some genes have another value: how many, which and what is uniform.
 
         Where the space lacks whatever is drawn, the architecture itself.
@@ -191,11 +193,12 @@ class GeneSpace(ABC):
             architecture: one of this space.
             rng: the only source of chance; it moves on.
             genes: all, or a group of genes that the space has.
+            most: so many genes at most change; None for all of the group.
         """
         values, places = self._parent(architecture), self._places(genes)
         for _ in range(TRIES if places else 0):
             mutant = list(values)
-            for place in rng.sample(places, rng.randint(1, len(places))):
+            for place in rng.sample(places, rng.randint(1, min(most or len(places), len(places)))):
                 mutant[place] = rng.choice([value for value in self.genes[place] if value != values[place]])
             if self._has(self.spell(mutant)):
                 return self._spelled(mutant)

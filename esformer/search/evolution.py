@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from typing import Literal
 
-from esformer.choices import Group
 from esformer.guide import Guide
 from esformer.search.ranking import Best, Front, FrontRanking, Ranking, Scored
 from esformer.search.schedule import Phase
@@ -63,22 +62,21 @@ def sample(space: Space, rng: random.Random, allowed: Allowed, cheapest: Archite
     return genotype
 
 
-def mutate(space: Space, parent: Architecture, rng: random.Random, genes: Group, allowed: Allowed) -> Architecture:
+def mutate(space: Space, parent: Architecture, rng: random.Random, phase: Phase, allowed: Allowed) -> Architecture:
     """A mutation of `parent` within the budget, or `parent` itself where none is found."""
     for _ in range(MUTATION_TRIES):
-        if allowed(mutant := space.mutate(parent, rng, genes)):
+        if allowed(mutant := space.mutate(parent, rng, phase.genes, phase.mutated_genes)):
             return mutant
     return parent
 
 
 def generation(
-    space: Space, population: Population, tournament: int, rng: random.Random, genes: Group, allowed: Allowed
+    space: Space, population: Population, phase: Phase, rng: random.Random, allowed: Allowed
 ) -> list[Offspring]:
     """The offspring of a tournament: a mutation of each of its best two, and their crossover if the budget allows."""
-    first, second = population.tournament(tournament, rng)
-    offspring = [Offspring(mutate(space, parent, rng, genes, allowed), "mutation") for parent in (first, second)]
-    child = space.crossover(first, second, rng, genes)
-    if allowed(child):
+    first, second = population.tournament(phase.tournament, rng)
+    offspring = [Offspring(mutate(space, parent, rng, phase, allowed), "mutation") for parent in (first, second)]
+    if phase.crossover and allowed(child := space.crossover(first, second, rng, phase.genes)):
         offspring.append(Offspring(child, "crossover"))
     return offspring
 
@@ -86,19 +84,18 @@ def generation(
 def first_generation(
     space: Space,
     seeds: Sequence[Architecture],
-    size: int,
+    phase: Phase,
     rng: random.Random,
-    genes: Group,
     allowed: Allowed,
     cheapest: Architecture,
 ) -> Iterator[Offspring]:
     """The seeds and mutations of them in turn; without seeds, random genotypes."""
     if not seeds:
-        yield from (Offspring(sample(space, rng, allowed, cheapest), "sample") for _ in range(size))
+        yield from (Offspring(sample(space, rng, allowed, cheapest), "sample") for _ in range(phase.population))
         return
-    yield from (Offspring(seed, "seed") for seed in seeds[:size])
-    for parent in islice(cycle(seeds), max(0, size - len(seeds))):
-        yield Offspring(mutate(space, parent, rng, genes, allowed), "mutation")
+    yield from (Offspring(seed, "seed") for seed in seeds[: phase.population])
+    for parent in islice(cycle(seeds), max(0, phase.population - len(seeds))):
+        yield Offspring(mutate(space, parent, rng, phase, allowed), "mutation")
 
 
 class Evolution:
@@ -135,7 +132,7 @@ class Evolution:
         self.asked = self.told = 0
         self.stale = 0
         """Genotypes told in a row that were known before."""
-        first = first_generation(space, seeds, phase.population, rng, phase.genes, allowed, cheapest)
+        first = first_generation(space, seeds, phase, rng, allowed, cheapest)
         if family and not seeds:  # no random genotype comes near the cheap end of the front
             first = islice(chain([Offspring(cheapest, "sample")], first), phase.population)
         self._waiting = first
@@ -146,8 +143,7 @@ class Evolution:
         if offspring is None:
             if self.told < self.phase.population:
                 return None
-            tournament, genes = self.phase.tournament, self.phase.genes
-            self._waiting = iter(generation(self.space, self.population, tournament, self.rng, genes, self.allowed))
+            self._waiting = iter(generation(self.space, self.population, self.phase, self.rng, self.allowed))
             offspring = next(self._waiting)
         self.asked += 1
         return offspring

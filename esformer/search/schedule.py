@@ -13,7 +13,7 @@ MOST = {"starts": 1000, "in_flight": 10_000, "start_population": 2**31, "populat
 """Of the settings that count."""
 COSTS = ("macs", "params", "latency_ms")
 """What a family may be spread over."""
-UNCHANGED = (("family", None), ("sum", "largest"))
+UNCHANGED = (("family", None), ("sum", "largest"), ("mutated_genes", None), ("crossover", True))
 """Settings that older journals lack, and the values with which a search is the one that it was."""
 
 
@@ -29,6 +29,8 @@ class Phase:
         tournament: genotypes drawn to find parents among.
         length: how long it lasts, in the unit of its schedule.
         seeded: starts from the best of what came before, not at random.
+        mutated_genes: the most that a mutation changes; None for all of the group.
+        crossover: whether parents are crossed too.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Phase:
     tournament: int
     length: float
     seeded: bool
+    mutated_genes: int | None = None
+    crossover: bool = True
 
     @property
     def proxies(self) -> tuple[str, ...]:
@@ -91,6 +95,11 @@ class Schedule:
     sum: str = "largest"
     """How several proxies are summed: `largest` divides each by its largest value in the population (FreeREA), `ranks`
     sums their ranks in it (AZ-NAS, with `log()` around each)."""
+    mutated_genes: int | None = None
+    """The most genes that a mutation changes: how many is drawn from 1 to that; null for any number of them (the
+    paper's several mutations at once)."""
+    crossover: bool = True
+    """Beside a mutation of each of its best two, a tournament breeds their crossover."""
     in_flight: int = 16
     """Genotypes that are being scored while the next are bred. A search by evaluations finds the same genotype on any
     number of workers up to about this many; another number is another search."""
@@ -115,8 +124,10 @@ class Schedule:
                     self._guide(text)
                 except ESFormerError as error:
                     raise ESFormerError(f"{name}: {error}") from None
-        for name in ("starts", "start_length", "phase_length", "seeds", "in_flight"):
-            if not 0 < getattr(self, name) < math.inf:
+        if self.mutated_genes is not None and type(self.mutated_genes) is not int:
+            raise ESFormerError(f"mutated_genes is {self.mutated_genes!r}; it must be a whole number or null")
+        for name in ("starts", "start_length", "phase_length", "seeds", "in_flight", "mutated_genes"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ESFormerError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name, most in MOST.items():
             if getattr(self, name) > most:
@@ -140,8 +151,9 @@ class Schedule:
     def steps(self) -> list[list[Phase]]:
         """The phases in order; those of one step, the populations of the multi-start, evolve side by side."""
         small, large = (self.start_population, self.start_tournament), (self.population, self.tournament)
+        start, bred = self._guide(self.start_proxy), (self.mutated_genes, self.crossover)
         starts = [
-            Phase(f"multi-start {i + 1}", "all", self._guide(self.start_proxy), *small, self.start_length, seeded=False)
+            Phase(f"multi-start {i + 1}", "all", start, *small, self.start_length, False, *bred)
             for i in range(self.starts)
         ]
         steps = [starts]
@@ -154,7 +166,7 @@ class Schedule:
             genes, proxy = turns[turn]
             name = "joint" if genes == "all" else genes
             length = min(self.phase_length, left)
-            steps.append([Phase(f"{name} {cycle + 1}", genes, self._guide(proxy), *large, length, seeded=True)])
+            steps.append([Phase(f"{name} {cycle + 1}", genes, self._guide(proxy), *large, length, True, *bred)])
             left -= length
         return steps
 

@@ -51,8 +51,10 @@ class Space(Protocol):
     def sample(self, rng: random.Random) -> Architecture:
         """An architecture drawn uniformly."""
 
-    def mutate(self, architecture: Any, rng: random.Random, genes: Group = "all") -> Architecture:
-        """Another architecture, in which some genes of the group are drawn anew.
+    def mutate(
+        self, architecture: Any, rng: random.Random, genes: Group = "all", most: int | None = None
+    ) -> Architecture:
+        """Another architecture, in which some genes of the group are drawn anew, `most` of them at most.
 
         Raises:
             ESFormerError: the space has no such genes.

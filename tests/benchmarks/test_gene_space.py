@@ -57,6 +57,8 @@ def test_what_is_drawn_is_valid_and_everything_valid_is_drawn():
     assert mutants == every - {"5-3-8"}
     assert {space.mutate(parent, rng, "size").notation for _ in range(50)} == {"5-3-16"}
     assert {space.mutate(parent, rng, "topology").notation for _ in range(50)} == {"1-3-8", "3-3-8"}
+    changed = [space.mutate(parent, rng, most=1).notation for _ in range(50)]
+    assert {*changed} == {"1-3-8", "3-3-8", "5-3-16"}
     other = GeneArchitecture("nets", "3-3-32")
     children = [space.crossover(parent, other, rng).notation for _ in range(100)]
     assert {*children} == {"5-3-8", "3-3-8", "3-3-32"}  # 5-3-32 is none: the first parent stands for it

@@ -1,5 +1,6 @@
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from esformer.search.schedule import Phase
 from esformer.space import SearchSpace
 
 SPACE = SearchSpace.for_size("S0")
+PHASE = Phase("topology 1", "topology", Guide.parse("proxy"), population=6, tournament=3, length=99, seeded=True)
 GUIDE, SUM = Guide.parse("proxy"), Guide.parse("a + b", sum="largest")
 
 
@@ -69,7 +71,9 @@ def test_a_generation_is_two_mutations_and_a_crossover_of_the_best_two(populatio
     best, second = draw("S0", 7), draw("S0", 6)
     other = {"topology": "size", "size": "topology", "all": None}[group]
     for seed in range(20):
-        offspring = evolution.generation(SPACE, population, 8, random.Random(seed), group, everything)
+        offspring = evolution.generation(
+            SPACE, population, replace(PHASE, genes=group, tournament=8), random.Random(seed), everything
+        )
         assert [child.origin for child in offspring] == ["mutation", "mutation", "crossover"]
         assert offspring[0].genotype != best and offspring[1].genotype != second
         if other:
@@ -79,9 +83,23 @@ def test_a_generation_is_two_mutations_and_a_crossover_of_the_best_two(populatio
         assert all(gene in parents for gene, *parents in genes)
 
 
+def test_without_crossover_and_with_one_gene_a_generation_is_plain(population, draw):
+    phase = replace(PHASE, genes="all", tournament=8, mutated_genes=1, crossover=False)
+    best, changed = SPACE.values(draw("S0", 7)), []
+    for seed in range(60):
+        offspring = evolution.generation(SPACE, population, phase, random.Random(seed), everything)
+        assert [child.origin for child in offspring] == ["mutation", "mutation"]
+        values = SPACE.values(offspring[0].genotype)
+        changed.append([place for place in values if values[place] != best[place]])
+    alone = [places[0][1] for places in changed if len(places) == 1]
+    assert len(alone) > 30 and {"ffn", "kernel", "ratio"} <= {*alone}  # a width can take its neighbours along
+    assert all({gene for _, gene in places} == {"out"} for places in changed if len(places) > 1)
+
+
 def test_a_crossover_over_budget_is_left_out(population, draw):
     parents = {draw("S0", 7), draw("S0", 6)}
-    offspring = evolution.generation(SPACE, population, 8, random.Random(0), "all", lambda g: g in parents)
+    phase = replace(PHASE, genes="all", tournament=8)
+    offspring = evolution.generation(SPACE, population, phase, random.Random(0), lambda g: g in parents)
     # no mutation is allowed either, so that the parents stand in
     assert offspring == [Offspring(draw("S0", 7), "mutation"), Offspring(draw("S0", 6), "mutation")]
 
@@ -96,7 +114,7 @@ def test_mutations_and_samples_keep_the_budget():
     rng = random.Random(0)
     samples = [evolution.sample(SPACE, rng, allowed, lowest) for _ in range(30)]
     assert len(set(samples)) == 30 and all(map(allowed, samples))
-    mutants = [evolution.mutate(SPACE, parent, rng, "all", allowed) for parent in samples]
+    mutants = [evolution.mutate(SPACE, parent, rng, replace(PHASE, genes="all"), allowed) for parent in samples]
     assert all(map(allowed, mutants)) and all(m != p for m, p in zip(mutants, samples, strict=True))
 
 
@@ -108,18 +126,21 @@ def test_samples_of_a_budget_that_all_fit_are_the_spaces_own():
 
 
 def test_without_seeds_the_first_generation_is_random(draw):
-    first = list(evolution.first_generation(SPACE, [], 20, random.Random(0), "all", everything, draw()))
+    phase = replace(PHASE, genes="all", population=20)
+    first = list(evolution.first_generation(SPACE, [], phase, random.Random(0), everything, draw()))
     assert {child.origin for child in first} == {"sample"} and len({child.genotype for child in first}) == 20
 
 
 def test_with_seeds_the_first_generation_is_they_and_mutations_of_them_in_turn(draw):
     seeds = [draw("S0", seed) for seed in range(3)]
-    first = list(evolution.first_generation(SPACE, seeds, 11, random.Random(0), "topology", everything, draw()))
+    phase = replace(PHASE, population=11)
+    first = list(evolution.first_generation(SPACE, seeds, phase, random.Random(0), everything, draw()))
     assert [child.origin for child in first] == ["seed"] * 3 + ["mutation"] * 8
     assert [child.genotype for child in first[:3]] == seeds
     parents = [of_group(child.genotype, "size") for child in first]
     assert parents == [of_group(seeds[i % 3], "size") for i in range(11)]
-    more = list(evolution.first_generation(SPACE, seeds, 2, random.Random(0), "size", everything, draw()))
+    phase = replace(PHASE, genes="size", population=2)
+    more = list(evolution.first_generation(SPACE, seeds, phase, random.Random(0), everything, draw()))
     assert [child.genotype for child in more] == seeds[:2]
 
 
@@ -152,9 +173,6 @@ def test_the_best_are_ranked_by_the_largest_of_all_that_were_seen(draw):
     for seed, (first, second) in enumerate([(1.0, 10.0), (2.0, 1.0), (10.0, 2.0), (1.0, 10.0)]):
         best.add(Scored(draw("S0", seed % 3), {"a": first, "b": second}))
     assert [one.genotype for one in best.ranking] == [draw("S0", 2), draw("S0", 0)]  # each genotype once
-
-
-PHASE = Phase("topology 1", "topology", GUIDE, population=6, tournament=3, length=99, seeded=True)
 
 
 def test_an_evolution_breeds_only_when_its_first_generation_is_scored(draw):
