@@ -45,26 +45,14 @@ FLAGS: dict[str, dict[str, Any]] = {
         help="measure how fast this machine scores so many genotypes of the size, and how small inputs rank them",
     ),
     "--late": dict(metavar="JOURNAL", type=cli.path, help="with --speed: rank the last genotypes of this search too"),
-    "--space": dict(
-        metavar="NAME",
-        help="search another space: darts, or, where a table of trained networks shows what a search is worth,"
-        " nats-tss, nats-sss or channel-bench-resnet; accuracy is a guide then too",
-    ),
-    "--table": dict(metavar="FILE", type=cli.path_or_name, help="the table, as pipelines.correlate reads it"),
-    "--dataset": dict(metavar="NAME", help="of the table: cifar10, cifar100 or imagenet16-120 (default cifar10)"),
+    **cli.SPACE,
     **cli.DRY_RUN,
 }
 
 
-def of_space(flags: argparse.Namespace) -> list[str]:
-    """The settings for which `--space`, `--table` and `--dataset` stand."""
-    named = {"space.name": flags.space, "space.table": flags.table, "space.dataset": flags.dataset}
-    return [f"{key}={value}" for key, value in named.items() if value is not None]
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Search alone: a genotype file comes out."""
-    config, flags = cli.parse_with(__doc__, argv, FLAGS, of_space)
+    config, flags = cli.parse_with(__doc__, argv, FLAGS, cli.of_space)
     from esformer.search.family import references
     from pipelines.runtime.build import prepare
     from pipelines.runtime.dry_run import dry_run

@@ -1,7 +1,7 @@
 """The contract that every benchmark keeps: architectures of known trained accuracy, and how to build their networks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -154,6 +154,8 @@ class GeneBenchmark(Benchmark):
     """The values of each gene."""
     group: ClassVar[Group]
     """What its genes are: of topology or of size."""
+    counts: ClassVar[Mapping[str, Callable[[str], float]]] = {}
+    """What else the notation alone says of an architecture, and a search can be guided by."""
 
     @abstractmethod
     def spell(self, values: Sequence[str]) -> str:

@@ -151,8 +151,12 @@ class GeneSpace(ABC):
 
     @property
     def scores(self) -> Mapping[str, Callable[[GeneArchitecture], float]]:
-        """What the table says: a search guided by `accuracy` shows what the algorithm does with a perfect proxy."""
-        return {"accuracy": self.accuracy} if self._accuracies else {}
+        """Costs, which no network need be built for twice, and what a table says.
+
+        A search guided by `accuracy` shows what the algorithm does with a perfect proxy.
+        """
+        costs = {"parameters": lambda one: self.cost(one).params, "macs": lambda one: self.cost(one).macs}
+        return costs | ({"accuracy": self.accuracy} if self._accuracies else {})
 
     @cached_property
     def digest(self) -> str:

@@ -28,6 +28,8 @@ _CELL = re.compile(_PATTERN)
 _CELLS = re.compile(f"(?:{_PATTERN.replace('(', '(?:')}\n)*")
 SOURCES = (0, 0, 1, 0, 1, 2)
 """The node that each of a cell's six operations reads, in the order of the notation."""
+NODES = (1, 2, 2, 3, 3, 3)
+"""The node to which each of them adds."""
 SIZE_CELL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 """The cell of every network of the size space."""
 
@@ -202,6 +204,22 @@ class _NATSBench(GeneBenchmark):
         return count_macs(*self.plan(architecture), self.dataset(dataset))
 
 
+def skipped_layers(architecture: str) -> float:
+    """How many nodes a skip connection passes over, in the mean; 0 without any.
+
+    FreeREA's third proxy (Cavagnero et al., "FreeREA: Training-Free Evolution-based Architecture Search", WACV 2023).
+
+    Args:
+        architecture: a cell of the topology space.
+
+    Raises:
+        BenchmarkError: it is none.
+    """
+    edges = zip(cell_ops(architecture), SOURCES, NODES, strict=True)
+    passed = [node - source - 1 for op, source, node in edges if op == "skip_connect"]
+    return sum(passed) / len(passed) if passed else 0.0
+
+
 class TopologySpace(_NATSBench):
     """Which of five operations stands on each of a cell's six edges."""
 
@@ -211,6 +229,7 @@ class TopologySpace(_NATSBench):
     epochs = 200
     genes = (OPS,) * 6
     group = "topology"
+    counts = {"skipped_layers": skipped_layers}
 
     def spell(self, values: Sequence[str]) -> str:
         a, b, c, d, e, f = (f"{op}~{source}" for op, source in zip(values, SOURCES, strict=True))
@@ -224,7 +243,7 @@ class TopologySpace(_NATSBench):
 
     def is_connected(self, architecture: str) -> bool:
         reached = {0}
-        for op, source, node in zip(cell_ops(architecture), SOURCES, (1, 2, 2, 3, 3, 3), strict=True):
+        for op, source, node in zip(cell_ops(architecture), SOURCES, NODES, strict=True):
             reached |= {node} if op != "none" and source in reached else set()
         return 3 in reached
 

@@ -1,7 +1,8 @@
 """A table of trained architectures as a space: a search of it takes seconds and ends in an accuracy that is known."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -47,6 +48,11 @@ class TableSpace(GeneSpace):
     def read(self, table: Path, dataset: str) -> dict[str, float]:
         return {entry.architecture: entry.accuracy for entry in self.benchmark.read(table, dataset)}
 
+    @property
+    def scores(self) -> Mapping[str, Callable[[GeneArchitecture], float]]:
+        """Costs, the accuracies of the table, and what the benchmark counts."""
+        return {**super().scores, **{name: partial(_counted, count) for name, count in self.benchmark.counts.items()}}
+
     def network(self, values: Sequence[str]) -> nn.Module:
         return self.benchmark.network(self.spell(values), self.dataset)
 
@@ -65,3 +71,7 @@ class TableSpace(GeneSpace):
     def cost(self, architecture: GeneArchitecture) -> Cost:
         notation = architecture.notation
         return Cost(self.benchmark.params(notation, self.dataset), self.benchmark.macs(notation, self.dataset))
+
+
+def _counted(count: Callable[[str], float], architecture: GeneArchitecture) -> float:
+    return count(architecture.notation)

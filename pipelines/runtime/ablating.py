@@ -172,6 +172,7 @@ def identity(config: Config) -> str:
     """What all searches of an ablation share, as YAML: more methods, seeds or trainings may join them."""
     data = {"img_size": config.data.img_size, "num_classes": config.data.num_classes}
     parts = {"search": asdict(config.search), "budget": asdict(config.budget), "data": data}
+    parts |= {} if config.space.name is None else {"space": asdict(config.space)}
     return yaml.safe_dump({"size": config.size, "seed": config.seed, **parts}, sort_keys=False)
 
 
@@ -181,7 +182,7 @@ def find(entry: Entry, plan: Plan) -> Row:
     run = RunFolder(plan.run.path / "search" / entry.name, command)
     kinds = choices_of("S0" + EXTENDED).ffn
     numbers = ("seed", "params", "macs", *PROXIES, *kinds, "evaluations", "seconds")
-    if run.genotype.exists() and (known := _known(run.summary, numbers)):
+    if run.genotype.exists() and (known := known_numbers(run.summary, numbers)):
         return known | {"method": entry.method, "seed": entry.seed}
     if is_main():  # the others would be there before it has claimed the folder
         run.path.mkdir(parents=True, exist_ok=True)
@@ -231,7 +232,7 @@ def train(entry: Entry, plan: Plan) -> Row:
     run = RunFolder(plan.run.path / "training" / entry.name, plan.run.command)
     wandb = replace(plan.config.wandb, group=plan.config.wandb.group or plan.run.path.resolve().name)
     config = replace(entry.config, genotype=str(genotype), run=RunConfig(str(run.path)), wandb=wandb)
-    if reached := _known(run.summary, ("top1",)):
+    if reached := known_numbers(run.summary, ("top1",)):
         run.agree(run.config, "python -m pipelines.train", to_yaml(config))
     else:
         log.info("training what %s found with seed %d", entry.method, entry.seed)
@@ -241,7 +242,7 @@ def train(entry: Entry, plan: Plan) -> Row:
     return {"top1": reached["top1"], "ema_top1": reached.get("ema_top1")}
 
 
-def _known(file: Path, numbers: Sequence[str]) -> Row | None:
+def known_numbers(file: Path, numbers: Sequence[str]) -> Row | None:
     """What a summary says already; None if it is not there, is damaged, or lacks one of these numbers."""
     known = read_summary(file) or {}
     return known if all(type(known.get(name)) in (int, float) for name in numbers) else None

@@ -47,6 +47,24 @@ def path(text: str) -> Path:
     return Path(path_or_name(text))
 
 
+SPACE: dict[str, dict[str, Any]] = {
+    "--space": dict(
+        metavar="NAME",
+        help="search another space: darts, or, where a table of trained networks shows what a search is worth,"
+        " nats-tss, nats-sss or channel-bench-resnet; accuracy is a guide then too",
+    ),
+    "--table": dict(metavar="FILE", type=path_or_name, help="the table, as pipelines.correlate reads it"),
+    "--dataset": dict(metavar="NAME", help="of the table: cifar10, cifar100 or imagenet16-120 (default cifar10)"),
+}
+"""The flags that name another space, for `parse_with` together with `of_space`."""
+
+
+def of_space(flags: argparse.Namespace) -> list[str]:
+    """The settings for which `--space`, `--table` and `--dataset` stand."""
+    named = {"space.name": flags.space, "space.table": flags.table, "space.dataset": flags.dataset}
+    return [f"{key}={value}" for key, value in named.items() if value is not None]
+
+
 def parse(story: str, argv: Sequence[str] | None = None) -> Config:
     """The configuration that a command line asks for. Prints and exits on `--help` and `--print-config`.
 

@@ -47,8 +47,10 @@ def _refuse_settings(pipeline: str, config: Config, found: Processes) -> None:
             f" {found.world_size}; leave them out, and give --workers, or start it with srun or torchrun"
         )
     if config.space.name is not None:
-        if pipeline != "search":
-            raise ConfigError(f"space.name={config.space.name} is a setting of pipelines.search alone")
+        if pipeline not in ("search", "ablate"):
+            raise ConfigError(
+                f"space.name={config.space.name} is a setting of pipelines.search and pipelines.ablate alone"
+            )
         if config.budget.macs == AUTO:
             raise ConfigError("budget.macs=auto is that of a size; give networks of another space a number, or null")
         if config.search.finalists:

@@ -14,7 +14,16 @@ from torch import nn
 
 from esformer.benchmarks import get
 from esformer.benchmarks.base import Entry
-from esformer.benchmarks.nats_bench import OPS, SIZE_CELL, Cell, ResidualBlock, cell_ops, edge, topologies
+from esformer.benchmarks.nats_bench import (
+    OPS,
+    SIZE_CELL,
+    Cell,
+    ResidualBlock,
+    cell_ops,
+    edge,
+    skipped_layers,
+    topologies,
+)
 from esformer.topology import Block
 
 TSS, SSS = get("nats-tss"), get("nats-sss")
@@ -285,3 +294,16 @@ def test_damaged_official_files(official, refused, tmp_path):
 def test_official_files_need_the_package(monkeypatch, refused, tmp_path):
     monkeypatch.setitem(sys.modules, "nats_bench", None)
     refused(lambda: TSS.read(tmp_path), 'pip install -e ".[benchmarks]"')
+
+
+@pytest.mark.parametrize(
+    ("cell", "passed"),
+    [
+        ("|none~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|", 2),
+        ("|skip_connect~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|", 1),
+        ("|skip_connect~0|+|skip_connect~0|skip_connect~1|+|none~0|nor_conv_3x3~1|none~2|", 1 / 3),
+        ("|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|", 0),
+    ],
+)
+def test_skipped_layers_are_the_nodes_that_a_skip_connection_passes_over(cell, passed):
+    assert skipped_layers(cell) == pytest.approx(passed)

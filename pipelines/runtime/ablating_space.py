@@ -1,0 +1,205 @@
+"""An ablation where the truth is known: what accuracies searches find that differ in guide or algorithm."""
+
+import csv
+import json
+import logging
+import shlex
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from io import StringIO
+from statistics import mean, median, stdev
+from typing import Any
+
+import numpy as np
+from rich.box import MARKDOWN
+
+from configs.schema import AblateConfig, Config, ConfigError, RunConfig, SearchConfig
+from esformer.benchmarks.architecture import GeneArchitecture
+from esformer.benchmarks.gene_space import GeneSpace
+from esformer.errors import ESFormerError
+from esformer.files import write_text
+from esformer.guide import Guide
+from esformer.plots.ablation import by_method
+from esformer.plots.regret import draw_regret, mean_interval
+from esformer.proxies import names
+from esformer.search.journal import read, read_header
+from esformer.search.schedule import Schedule
+from esformer.search.trajectory import Trajectory
+from pipelines.runtime.ablating import ENDLESS, UNSEEN, Entry, Row, identity, known_numbers, send
+from pipelines.runtime.build import search_fabric, search_stage
+from pipelines.runtime.plan import Plan
+from pipelines.runtime.preflight import preflight
+from pipelines.runtime.report import show_rows
+from pipelines.runtime.run_folder import RunFolder, is_main
+from pipelines.runtime.searching import search_other
+
+log = logging.getLogger("esformer")
+
+DECOUPLED = "decoupled"
+"""The method that has its guides from the settings of the search."""
+NUMBERS = ("accuracy", "rank", "among", "best", "regret", "params", "macs", "search_evaluations", "search_seconds")
+"""What a row has of a search's summary."""
+
+
+def variants(search: SearchConfig) -> dict[str, dict[str, Any]]:
+    """The ways to search: the settings in which each differs from the search as it is configured, which has no name."""
+    one = {"starts": 1, "start_length": search.total}
+    large = {"start_population": search.population, "start_tournament": search.tournament}
+    return {
+        "": {},
+        "random": one | {"start_population": ENDLESS},
+        "rea": one | large | {"mutated_genes": 1, "crossover": False},
+        "one-phase": one | large,
+        "one-start": {"starts": 1, "start_length": search.starts * search.start_length},
+        "one-gene": {"mutated_genes": 1},
+        "no-crossover": {"crossover": False},
+    }
+
+
+def ablate_space(config: Config, arguments: Namespace, argv: Sequence[str]) -> list[Row]:
+    """Search a table with every method and seed, and compare the accuracies of what was found.
+
+    Args:
+        config: what all searches share, and what is compared.
+        arguments: the command line; its settings are those of the searches.
+        argv: the same, for the command by which the folder is known.
+
+    Raises:
+        ESFormerError: it cannot be searched; said before anything is.
+    """
+    plan = preflight("ablate", config, argv)
+    assert plan.stage is not None
+    space = plan.stage.space
+    if not isinstance(space, GeneSpace) or "accuracy" not in space.scores:
+        raise ConfigError(
+            f"an ablation of space {space.name} compares accuracies, so give its trained networks as --table"
+        )
+    entries = entries_of(plan.config, arguments, space)
+    for entry in entries:
+        if entry.seed == config.seed:
+            search_stage(entry.config)
+    with plan.run as run:
+        if is_main():
+            run.claim(run.title, identity(plan.config))
+        run.log_to_file()
+        rows = []
+        for number, entry in enumerate(entries, start=1):
+            log.info("%d of %d: %s, seed %d", number, len(entries), entry.method, entry.seed)
+            rows.append(find(entry, plan))
+        publish(rows, plan, space)
+        send(rows, plan)
+    return rows
+
+
+def entries_of(config: Config, arguments: Namespace, space: GeneSpace) -> list[Entry]:
+    """What is to be done, seed by seed.
+
+    Raises:
+        ConfigError: there is no such method, or it and the settings of the search do not go together.
+    """
+    if config.ablate.train:
+        raise ConfigError("ablate.train trains ESFormers; the networks of a table are trained already")
+    if config.seed + config.ablate.seeds > UNSEEN:
+        raise ConfigError(f"seed is {config.seed}; an ablation's seeds must stay below {UNSEEN}")
+    given = {"space": arguments.space, "table": arguments.table, "dataset": arguments.dataset}
+    shared = ["--size", config.size, *(["--quick"] if arguments.quick else [])]
+    shared += [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
+    shared += [setting for setting in arguments.settings if not setting.startswith(("ablate.", "run.dir=", "seed="))]
+    entries = []
+    for seed in range(config.seed, config.seed + config.ablate.seeds):
+        for method in dict.fromkeys(config.ablate.methods):
+            settings = settings_of(method, config.search, space)
+            try:
+                search = replace(config.search, **settings)
+            except ValueError as error:
+                raise ConfigError(f"search.{error}") from None
+            own = replace(config, seed=seed, search=search, run=RunConfig(), ablate=AblateConfig())
+            words = [f"search.{name}={'null' if value is None else value}" for name, value in settings.items()]
+            entries.append(Entry(method, seed, own, (*shared, *words, f"seed={seed}")))
+    return entries
+
+
+def settings_of(method: str, search: SearchConfig, space: GeneSpace) -> dict[str, Any]:
+    """The settings of a search by this method: GUIDE or GUIDE@VARIANT.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    guide, at, variant = method.partition("@")
+    known, ways = {*names(), *space.scores}, variants(search)
+    if (at and not variant) or variant not in ways:
+        raise ConfigError(
+            f"ablate.methods: there is no variant {variant!r}; after @ there can be {', '.join(filter(None, ways))}"
+        )
+    if guide == DECOUPLED:
+        return ways[variant] | {"joint_proxy": None}
+    try:
+        strangers = {*Guide.parse(guide).proxies} - known
+    except ESFormerError:
+        strangers = {guide}
+    if strangers:
+        raise ConfigError(
+            f"ablate.methods: there is no method {method!r}; a method is {DECOUPLED}, {', '.join(sorted(known))},"
+            " or a sum such as naswot + log_synflow, alone or with a variant such as @rea"
+        )
+    return ways[variant] | {"start_proxy": guide, "joint_proxy": guide}
+
+
+def find(entry: Entry, plan: Plan) -> Row:
+    """What a method finds with a seed; searched only if that is not known yet."""
+    run = RunFolder(
+        plan.run.path / "search" / entry.name, shlex.join(["python", "-m", "pipelines.search", *entry.arguments])
+    )
+    if not (known := known_numbers(run.summary, NUMBERS)):
+        if is_main():  # the others would be there before it has claimed the folder
+            run.path.mkdir(parents=True, exist_ok=True)
+        stage = search_stage(entry.config, search_fabric(plan))
+        own = replace(plan, pipeline="search", config=entry.config, run=run, stage=stage)
+        known = search_other(own, [])
+        if is_main():
+            write_text(run.summary, json.dumps(known, indent=1) + "\n")
+    numbers = {name.removeprefix("search_"): known[name] for name in NUMBERS}
+    return {"method": entry.method, "seed": entry.seed, **numbers, "architecture": known["architecture"]}
+
+
+def publish(rows: Sequence[Row], plan: Plan, space: GeneSpace) -> None:
+    """Leave `ablate.csv` and `ablate.png`, and print the table (as Markdown too reads it)."""
+    if not is_main():
+        return
+    run, text = plan.run, StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(run.path / "ablate.csv", text.getvalue())
+    draw_regret(on_the_way(rows, plan, space), rows, space.name, run.path / "ablate.png")
+    show_rows(summary(rows), box=MARKDOWN)
+    log.info("%s holds ablate.csv, ablate.png and every journal under search/", run.path)
+
+
+def on_the_way(rows: Sequence[Row], plan: Plan, space: GeneSpace) -> Mapping[str, np.ndarray]:
+    """By method, seeds x evaluations: the accuracy of what the guide had prized most in the phase until then."""
+    curves: dict[str, list[np.ndarray]] = {}
+    for row in rows:
+        journal = plan.run.path / "search" / f"{row['method']}-{row['seed']}" / "journal.jsonl"
+        trajectory, accuracies = Trajectory(Schedule(**read_header(journal)["schedule"]).steps()), []
+        for line in read(journal):
+            trajectory.append(line)
+            accuracies.append(space.accuracy(GeneArchitecture(space.name, line.genotype["architecture"])))
+        places = np.concatenate([span.start + trajectory.best(span) for span in trajectory.spans()])
+        curves.setdefault(row["method"], []).append(np.array(accuracies)[places])
+    return {method: np.array(several) for method, several in curves.items()}
+
+
+def summary(rows: Sequence[Row]) -> list[list[str]]:
+    """A head, and for each method what its searches found."""
+    lines = [["method", "seeds", "accuracy [%]", "95 % interval", "regret", "median rank", "evaluations", "seconds"]]
+    columns = ("regret", "rank", "evaluations", "seconds")
+    for method, found in by_method(rows, "accuracy").items():
+        regret, rank, evaluations, seconds = (by_method(rows, column)[method] for column in columns)
+        spread = f" ± {stdev(found):.2f}" if len(found) > 1 else ""
+        low, high = mean_interval(found)
+        interval = f"{low:.2f} to {high:.2f}" if len(found) > 1 else ""
+        cells = [f"{mean(found):.2f}{spread}", interval, f"{mean(regret):.2f}", f"{median(rank):,g}"]
+        lines.append([method, str(len(found)), *cells, f"{mean(evaluations):,.0f}", f"{mean(seconds):.1f}"])
+    return lines
