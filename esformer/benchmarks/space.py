@@ -70,7 +70,10 @@ class TableSpace(GeneSpace):
 
     def cost(self, architecture: GeneArchitecture) -> Cost:
         notation = architecture.notation
-        return Cost(self.benchmark.params(notation, self.dataset), self.benchmark.macs(notation, self.dataset))
+        if (known := self._costs.get(notation)) is None:  # the cheapest is sought among all, search after search
+            known = Cost(self.benchmark.params(notation, self.dataset), self.benchmark.macs(notation, self.dataset))
+            self._costs[notation] = known
+        return known
 
 
 def _counted(count: Callable[[str], float], architecture: GeneArchitecture) -> float:

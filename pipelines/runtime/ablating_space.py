@@ -78,7 +78,7 @@ def ablate_space(config: Config, arguments: Namespace, argv: Sequence[str]) -> l
     entries = entries_of(plan.config, arguments, space)
     for entry in entries:
         if entry.seed == config.seed:
-            search_stage(entry.config)
+            search_stage(entry.config, space=space)
     with plan.run as run:
         if is_main():
             run.claim(run.title, identity(plan.config))
@@ -86,7 +86,7 @@ def ablate_space(config: Config, arguments: Namespace, argv: Sequence[str]) -> l
         rows = []
         for number, entry in enumerate(entries, start=1):
             log.info("%d of %d: %s, seed %d", number, len(entries), entry.method, entry.seed)
-            rows.append(find(entry, plan))
+            rows.append(find(entry, plan, space))
         publish(rows, plan, space)
         send(rows, plan)
     return rows
@@ -98,8 +98,6 @@ def entries_of(config: Config, arguments: Namespace, space: GeneSpace) -> list[E
     Raises:
         ConfigError: there is no such method, or it and the settings of the search do not go together.
     """
-    if config.ablate.train:
-        raise ConfigError("ablate.train trains ESFormers; the networks of a table are trained already")
     if config.seed + config.ablate.seeds > UNSEEN:
         raise ConfigError(f"seed is {config.seed}; an ablation's seeds must stay below {UNSEEN}")
     given = {"space": arguments.space, "table": arguments.table, "dataset": arguments.dataset}
@@ -146,7 +144,7 @@ def settings_of(method: str, search: SearchConfig, space: GeneSpace) -> dict[str
     return ways[variant] | {"start_proxy": guide, "joint_proxy": guide}
 
 
-def find(entry: Entry, plan: Plan) -> Row:
+def find(entry: Entry, plan: Plan, space: GeneSpace) -> Row:
     """What a method finds with a seed; searched only if that is not known yet."""
     run = RunFolder(
         plan.run.path / "search" / entry.name, shlex.join(["python", "-m", "pipelines.search", *entry.arguments])
@@ -154,7 +152,7 @@ def find(entry: Entry, plan: Plan) -> Row:
     if not (known := known_numbers(run.summary, NUMBERS)):
         if is_main():  # the others would be there before it has claimed the folder
             run.path.mkdir(parents=True, exist_ok=True)
-        stage = search_stage(entry.config, search_fabric(plan))
+        stage = search_stage(entry.config, search_fabric(plan), space)
         own = replace(plan, pipeline="search", config=entry.config, run=run, stage=stage)
         known = search_other(own, [])
         if is_main():

@@ -90,17 +90,18 @@ def prepare(plan: Plan, genotype: Genotype | None = None) -> Iterator[list[Wandb
         disconnect()
 
 
-def search_stage(config: Config, fabric: Fabric | None = None) -> SearchStage:
+def search_stage(config: Config, fabric: Fabric | None = None, space: Space | None = None) -> SearchStage:
     """The search that the configuration asks for, not yet run.
 
     Args:
         config: the configuration.
         fabric: on which it runs.
+        space: what the configuration says that is searched, where it is open already.
 
     Raises:
         ESFormerError: it asks for what cannot be: a budget that nothing fits, an unknown proxy.
     """
-    space = _space(config)
+    space = space or _space(config)
     return SearchStage(
         space,
         budget(config),

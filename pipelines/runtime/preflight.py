@@ -53,6 +53,8 @@ def _refuse_settings(pipeline: str, config: Config, found: Processes) -> None:
             )
         if config.budget.macs == AUTO:
             raise ConfigError("budget.macs=auto is that of a size; give networks of another space a number, or null")
+        if config.ablate.train:
+            raise ConfigError("ablate.train trains ESFormers; the networks of a table are trained already")
         if config.search.finalists:
             raise ConfigError("search.finalists trains ESFormers, and a search of another space finds none")
     for name in ("genotype", "init"):
