@@ -6,6 +6,7 @@ that Peng et al. trained for 200 epochs on CIFAR-10 ("SWAP-NAS", ICLR 2024); the
 
 import ast
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ class Genotype(NamedTuple):
     reduce_concat: list[int]
 
 
+@lru_cache(maxsize=1024)  # a search asks for the cost, the score and the genes of the same one
 def parse(architecture: str) -> Genotype:
     """The genotype that a text says, `repr` of which is the same for all texts that mean the same.
 

@@ -6,7 +6,6 @@ from itertools import chain, combinations
 
 from torch import nn
 
-from esformer.benchmarks.architecture import GeneArchitecture
 from esformer.benchmarks.base import BenchmarkError
 from esformer.benchmarks.darts import NODES, OPS, Darts, Genotype, parse
 from esformer.benchmarks.gene_space import GeneSpace
@@ -77,6 +76,6 @@ class DartsSpace(GeneSpace):
     def topology(self, values: Sequence[str]) -> Topology:
         return self._darts.topology(self.spell(values))
 
-    def cost(self, architecture: GeneArchitecture) -> Cost:
-        notation = architecture.notation
+    def count(self, values: Sequence[str]) -> Cost:
+        notation = self.spell(values)
         return Cost(self._darts.params(notation), self._darts.macs(notation))

@@ -68,12 +68,9 @@ class TableSpace(GeneSpace):
     def values(self, notation: str) -> tuple[str, ...]:
         return self.benchmark.values(notation)
 
-    def cost(self, architecture: GeneArchitecture) -> Cost:
-        notation = architecture.notation
-        if (known := self._costs.get(notation)) is None:  # the cheapest is sought among all, search after search
-            known = Cost(self.benchmark.params(notation, self.dataset), self.benchmark.macs(notation, self.dataset))
-            self._costs[notation] = known
-        return known
+    def count(self, values: Sequence[str]) -> Cost:
+        notation = self.spell(values)
+        return Cost(self.benchmark.params(notation, self.dataset), self.benchmark.macs(notation, self.dataset))
 
 
 def _counted(count: Callable[[str], float], architecture: GeneArchitecture) -> float:

@@ -78,6 +78,8 @@ def search_other(plan: Plan, loggers: list[WandbLogger]) -> dict[str, Any]:
     if isinstance(space, GeneSpace) and isinstance(found, GeneArchitecture):
         standing = space.standing(found, plan.stage.budget)
     log.info("%s is found%s", found, "" if standing is None else f": {standing}")
+    if (ties := count_ties(result)) > 1:
+        log.info("%d of the architectures evaluated have its score; it is the first of them that was met", ties)
     return {
         "space": space.name,
         "architecture": str(found),
@@ -87,8 +89,15 @@ def search_other(plan: Plan, loggers: list[WandbLogger]) -> dict[str, Any]:
         "search_evaluations": result.evaluations,
         "search_seconds": result.seconds,
         "search_score": result.scores,
+        "search_ties": ties,
         **({} if standing is None else asdict(standing)),
     }
+
+
+def count_ties(result: SearchResult) -> int:
+    """How many architectures of those that the search evaluated have the scores of the one that it found."""
+    tied = (str(line.genotype) for line in result.journal if line.scores == result.scores)
+    return len({*tied})
 
 
 def found_by(plan: Plan, result: SearchResult) -> str:

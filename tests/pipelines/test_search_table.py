@@ -11,7 +11,9 @@ from PIL import Image
 
 from configs.compose import compose
 from esformer.benchmarks import get
+from esformer.benchmarks.darts import Darts
 from esformer.errors import ESFormerError
+from esformer.proxies import get as get_proxy
 from pipelines import search
 
 SHORT = ("search=naswot", "search.start_length=60", "search.total=60", "search.start_population=10")
@@ -43,6 +45,34 @@ def test_what_is_found_is_told_with_its_rank_and_its_regret(table, tmp_path, cap
     with Image.open("r/search.png") as picture:
         assert min(picture.size) > 400
     assert json.loads(Path("r/summary.json").read_text()) == found == search.main([*COMMAND, "run.dir=r"])
+
+
+def test_equals_are_counted_and_the_first_of_them_is_found(tmp_path, capsys):
+    rows = ("8:8:8:8:8,90", "8:8:8:8:16,90", "8:8:8:8:24,80", "8:8:8:8:32,90")
+    (tmp_path / "sss.csv").write_text("\n".join(["arch,cifar10_test", *rows]))
+    found = search.main([*COMMAND, "run.dir=r"])
+    lines = [json.loads(line) for line in Path("r/journal.jsonl").read_text().splitlines()[1:]]
+    first = next(line["genotype"]["architecture"] for line in lines if line["scores"]["accuracy"] == 90)
+    assert (found["architecture"], found["search_ties"]) == (first, 3)
+    assert "3 of the architectures evaluated have its score; it is the first" in capsys.readouterr().out
+
+
+def test_sed_on_darts_takes_the_best_of_random_genotypes():
+    few = (
+        "search.start_length=80",
+        "search.total=80",
+        "search.start_population=80",
+        "run.dir=r",
+        "wandb.mode=disabled",
+    )
+    found = search.main(["--space", "darts", "search=sed", *few])
+    lines = [json.loads(line) for line in Path("r/journal.jsonl").read_text().splitlines()[1:]]
+    best = max(lines, key=lambda line: line["scores"]["sed"])
+    assert found["architecture"] == best["genotype"]["architecture"] and "accuracy" not in found
+    assert {line["origin"] for line in lines} == {"sample"} and len(lines) == 80
+    darts, proxy = Darts(36, 20), get_proxy("sed")
+    assert found["search_score"]["sed"] == pytest.approx(proxy.values(darts.topology(found["architecture"]))[1])
+    assert found["params"] == darts.params(found["architecture"]) and found["search_ties"] == 1
 
 
 def test_its_report_shows_every_architecture():
@@ -133,5 +163,7 @@ def test_a_space_without_a_table_and_a_table_without_a_space():
 def test_other_commands_know_no_tables():
     from pipelines import train
 
-    with pytest.raises(ESFormerError, match="space.name=nats-sss is a setting of pipelines.search alone"):
+    with pytest.raises(
+        ESFormerError, match="space.name=nats-sss is a setting of pipelines.search and pipelines.ablate alone"
+    ):
         train.main(["--quick", "space.name=nats-sss", "space.table=sss.csv"])
