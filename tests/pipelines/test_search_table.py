@@ -163,7 +163,5 @@ def test_a_space_without_a_table_and_a_table_without_a_space():
 def test_other_commands_know_no_tables():
     from pipelines import train
 
-    with pytest.raises(
-        ESFormerError, match="space.name=nats-sss is a setting of pipelines.search and pipelines.ablate alone"
-    ):
+    with pytest.raises(ESFormerError, match="nats-sss is a setting of pipelines.search and pipelines.ablate alone"):
         train.main(["--quick", "space.name=nats-sss", "space.table=sss.csv"])
