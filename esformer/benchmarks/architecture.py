@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +13,9 @@ from typing import Any
 
 import yaml
 
+from esformer.errors import ESFormerError
 from esformer.files import write_text
+from esformer.proxies import ProxyError
 
 
 def digest(known: Any) -> str:
@@ -51,6 +56,29 @@ class GeneArchitecture:
         """
         head = "".join(f"# {line}\n" for line in comment.splitlines())
         write_text(Path(path), head + yaml.safe_dump(self.to_dict(), sort_keys=False, width=1000))
+
+
+@contextmanager
+def said_of(space: str, notation: str) -> Iterator[None]:
+    """Whatever goes wrong with a network is said of its architecture: somebody's space can raise anything.
+
+    Args:
+        space: its name.
+        notation: the architecture, as the space writes it.
+
+    Raises:
+        ProxyError: in place of what was raised.
+    """
+    try:
+        yield
+    except ESFormerError as error:
+        raise ProxyError(f"architecture {notation} of space {space}: {error}") from error
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise ProxyError(
+            f"architecture {notation} of space {space} cannot be built or scored: {type(error).__name__}: {error}"
+            f" ({frame.filename}, line {frame.lineno})"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The contract that every benchmark keeps: architectures of known trained accuracy, and how to build their networks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -168,6 +168,14 @@ class GeneBenchmark(Benchmark):
         Raises:
             BenchmarkError: there is no such architecture.
         """
+
+    def same(self, architectures: Sequence[str]) -> Sequence[Hashable]:
+        """What all architectures of one network have in common, where several lists of genes build the same.
+
+        Args:
+            architectures: in the benchmark's notation.
+        """
+        return architectures
 
     def is_connected(self, architecture: str) -> bool:
         """Whether the output depends on the image; where it does not, hardly a proxy is defined, and no search looks.

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from esformer.benchmarks.architecture import GeneArchitecture, Standing, digest
+from esformer.benchmarks.architecture import GeneArchitecture, Standing, digest, said_of
 from esformer.benchmarks.base import BenchmarkError, shown
 from esformer.benchmarks.tables import entries, read_csv
 from esformer.choices import Group
@@ -21,6 +21,7 @@ from esformer.proxies import Proxy, ProxyError, Subject, score
 from esformer.proxies.macs import count_macs
 from esformer.topology import Topology
 
+GROUPS: tuple[Group, ...] = ("topology", "size")
 TRIES = 1000
 """How often genes are drawn for an architecture that is of the space."""
 
@@ -61,17 +62,32 @@ class GeneSpace(ABC):
     """Classes of its networks."""
 
     def __init__(self, table: str | os.PathLike[str] | None = None, dataset: str | None = None) -> None:
+        self._check_genes()
         if dataset is not None:
+            if table is None:
+                raise BenchmarkError(f"space {self.name} has no dataset {dataset!r} without a table of accuracies")
             self.name = f"{self.name}/{dataset}"
-        if len(self._groups) != len(self.genes):
-            raise BenchmarkError(f"{self.name} has {len(self.genes)} genes, and groups of {len(self._groups)}")
         self._costs: dict[str, Cost] = {}
         self._know({} if table is None else self.read(Path(table), dataset or "accuracy"))
+
+    def _check_genes(self) -> None:
+        """Refuse genes that none can be drawn from, or that no notation can tell."""
+        name = self.name
+        if not self.genes:
+            raise BenchmarkError(f"space {name} has no genes")
+        for place, gene in enumerate(self.genes, 1):
+            if not gene or len({*gene}) < len(gene) or not all(isinstance(value, str) and value for value in gene):
+                raise BenchmarkError(f"gene {place} of space {name} is {gene!r}; it must be some words, all different")
+        if len(self._groups) != len(self.genes) or not {*self._groups} <= {*GROUPS}:
+            raise BenchmarkError(
+                f"the groups of space {name} are {self.group!r}; they must be {' or '.join(GROUPS)}, one for all its"
+                f" {len(self.genes)} genes or one for each"
+            )
 
     def _know(self, accuracies: Mapping[str, float]) -> None:
         """Take the accuracies of a table."""
         self._accuracies = dict(accuracies)
-        self._drawn = sorted(filter(self._has, self._accuracies))
+        self._drawn = sorted(filter(self._may_draw, self._accuracies))
         if self._accuracies and not self._drawn:
             raise BenchmarkError(f"none of the architectures that the table of {self.name} holds may be drawn")
 
@@ -136,13 +152,15 @@ class GeneSpace(ABC):
             BenchmarkError: it is not there, or not a table of this space.
         """
         rows = ((architecture, value, None) for architecture, value in read_csv(table, "architecture", dataset))
-        return {entry.architecture: entry.accuracy for entry in entries(table, rows, self._checked)}
+        known = {entry.architecture: entry.accuracy for entry in entries(table, rows, self._checked)}
+        if max(known.values()) <= 1:
+            raise BenchmarkError(f"{table}: no accuracy is above 1 %; they must be in percent")
+        return known
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """The groups of genes that it has."""
-        every: tuple[Group, ...] = ("topology", "size")
-        return tuple(group for group in every if group in self._groups)
+        return tuple(group for group in GROUPS if group in self._groups)
 
     @property
     def cardinality(self) -> int:
@@ -245,9 +263,10 @@ class GeneSpace(ABC):
         Args:
             values: a value of each gene.
         """
-        network = self.network(values)
-        params = sum(parameter.numel() for parameter in network.parameters())
-        return Cost(params, count_macs(network, torch.zeros(1, 3, self.img_size, self.img_size)))
+        with said_of(self.name, self.spell(values)):
+            network = self.network(values)
+            params = sum(parameter.numel() for parameter in network.parameters())
+            return Cost(params, count_macs(network, torch.zeros(1, 3, self.img_size, self.img_size)))
 
     def cost(self, architecture: GeneArchitecture) -> Cost:
         """Parameters and MACs of its network, counted once.
@@ -281,10 +300,10 @@ class GeneSpace(ABC):
         Raises:
             ProxyError: it cannot be scored.
         """
-        values = self._parent(architecture)
-        subject: Subject = shown(proxy, seed, lambda: self.network(values), lambda: self.topology(values))
-        name = architecture.notation
-        return score(proxy, subject, seed, self.img_size, images, labels, identity=name, draws=draws)
+        values, name = self._parent(architecture), architecture.notation
+        with said_of(self.name, name):
+            subject: Subject = shown(proxy, seed, lambda: self.network(values), lambda: self.topology(values))
+            return score(proxy, subject, seed, self.img_size, images, labels, identity=name, draws=draws)
 
     def accuracy(self, architecture: GeneArchitecture) -> float:
         """The accuracy of the trained network, in percent.
@@ -327,9 +346,12 @@ class GeneSpace(ABC):
         if self._accuracies and notation not in self._accuracies:
             return False
         try:
-            return self.is_valid(self.values(notation))
+            return self._may_draw(notation)
         except BenchmarkError:
             return False
+
+    def _may_draw(self, notation: str) -> bool:
+        return self.is_valid(self.values(notation))
 
     def _checked(self, notation: str) -> str:
         return self.spell(self.values(notation))

@@ -44,6 +44,7 @@ class TableSpace(GeneSpace):
         images = benchmark.dataset(self.dataset)
         self.img_size, self.num_classes = images.img_size, images.num_classes
         super().__init__(table, self.dataset)
+        self._listed = dict(zip(benchmark.same([*self._accuracies]), self._accuracies, strict=True))
 
     def read(self, table: Path, dataset: str) -> dict[str, float]:
         return {entry.architecture: entry.accuracy for entry in self.benchmark.read(table, dataset)}
@@ -63,10 +64,17 @@ class TableSpace(GeneSpace):
         return self.benchmark.is_connected(self.spell(values))
 
     def spell(self, values: Sequence[str]) -> str:
-        return self.benchmark.spell(values)
+        """The architecture of the table that is the network of these genes; another notation, if there is none."""
+        notation = self.benchmark.spell(values)
+        if notation in self._accuracies:
+            return notation
+        return self._listed.get(self.benchmark.same([notation])[0], notation)
 
     def values(self, notation: str) -> tuple[str, ...]:
         return self.benchmark.values(notation)
+
+    def _may_draw(self, notation: str) -> bool:
+        return self.benchmark.is_connected(notation)
 
     def count(self, values: Sequence[str]) -> Cost:
         notation = self.spell(values)

@@ -12,7 +12,7 @@ from esformer.benchmarks.darts_space import DartsSpace
 from esformer.benchmarks.space import TableSpace
 from esformer.search.space import ScoredSpace
 
-TABLES = ("nats-tss", "nats-sss", "channel-bench-resnet")
+TABLES = ("nats-tss", "nats-sss", "channel-bench-resnet", "nasbench101")
 """The benchmarks whose tables are spaces."""
 Opener = Callable[[str | os.PathLike[str] | None, str | None], Any]
 _Opener = TypeVar("_Opener", bound=Opener)

@@ -1,5 +1,6 @@
 """What the genotypes of a search cost, and which of them its budget allows; a latency is measured once."""
 
+import random
 from typing import Any
 
 from esformer.errors import ESFormerError
@@ -65,6 +66,8 @@ class Costs:
                 journal.append_latency(digest, latency)
 
     def _cheapest(self, timed: bool) -> Any:
+        if self._priced is not None and self.budget == Budget():
+            return self.space.sample(random.Random(0))  # nothing is too dear; to price a whole table can take a minute
         limits = {name: limit for name in ("params", "macs") if (limit := getattr(self.budget, name)) is not None}
 
         def weigh(genotype: Architecture) -> float:

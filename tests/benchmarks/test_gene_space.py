@@ -98,10 +98,45 @@ def test_a_space_says_what_it_does_not_know():
         space.values("5-3-7")
     with pytest.raises(BenchmarkError, match="5-3-32 is no architecture of space nets"):
         space.mutate(GeneArchitecture("nets", "5-3-32"), random.Random(0))
-    with pytest.raises(BenchmarkError, match="nets has 3 genes, and groups of 2"):
-        type("Few", (Nets,), {"group": ("size", "size")})()
     with pytest.raises(BenchmarkError, match="none of 1,000 architectures drawn from nets is valid"):
         type("Void", (Nets,), {"is_valid": lambda self, values: False})().sample(random.Random(0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"genes": ()}, "space nets has no genes"),
+        ({"genes": (("1",), ())}, r"gene 2 of space nets is \(\); it must be some words, all different"),
+        ({"genes": ((1, 2),)}, r"gene 1 of space nets is \(1, 2\); it must be some words"),
+        ({"genes": (("a", "a"),)}, "all different"),
+        ({"group": ("size", "size")}, "topology or size, one for all its 3 genes or one for each"),
+        ({"group": "topolgy"}, "the groups of space nets are 'topolgy'; they must be topology or size"),
+    ],
+)
+def test_genes_from_which_nothing_can_be_drawn_are_refused(wrong, says):
+    with pytest.raises(BenchmarkError, match=says):
+        type("Wrong", (Nets,), wrong)()
+
+
+def test_what_goes_wrong_in_a_network_is_said_of_its_architecture():
+    class Broken(Nets):
+        def network(self, values):
+            if values[0] == "5":
+                raise ValueError("no such kernel")
+            return nn.Sequential(nn.Flatten(), nn.Linear(5, 10))
+
+    space = Broken()
+    built, scored = space.cost, lambda one: space.score(get("log_synflow"), one, 0)
+    for notation, act, says in (
+        ("5-3-8", built, "cannot be built or scored: ValueError: no such kernel .*test_gene_space.py, line"),
+        ("5-3-8", scored, "cannot be built or scored: ValueError: no such kernel .*test_gene_space.py, line"),
+        ("1-3-8", built, "cannot be built or scored: RuntimeError: .*shapes cannot be multiplied"),
+        ("1-3-8", scored, "log_synflow cannot run this network .*shapes cannot be multiplied"),
+    ):
+        with pytest.raises(ProxyError, match=f"architecture {notation} of space nets:? {says}"):
+            act(GeneArchitecture("nets", notation))
+    with pytest.raises(BenchmarkError, match="space nets has no dataset 'cifar100' without a table"):
+        Nets(None, "cifar100")
 
 
 def test_a_score_is_a_function_of_architecture_and_seed():
@@ -129,6 +164,7 @@ def test_a_table_says_what_is_drawn_and_how_good_it_is(write):
         ("architecture,accuracy\n3-3-9,60\n", "architecture 1: '3-3-9' is no architecture of nets"),
         ("architecture,accuracy\n3-3-8,600\n", "it must be in percent"),
         ("architecture,accuracy\n3-3-8,6\n3-3-8,6\n", "is there twice"),
+        ("architecture,accuracy\n3-3-8,0.6\n1-3-8,0.65\n", "no accuracy is above 1 %; they must be in percent"),
         ("architecture,accuracy\n5-3-32,60\n", "none of the architectures that the table of nets holds may be drawn"),
     ],
 )
