@@ -9,8 +9,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from torch import nn
 
 from esformer.benchmarks import get
-from esformer.benchmarks.base import Entry
-from esformer.benchmarks.nasbench101 import Cell, Vertex, parse, vertex_widths
+from esformer.benchmarks.base import BenchmarkError, Entry
+from esformer.benchmarks.nasbench101 import Cell, Vertex, fingerprints, parse, vertex_widths
+from esformer.benchmarks.space import TableSpace
+from esformer.proxies.macs import count_macs
 from esformer.topology import Block
 
 BENCHMARK = get("nasbench101")
@@ -29,6 +31,65 @@ def test_every_row(table, counted_as_built):
     for entry in sample:
         (block,) = BENCHMARK.topology(entry.architecture).blocks
         assert sum(block.convs.values()) + sum(block.pools.values()) + block.skips <= block.slots
+    numbers = BENCHMARK.same([entry.architecture for entry in entries])
+    assert len({*numbers}) == len(numbers)  # no two cells of the official table are the same network
+
+
+def reordered(architecture, rng):
+    """The same cell with its inner vertices in another order that edges allow, and a useless vertex where one fits."""
+    *inner, output = parse(architecture)
+    edges = [(s, t) for t, v in enumerate([*inner, output], 1) for s in [*v.sources, *[0] * v.projected]]
+    ops = {number: vertex.op for number, vertex in enumerate(inner, 1)}
+    if len(inner) < 5 and len(edges) < 9:
+        ops["useless"] = rng.choice("31p")
+        edges.append((0, "useless"))
+    order, left = [0], {*ops}
+    while left:
+        ready = [v for v in left if all(s in order for s, t in edges if t == v)]
+        order.append(rng.choice(sorted(ready, key=str)))
+        left.remove(order[-1])
+    order.append(len(inner) + 1)
+    n, found = len(order), {(order.index(s), order.index(t)) for s, t in edges}
+    matrix = "".join(str(int((a, b) in found)) for a in range(n) for b in range(a + 1, n))
+    return f"{n}:{matrix}:{''.join(ops[v] for v in order[1:-1])}"
+
+
+def test_a_cell_in_another_order_is_the_same_and_another_cell_is_not():
+    rng = random.Random(0)
+    several = []
+    while len(several) < 200:
+        values = [rng.choice(gene) for gene in BENCHMARK.genes]
+        try:
+            parse(BENCHMARK.spell(values))
+            several.append(BENCHMARK.spell(values))
+        except BenchmarkError:
+            pass
+    others = [reordered(one, rng) for one in several]
+    assert sum(one != other for one, other in zip(several, others, strict=True)) > 100
+    assert fingerprints(several).tolist() == fingerprints(others).tolist()
+    for architecture, op in (("4:110101:31", "p"), ("3:111:3", "1"), ("7:100110100001001010101:3p331", "3")):
+        changed = architecture[:-1] + op
+        assert fingerprints([architecture]) != fingerprints([changed])
+    assert fingerprints(["4:100101:31"]) != fingerprints(["4:100101:13"])  # one after the other
+
+
+def test_its_table_is_searched_whatever_notation_the_table_has(tmp_path):
+    cells = ["2:1:", "3:101:3", "3:101:1", "3:101:p", "3:111:3", "4:100101:33", "4:110011:13"]
+    rows = [f"{i},{i},{cell.replace(':', ',')},1,{90 + i}" for i, cell in enumerate(cells)]
+    (tmp_path / "t.csv").write_text("\n".join(["hash10,_,n,adj,ops,params,test_acc", *rows, ""]))
+    space, rng = TableSpace(BENCHMARK, tmp_path / "t.csv"), random.Random(0)
+    for cell in cells:
+        assert space.spell(space.values(cell)) == cell
+    assert space.spell(space.values("4:110011:31")) == "4:110011:13"  # two branches, in the table's order
+    start = space.sample(rng)
+    reached = {start.notation}
+    for _ in range(40):
+        start = space.mutate(start, rng)
+        reached.add(start.notation)
+    assert reached <= {*cells} and len(reached) > 4
+    for cell in cells:
+        network = BENCHMARK.network(cell).eval()
+        assert BENCHMARK.macs(cell) == count_macs(network, torch.zeros(1, 3, 32, 32)), cell
 
 
 def test_parameters_by_hand():
