@@ -1,6 +1,7 @@
 """What searches of a table of trained networks find, as a picture."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from esformer.plots.ablation import by_method
+
+COLORS = [f"C{n}" for n in range(10)] + ["black", "gold", "darkblue", "lime", "salmon", "teal"]
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -34,9 +37,9 @@ def draw_regret(curves: Mapping[str, np.ndarray], rows: Sequence[Mapping[str, An
     methods, best = list(curves), max(row["best"] for row in rows)
     figure = Figure(figsize=(14, max(4.5, 1.5 + 0.3 * len(methods))), layout="constrained")
     way, end = figure.subplots(1, 2)
-    for method in methods:
+    for method, color in zip(methods, cycle(COLORS)):
         accuracies = curves[method].mean(0)
-        way.plot(np.arange(1, len(accuracies) + 1), accuracies, lw=1.3, label=method)
+        way.plot(np.arange(1, len(accuracies) + 1), accuracies, lw=1.3, color=color, label=method)
     way.axhline(best, color="black", lw=0.8, ls=":")
     way.set_xscale("log")
     way.set_ylim(bottom=min(curve.mean(0)[min(9, curve.shape[1] - 1)] for curve in curves.values()), auto=None)
@@ -49,6 +52,6 @@ def draw_regret(curves: Mapping[str, np.ndarray], rows: Sequence[Mapping[str, An
     end.axvline(best, color="black", lw=0.8, ls=":")
     end.set_yticks(range(len(methods)), methods, fontsize=8)
     end.invert_yaxis()
-    end.set_xlabel("accuracy found [%]: each seed; grey: the mean's 95 % interval; dotted: the best there is")
+    end.set_xlabel("accuracy found [%]; grey: the mean's 95 % interval; dotted: the best")
     figure.suptitle(f"Searches of {space} by what guides them and how", fontsize=10)
     figure.savefig(path, dpi=130)
