@@ -136,7 +136,7 @@ def read_run(path: Path) -> Record:
             _attempt(run, reading, path / name)
     for file in sorted(path.glob("checkpoints/*-evaluation/evaluation.json")):
         _attempt(run, lambda file: run.evaluated.update({file.parent: _mapping(file)}), file)
-    run.state = "finished" if run.summary else "running" if _is_locked(path / ".lock") else "stopped"
+    run.state = "finished" if run.summary else "running" if is_locked(path / ".lock") else "stopped"
     return run
 
 
@@ -196,7 +196,7 @@ def _mapping(file: Path) -> dict[str, Any]:
     return value
 
 
-def _is_locked(lock: Path) -> bool:
+def is_locked(lock: Path) -> bool:
     """Whether a process is at work in the folder. Looking takes a moment, for which starting processes wait."""
     try:
         with lock.open("rb") as file:

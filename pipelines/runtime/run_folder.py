@@ -369,7 +369,8 @@ def _default(pipeline: str, config: Config) -> Path:
     `budget.macs=auto`, so that a run of before goes on; it is null that is told apart.
     """
     if pipeline == "ablate":
-        return Path("runs") / f"ablate-{SearchSpace.for_size(config.size, config.search.extended).name}"
+        other = "-".join(filter(None, (config.space.name, config.space.dataset)))
+        return Path("runs") / f"ablate-{other or SearchSpace.for_size(config.size, config.search.extended).name}"
     phrases = {*differences("{}", to_yaml(config))} - {UNLIMITED}
     phrases |= {"budget.macs was auto, is None"} if config.budget.macs is None else set()
     identity = "\n".join(phrase for phrase in sorted(phrases) if not phrase.startswith("data.decoder "))

@@ -19,7 +19,7 @@ except SystemExit:
 heavy = "torch torchvision lightning timm numpy scipy sklearn matplotlib wandb pandas onnx rich".split()
 print([name for name in heavy if name in sys.modules], file=sys.stderr)
 """
-WITHOUT_SETTINGS = ("correlate", "export", "report", "script")
+WITHOUT_SETTINGS = ("correlate", "export", "report", "runs", "script")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -37,7 +37,19 @@ def test_help_is_light_and_explains_every_setting(command):
 def test_every_command_is_listed_with_what_it_does(capsys):
     main(["--help"])
     lines = capsys.readouterr().out.splitlines()
-    names = ["ablate", "correlate", "evaluate", "export", "full", "report", "script", "search", "survey", "train"]
+    names = [
+        "ablate",
+        "correlate",
+        "evaluate",
+        "export",
+        "full",
+        "report",
+        "runs",
+        "script",
+        "search",
+        "survey",
+        "train",
+    ]
     assert names == COMMANDS
     for name in COMMANDS:
         (line,) = [line for line in lines if line.startswith(f"  {name} ")]
