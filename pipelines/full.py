@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from pipelines.runtime.dry_run import dry_run
     from pipelines.runtime.finalists import choose
     from pipelines.runtime.preflight import preflight
-    from pipelines.runtime.searching import search, search_summary
+    from pipelines.runtime.searching import compare, search, search_summary
     from pipelines.runtime.start import descent
     from pipelines.runtime.training import train
 
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if summary := run.finished():
             return summary
         chosen = choose(plan, flags, loggers, search(plan, loggers))
+        compare(plan, chosen.genotype)
         found = search_summary(plan, chosen.genotype) | chosen.summary
         start = chosen.start(plan)
         provenance = {"command": run.command, **found, **descent(start)}

@@ -59,7 +59,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from pipelines.runtime.finalists import choose
     from pipelines.runtime.preflight import preflight
     from pipelines.runtime.run_folder import is_main
-    from pipelines.runtime.searching import check_points, replay, search, search_other, search_summary, write_points
+    from pipelines.runtime.searching import (
+        check_points,
+        compare,
+        replay,
+        search,
+        search_other,
+        search_summary,
+        write_points,
+    )
     from pipelines.timing.speed import speed
 
     if config.space.name is not None and (flags.speed is not None or flags.replay):
@@ -82,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             summary = run.finish({**search_other(plan, loggers), "commands": [run.command]})
         elif summary is None:
             chosen = choose(plan, flags, loggers, search(plan, loggers))
+            compare(plan, chosen.genotype)
             found = search_summary(plan, chosen.genotype) | chosen.summary
             summary = run.finish({**found, "commands": [run.command]})
         if flags.points and is_main():

@@ -33,20 +33,15 @@ from pipelines.runtime.plan import Plan
 from pipelines.runtime.preflight import preflight
 from pipelines.runtime.report import show_rows
 from pipelines.runtime.run_folder import RunFolder, is_main, read_summary
-from pipelines.runtime.searching import search, search_summary
+from pipelines.runtime.searching import PROXIES, UNSEEN, search, search_summary
 from pipelines.runtime.training import train_alone
 
 log = logging.getLogger("esformer")
 
 SUM = "entropic_score+log_synflow"
-PROXIES = ("entropic_score", "log_synflow")
-"""What every genotype is scored with in the end, whatever guided its search."""
 REFERENCE = "efficientformerv2"
 METHODS = ("decoupled", "sum", "random", REFERENCE)
 """The methods that are not named after proxies."""
-UNSEEN = 2**31
-"""Added to a search's seed for the scores of the table. A search finds what its draws favour most (the winner's curse),
-so its own scores flatter it."""
 ENDLESS = 10**9
 """More genotypes than a search ever scores: a population of so many is never bred from."""
 

@@ -26,13 +26,13 @@ from esformer.proxies import names
 from esformer.search.journal import read, read_header
 from esformer.search.schedule import Schedule
 from esformer.search.trajectory import Trajectory
-from pipelines.runtime.ablating import ENDLESS, UNSEEN, Entry, Row, identity, known_numbers, send
+from pipelines.runtime.ablating import ENDLESS, Entry, Row, identity, known_numbers, send
 from pipelines.runtime.build import search_fabric, search_stage
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.preflight import preflight
 from pipelines.runtime.report import show_rows
 from pipelines.runtime.run_folder import RunFolder, is_main
-from pipelines.runtime.searching import search_other
+from pipelines.runtime.searching import UNSEEN, search_other
 
 log = logging.getLogger("esformer")
 

@@ -11,6 +11,9 @@ from rich.table import Column, Table
 WIDE, NARROW = 200, 80
 """Characters of a line in a log, at most: of a table's row, and of a summary where words are not longer."""
 
+SHARES = ("top1", "top5", "ema_top1", "ema_top5")
+"""Of images, from 0 to 1; people read them in percent."""
+
 
 def console() -> Console:
     """As wide as the terminal, where there is one; what is printed is text, though paths may look like markup."""
@@ -35,7 +38,9 @@ def show(summary: dict[str, Any]) -> None:
     """Print a summary as a table."""
     table = Table(Column(min_width=max(map(len, summary))), Column(), show_header=False)
     for key, value in summary.items():
-        if isinstance(value, float):
+        if key in SHARES and isinstance(value, int | float):
+            value = f"{100 * value:.2f} %"
+        elif isinstance(value, float):
             value = f"{value:.4f}" if value < 10 else f"{value:,.1f}"
         elif isinstance(value, int):
             value = f"{value:,}"

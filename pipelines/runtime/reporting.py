@@ -15,6 +15,7 @@ from esformer.report.page import Page, folded, number, picture, table, text
 from esformer.search.trajectory import PhaseRange
 from esformer.throttle import Throttle
 from pipelines.runtime.record import Record, read_run
+from pipelines.runtime.report import SHARES
 
 log = logging.getLogger("esformer")
 
@@ -31,7 +32,6 @@ STATES = {
     "stopped": "stopped before its end; the same command goes on where it was",
 }
 TOP1 = {"val/top1": "Validation top-1, raw weights", "val/ema_top1": "Validation top-1, averaged weights"}
-PERCENT = ("top1", "top5", "ema_top1", "ema_top5")
 
 
 class LiveReport:
@@ -135,7 +135,7 @@ def result(run: Record) -> str:
 
 
 def _shown(key: str, value: Any) -> str:
-    if key in PERCENT and isinstance(value, int | float):
+    if key in SHARES and isinstance(value, int | float):
         return f"{100 * value:.2f} %"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {number(one)}" for name, one in value.items())
@@ -246,7 +246,7 @@ def logged(run: Record) -> str:
 
 def side_by_side(page: Page, runs: Sequence[Record]) -> list[str]:
     """A table of the runs, and their searches and trainings in one chart each."""
-    keys = ["params", "macs", "search_evaluations", "search_score", *PERCENT[::2]]
+    keys = ["params", "macs", "search_evaluations", "search_score", *SHARES[::2]]
     keys += ["accuracy", "rank", "regret"] if any(run.of_other_space for run in runs) else []
     head = ("run", "state", "space", *(key.replace("_", " ") for key in keys))
     rows = [(run.path, run.state, run.space, *(_shown(k, run.summary.get(k)) for k in keys)) for run in runs]

@@ -15,8 +15,10 @@ from configs.budget import explain_auto, price_of
 from configs.schema import AUTO, Config, ConfigError
 from esformer.benchmarks.architecture import GeneArchitecture
 from esformer.benchmarks.gene_space import GeneSpace
+from esformer.choices import size_of
 from esformer.genotype import Genotype
 from esformer.plots.family import draw_family
+from esformer.proxies import get, score
 from esformer.search.callback import SearchResult
 from esformer.search.family import read_family, write_family
 from esformer.search.journal import JournalError, read
@@ -25,12 +27,18 @@ from esformer.search.replay import replay as rebuild
 from esformer.space import SearchSpace
 from pipelines.runtime.build import search_fabric
 from pipelines.runtime.plan import Plan
-from pipelines.runtime.report import show
+from pipelines.runtime.report import show, show_rows
 from pipelines.runtime.run_folder import RunError, is_main, start_logging
 from pipelines.runtime.signals import stop
 from pipelines.runtime.tracking import log_genotype
 
 log = logging.getLogger("esformer")
+
+PROXIES = ("entropic_score", "log_synflow")
+"""What a genotype is scored with in the end, whatever guided its search."""
+UNSEEN = 2**31
+"""Added to a search's seed for these scores. A search finds what its draws favour most (the winner's curse), so its own
+scores flatter it."""
 
 
 def search(plan: Plan, loggers: list[WandbLogger]) -> Genotype:
@@ -49,6 +57,22 @@ def search(plan: Plan, loggers: list[WandbLogger]) -> Genotype:
         log_genotype(loggers, result.genotype, params=result.cost.params, macs=result.cost.macs)
     stage.fabric.barrier()
     return result.genotype
+
+
+def compare(plan: Plan, found: Genotype) -> None:
+    """Print what was found beside EfficientFormerV2 of the size, both scored with draws that no search saw."""
+    if not is_main():
+        return
+    config = plan.config
+    name = size_of(config.size).reference
+    networks = (found, Genotype.shipped(name))
+    prices = [price_of(config, genotype) for genotype in networks]
+    rows = [["", "found", name]]
+    rows += [[what, *(f"{getattr(price, what):,}" for price in prices)] for what in ("params", "macs")]
+    for proxy in PROXIES:
+        scores = (score(proxy, genotype, config.seed ^ UNSEEN, get(proxy).search_img_size) for genotype in networks)
+        rows.append([proxy, *(f"{one:.5g}" for one in scores)])
+    show_rows(rows)
 
 
 def run_stage(plan: Plan, loggers: list[WandbLogger]) -> SearchResult:
