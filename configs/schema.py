@@ -23,10 +23,13 @@ class ConfigError(ESFormerError):
 
 @dataclass
 class RunConfig:
-    """Where a run lies."""
+    """Where a run lies, and who is told of it."""
 
     dir: str | None = None
     """Folder of the run; a second start in it resumes. By default one under runs/, named after the configuration."""
+    notify: str | None = None
+    """A command for the shell, run when a stage ends: ESFORMER_STAGE is search, train or full, ESFORMER_STATE
+    finished, stopped or failed, and ESFORMER_RUN the folder. Such as 'echo "$ESFORMER_RUN" | mail me'."""
 
 
 @dataclass

@@ -40,6 +40,7 @@ from esformer.space import SearchSpace
 from esformer.training.module import ESFormerModule
 from esformer.training.sync_batchnorm import SyncNorms
 from pipelines.runtime import memory, tracking
+from pipelines.runtime.notify import notify
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.signals import stop
 from pipelines.runtime.watchdog import disconnect, watchdog
@@ -76,17 +77,23 @@ def prepare(plan: Plan, genotype: Genotype | None = None) -> Iterator[list[Wandb
         loggers = [] if over else tracking.loggers(plan.config, run)
         finish = partial(tracking.finish, loggers)
         watchdog.farewells.append(finish)
-        code: Any = 1
+        code, state = 1, "failed"
         try:
             yield loggers
-            code = 0
+            code, state = 0, "finished"
         except SystemExit as end:
-            code = end.code
+            code = end.code if isinstance(end.code, int) else 1
+            state = "stopped" if code == STOPPED else "failed"
+            raise
+        except KeyboardInterrupt:
+            state = "stopped"
             raise
         finally:
             watchdog.announce_end("failed" if code not in (0, STOPPED) else "done")  # finishing can take long
             watchdog.farewells.remove(finish)
-            finish(code if isinstance(code, int) else 1)
+            if not over:
+                notify(plan, plan.pipeline, state)
+            finish(code)
         disconnect()
 
 

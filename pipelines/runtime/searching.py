@@ -26,6 +26,7 @@ from esformer.search.ranking import Scored
 from esformer.search.replay import replay as rebuild
 from esformer.space import SearchSpace
 from pipelines.runtime.build import search_fabric
+from pipelines.runtime.notify import notify
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.report import show, show_rows
 from pipelines.runtime.run_folder import RunError, is_main, start_logging
@@ -55,6 +56,8 @@ def search(plan: Plan, loggers: list[WandbLogger]) -> Genotype:
     if is_main():
         result.genotype.save(run.genotype, comment=found_by(plan, result))
         log_genotype(loggers, result.genotype, params=result.cost.params, macs=result.cost.macs)
+        if plan.pipeline == "full":
+            notify(plan, "search", "finished")
     stage.fabric.barrier()
     return result.genotype
 

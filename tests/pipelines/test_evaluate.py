@@ -82,7 +82,7 @@ def test_it_finds_what_the_training_reported(trained, capsys):
     assert Image.open(results / "confusion.png").width > 500
     shown = capsys.readouterr().out
     assert "evaluation: 360 of 360 images" in shown
-    for word in ("calibration error", "images per second", "most often taken for", f"{report['top1']:.4f}"):
+    for word in ("calibration error", "images per second", "most often taken for", f"{100 * report['top1']:.2f} %"):
         assert word in shown
 
 
