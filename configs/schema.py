@@ -37,8 +37,8 @@ class SpaceConfig:
     """What a search searches instead of the ESFormers of a size; a table of trained networks shows what it is worth."""
 
     name: str | None = None
-    """For a search alone, as --space: nats-tss, nats-sss, channel-bench-resnet, darts or another package's; null
-    searches the ESFormers. The size's limits do not count then."""
+    """For a search alone, as --space: nats-tss, nats-sss, channel-bench-resnet, nasbench101, darts or another
+    package's; null searches the ESFormers. The size's limits do not count then."""
     table: str | None = None
     """The file of its trained networks, as --table, where it has any."""
     dataset: str | None = None

@@ -6,7 +6,7 @@ import logging
 import shlex
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -83,25 +83,35 @@ def ablate(config: Config, arguments: Namespace, argv: Sequence[str]) -> list[Ro
     """
     check_settings(config)
     plan = preflight("ablate", config, argv)
-    entries = entries_of(plan.config, arguments)
+    entries = entries_of(plan.config, arguments, lambda method: guide_of(method, plan.config.search.total))
     if plan.trains:
         try_memory(plan, None)
     for entry in entries:
         if entry.seed == config.seed and entry.method != REFERENCE:
             search_stage(entry.config)
-    with plan.run as run:
-        if is_main():
-            run.claim(run.title, identity(plan.config))
-        run.log_to_file()
-        rows = []
-        for number, entry in enumerate(entries, start=1):
-            log.info("%d of %d: %s, seed %d", number, len(entries), entry.method, entry.seed)
-            rows.append(find(entry, plan))
+    with plan.run:
+        rows = find_all(entries, plan, lambda entry: find(entry, plan))
         publish(rows, plan)
         if plan.trains:
             rows = [row | train(entry, plan) for entry, row in zip(entries, rows, strict=True)]
             publish(rows, plan)
         send(rows, plan)
+    return rows
+
+
+def find_all(entries: Sequence[Entry], plan: Plan, find: Callable[[Entry], Row]) -> list[Row]:
+    """What all methods find with all seeds, in the folder of the ablation.
+
+    Raises:
+        RunError: the folder holds another ablation, or another process is at work in it.
+    """
+    run, rows = plan.run, []
+    if is_main():
+        run.claim(run.title, identity(plan.config))
+    run.log_to_file()
+    for number, entry in enumerate(entries, start=1):
+        log.info("%d of %d: %s, seed %d", number, len(entries), entry.method, entry.seed)
+        rows.append(find(entry))
     return rows
 
 
@@ -122,28 +132,44 @@ def check_settings(config: Config) -> None:
             raise ConfigError(f"ablate.methods: there is no method {name!r}; there are {there}, and sums such as {SUM}")
     if config.search.finalists:
         raise ConfigError("search.finalists is for pipelines.full and pipelines.search; an ablation compares searches")
+    check_seeds(config)
+
+
+def check_seeds(config: Config) -> None:
+    """Refuse seeds whose scores in the end would be those that searches saw.
+
+    Raises:
+        ConfigError: says what would be right.
+    """
     if config.seed + config.ablate.seeds > UNSEEN:
         raise ConfigError(f"seed is {config.seed}; an ablation's seeds must stay below {UNSEEN}")
 
 
-def entries_of(config: Config, arguments: Namespace) -> list[Entry]:
+def entries_of(config: Config, arguments: Namespace, settings_of: Callable[[str], dict[str, Any]]) -> list[Entry]:
     """What is to be done, seed by seed.
+
+    Args:
+        config: what all searches share, and what is compared.
+        arguments: the command line.
+        settings_of: the settings of a search by a method.
 
     Raises:
         ConfigError: a method and the settings of the search do not go together.
     """
+    given = {"space": arguments.space, "table": arguments.table, "dataset": arguments.dataset}
     shared = ["--size", config.size, *(["--quick"] if arguments.quick else [])]
+    shared += [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
     shared += [setting for setting in arguments.settings if not setting.startswith(("ablate.", "run.dir=", "seed="))]
     entries = []
     for seed in range(config.seed, config.seed + config.ablate.seeds):
         for method in dict.fromkeys(config.ablate.methods):
-            guide = guide_of(method, config.search.total)
+            settings = settings_of(method)
             try:
-                search = replace(config.search, **guide)
+                search = replace(config.search, **settings)
             except ValueError as error:
                 raise ConfigError(f"search.{error}") from None
             own = replace(config, seed=seed, search=search, run=RunConfig(), ablate=AblateConfig())
-            words = [f"search.{name}={'null' if value is None else value}" for name, value in guide.items()]
+            words = [f"search.{name}={'null' if value is None else value}" for name, value in settings.items()]
             entries.append(Entry(method, seed, own, (*shared, *words, f"seed={seed}")))
     return entries
 
@@ -260,14 +286,19 @@ def publish(rows: Sequence[Row], plan: Plan) -> None:
     if not is_main():
         return
     run, space = plan.run, SearchSpace.for_size(plan.config.size, plan.config.search.extended)
+    write_rows(rows, run.path / "ablate.csv")
+    draw_ablation(rows, space.name, run.path / "ablate.png")
+    show_rows(summary(rows), box=MARKDOWN)
+    log.info("%s holds ablate.csv, ablate.png and every genotype under search/", run.path)
+
+
+def write_rows(rows: Sequence[Row], file: Path) -> None:
+    """Write a table with the columns of its first row."""
     text = StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(run.path / "ablate.csv", text.getvalue())
-    draw_ablation(rows, space.name, run.path / "ablate.png")
-    show_rows(summary(rows), box=MARKDOWN)
-    log.info("%s holds ablate.csv, ablate.png and every genotype under search/", run.path)
+    write_text(file, text.getvalue())
 
 
 def summary(rows: Sequence[Row]) -> list[list[str]]:

@@ -1,20 +1,18 @@
 """An ablation where the truth is known: what accuracies searches find that differ in guide or algorithm."""
 
-import csv
 import json
 import logging
 import shlex
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from io import StringIO
 from statistics import mean, median, stdev
 from typing import Any
 
 import numpy as np
 from rich.box import MARKDOWN
 
-from configs.schema import AblateConfig, Config, ConfigError, RunConfig, SearchConfig
+from configs.schema import Config, ConfigError, SearchConfig
 from esformer.benchmarks.architecture import GeneArchitecture
 from esformer.benchmarks.gene_space import GeneSpace
 from esformer.errors import ESFormerError
@@ -26,13 +24,23 @@ from esformer.proxies import names
 from esformer.search.journal import read, read_header
 from esformer.search.schedule import Schedule
 from esformer.search.trajectory import Trajectory
-from pipelines.runtime.ablating import ENDLESS, Entry, Row, identity, known_numbers, send
+from pipelines.runtime.ablating import (
+    ENDLESS,
+    Entry,
+    Row,
+    check_seeds,
+    entries_of,
+    find_all,
+    known_numbers,
+    send,
+    write_rows,
+)
 from pipelines.runtime.build import search_fabric, search_stage
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.preflight import preflight
 from pipelines.runtime.report import show_rows
 from pipelines.runtime.run_folder import RunFolder, is_main
-from pipelines.runtime.searching import UNSEEN, search_other
+from pipelines.runtime.searching import search_other
 
 log = logging.getLogger("esformer")
 
@@ -73,49 +81,18 @@ def ablate_space(config: Config, arguments: Namespace, argv: Sequence[str]) -> l
     space = plan.stage.space
     if not isinstance(space, GeneSpace) or "accuracy" not in space.scores:
         raise ConfigError(
-            f"an ablation of space {space.name} compares accuracies, so give its trained networks as --table"
+            f"an ablation compares accuracies, and none of space {space.name} are known: they are those of a --table"
         )
-    entries = entries_of(plan.config, arguments, space)
+    check_seeds(config)
+    entries = entries_of(plan.config, arguments, lambda method: settings_of(method, config.search, space))
     for entry in entries:
         if entry.seed == config.seed:
             search_stage(entry.config, space=space)
-    with plan.run as run:
-        if is_main():
-            run.claim(run.title, identity(plan.config))
-        run.log_to_file()
-        rows = []
-        for number, entry in enumerate(entries, start=1):
-            log.info("%d of %d: %s, seed %d", number, len(entries), entry.method, entry.seed)
-            rows.append(find(entry, plan, space))
+    with plan.run:
+        rows = find_all(entries, plan, lambda entry: find(entry, plan, space))
         publish(rows, plan, space)
         send(rows, plan)
     return rows
-
-
-def entries_of(config: Config, arguments: Namespace, space: GeneSpace) -> list[Entry]:
-    """What is to be done, seed by seed.
-
-    Raises:
-        ConfigError: there is no such method, or it and the settings of the search do not go together.
-    """
-    if config.seed + config.ablate.seeds > UNSEEN:
-        raise ConfigError(f"seed is {config.seed}; an ablation's seeds must stay below {UNSEEN}")
-    given = {"space": arguments.space, "table": arguments.table, "dataset": arguments.dataset}
-    shared = ["--size", config.size, *(["--quick"] if arguments.quick else [])]
-    shared += [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
-    shared += [setting for setting in arguments.settings if not setting.startswith(("ablate.", "run.dir=", "seed="))]
-    entries = []
-    for seed in range(config.seed, config.seed + config.ablate.seeds):
-        for method in dict.fromkeys(config.ablate.methods):
-            settings = settings_of(method, config.search, space)
-            try:
-                search = replace(config.search, **settings)
-            except ValueError as error:
-                raise ConfigError(f"search.{error}") from None
-            own = replace(config, seed=seed, search=search, run=RunConfig(), ablate=AblateConfig())
-            words = [f"search.{name}={'null' if value is None else value}" for name, value in settings.items()]
-            entries.append(Entry(method, seed, own, (*shared, *words, f"seed={seed}")))
-    return entries
 
 
 def settings_of(method: str, search: SearchConfig, space: GeneSpace) -> dict[str, Any]:
@@ -165,11 +142,8 @@ def publish(rows: Sequence[Row], plan: Plan, space: GeneSpace) -> None:
     """Leave `ablate.csv` and `ablate.png`, and print the table (as Markdown too reads it)."""
     if not is_main():
         return
-    run, text = plan.run, StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(run.path / "ablate.csv", text.getvalue())
+    run = plan.run
+    write_rows(rows, run.path / "ablate.csv")
     draw_regret(on_the_way(rows, plan, space), rows, space.name, run.path / "ablate.png")
     show_rows(summary(rows), box=MARKDOWN)
     log.info("%s holds ablate.csv, ablate.png and every journal under search/", run.path)

@@ -1,6 +1,7 @@
 """The runs of a folder as a table."""
 
 import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from callbacks.progress import duration
 from esformer.errors import ESFormerError
 from esformer.files import read_text
 from esformer.report.page import number
+from esformer.text import printable
 from pipelines.runtime.record import COMMANDS, Record, is_locked, read_run
 from pipelines.runtime.report import console, show_rows
 
@@ -36,11 +38,13 @@ def list_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     if not rows:
         console().print(f"no runs in {', '.join(map(str, folders))}")
         return rows
-    cells = [[*(str(row[name]) for name in HEAD[:-1]), f"{duration(row['age'])} ago"] for row in rows]
+    cells = [[*(printable(str(row[name])) for name in HEAD[:-1]), f"{duration(row['age'])} ago"] for row in rows]
     show_rows([HEAD, *cells])
     for row in rows:
         if row["state"] == "stopped" and row["go_on"]:
-            console().print(f"{row['run']} goes on with: {row['go_on']}", soft_wrap=True)
+            console().print(f"{printable(row['run'])} goes on with: {row['go_on']}", soft_wrap=True)
+        for remark in row["remarks"]:
+            console().print(f"{printable(row['run'])} is damaged: {printable(remark)}", soft_wrap=True)
     return rows
 
 
@@ -56,22 +60,30 @@ def _runs(folder: Path) -> Iterator[tuple[Path, str]]:
             continue
         if title.startswith(TITLE):
             below.clear()
-            yield Path(place), title.removeprefix(TITLE).split()[0]
+            yield Path(place), title.removeprefix(TITLE).partition(" ")[0]
 
 
 def _row(path: Path, kind: str) -> dict[str, Any]:
     """What the table says of a run."""
     newest = max((file.stat().st_mtime for file in path.iterdir() if file.is_file()), default=path.stat().st_mtime)
-    row: dict[str, Any] = dict.fromkeys(HEAD, "") | {"run": str(path), "command": kind, "go_on": None}
+    row: dict[str, Any] = dict.fromkeys(HEAD, "") | {"run": str(path), "command": kind, "go_on": None, "remarks": []}
     row["age"] = max(0.0, time.time() - newest)
     if kind not in COMMANDS:
         return row | {"state": "running" if is_locked(path / ".lock") else ""}
     try:
         run = read_run(path)
-    except ESFormerError as error:
-        return row | {"state": f"unreadable: {error}"}
-    row |= {"state": run.state, "progress": _progress(run), "score": _score(run), "top-1": _top1(run)}
-    return row | {"go_on": run.commands[-1] if run.commands else None}
+        row |= {"state": run.state, "progress": _progress(run), "score": _score(run), "top-1": _top1(run)}
+    except Exception as error:  # whatever a damaged folder holds: the others are listed all the same
+        return row | {"state": "unreadable", "remarks": [str(error) or type(error).__name__]}
+    return row | {"go_on": _go_on(run), "remarks": run.remarks}
+
+
+def _go_on(run: Record) -> str | None:
+    """The command of its last session, for the folder where it lies now."""
+    if not run.commands:
+        return None
+    words = [word for word in shlex.split(run.commands[-1]) if not word.startswith("run.dir=")]
+    return shlex.join([*words, f"run.dir={run.path}"])
 
 
 def _progress(run: Record) -> str:

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import subprocess
+from contextlib import suppress
 
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.run_folder import is_main
@@ -14,7 +16,7 @@ PATIENCE = 10.0
 
 
 def notify(plan: Plan, stage: str, state: str) -> None:
-    """Run `run.notify` in a shell, which finds what happened in its environment. It never ends a run.
+    """Run `run.notify` in a shell, which finds what happened in its environment. It never ends a run, and says nothing.
 
     Args:
         plan: of the run.
@@ -25,20 +27,19 @@ def notify(plan: Plan, stage: str, state: str) -> None:
     if command is None or not is_main():
         return
     told = {"ESFORMER_STAGE": stage, "ESFORMER_STATE": state, "ESFORMER_RUN": str(plan.run.path.resolve())}
+    quiet = subprocess.DEVNULL
     try:
-        subprocess.run(
-            command,
-            shell=True,
-            env=os.environ | told,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=True,
+        process = subprocess.Popen(
+            command, shell=True, env=os.environ | told, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        log.warning("run.notify=%s took more than %g seconds and was ended", command, PATIENCE)
-    except subprocess.CalledProcessError as error:
-        log.warning("run.notify=%s ended with exit code %d: %s", command, error.returncode, error.stderr.strip()[-200:])
     except OSError as error:
         log.warning("run.notify=%s cannot be run: %s", command, error)
+        return
+    try:
+        if code := process.wait(PATIENCE):
+            log.warning("run.notify=%s ended with exit code %d", command, code)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it has started, too
+        process.wait()
+        log.warning("run.notify=%s took more than %g seconds and was ended", command, PATIENCE)

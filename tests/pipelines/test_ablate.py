@@ -118,7 +118,7 @@ def test_the_reference_is_efficientformerv2_as_a_point_of_the_space(done):
 
 def planned(*argv):
     config, arguments = ablate.parse(argv)
-    return config, ablating.entries_of(config, arguments)
+    return config, ablating.entries_of(config, arguments, lambda m: ablating.guide_of(m, config.search.total))
 
 
 def test_the_defaults_are_table_5_and_any_proxy_is_a_method():

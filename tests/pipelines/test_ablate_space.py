@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,9 @@ def test_the_command_that_is_kept_repeats_a_search():
     config, arguments = ablate.parse([*SPACE, *SHORT, "ablate.methods=[sed@rea]", "seed=3", "ablate.seeds=1"])
     from esformer import open_space
 
-    (entry,) = ablating_space.entries_of(config, arguments, open_space("nats-sss", "sss.csv"))
+    space = open_space("nats-sss", "sss.csv")
+    settings_of = partial(ablating_space.settings_of, search=config.search, space=space)
+    (entry,) = ablating_space.entries_of(config, arguments, settings_of)
     alone, _ = cli.parse_with("", entry.arguments, cli.SPACE, cli.of_space)
     assert to_yaml(alone) == to_yaml(entry.config) and entry.config.search.mutated_genes == 1
 
@@ -140,7 +143,10 @@ def test_the_command_that_is_kept_repeats_a_search():
         (["ablate.methods=[sed@]"], "there is no variant ''"),
         (["ablate.methods=[decoupled]"], "changes topology genes, and space nats-sss/cifar10 has size genes alone"),
         (["ablate.train=true"], "the networks of a table are trained already"),
-        (["--space", "darts", "space.table=null"], "an ablation of space darts compares accuracies"),
+        (
+            ["--space", "darts", "space.table=null"],
+            "and none of space darts are known",
+        ),
         (["--table", "none.csv"], "none.csv: cannot be read"),
         (["budget.params=10"], "no genotype of space nats-sss/cifar10 fits"),
         (["seed=2147483648"], "seeds must stay below 2147483648"),

@@ -4,6 +4,7 @@ import fcntl
 import os
 import random
 import time
+from shutil import copytree
 
 import pytest
 
@@ -89,19 +90,37 @@ def test_the_one_that_changed_last_comes_first_and_one_at_work_is_running(folder
     assert 295 < rows[-1]["age"] < 330
 
 
-def test_damaged_folders_do_not_hide_the_others(folder, tmp_path):
-    bad = folder / "runs/bad"
+@pytest.mark.parametrize(
+    ("config", "journal", "says"),
+    [
+        ("train\n{", "nothing\n", "config.yaml"),
+        ("full\n- 1\n", "", "holds no settings"),
+        ("search\nsize: S0\n", '{"schedule": {}}\n', "journal.jsonl"),
+        ("search\nsize: S0\n", "\0\1", "journal.jsonl"),
+        ("", "", None),
+    ],
+)
+def test_damage_is_told_and_does_not_hide_the_others(folder, capsys, config, journal, says):
+    bad = folder / "runs/bad\nname"
     bad.mkdir()
     try:
-        for text in ("train\n{", "search\nx: [", "full\n- 1\n"):
-            (bad / "config.yaml").write_text(f"# python -m pipelines.{text}")
-            (bad / "journal.jsonl").write_text("nothing\n")
-            rows = {row["run"]: row for row in runs.main([])}
-            assert len(rows) == 5 and rows["runs/done"]["state"] == "finished"
+        (bad / "config.yaml").write_text(f"# python -m pipelines.{config}")
+        (bad / "journal.jsonl").write_text(journal)
+        rows = {row["run"]: row for row in runs.main([])}
+        assert len(rows) == 5 and rows["runs/done"]["state"] == "finished"
+        said = capsys.readouterr().out.splitlines()
+        assert any("is damaged: " in line and says in line for line in said) == (says is not None)
+        assert sum("runs/done" in line for line in said) == 1
     finally:
         for file in bad.iterdir():
             file.unlink()
         bad.rmdir()
+
+
+def test_a_run_that_was_copied_goes_on_where_it_lies(folder, tmp_path):
+    copytree(folder / "runs/deeper/killed", tmp_path / "my copy")
+    (row,) = runs.main([str(tmp_path)])
+    assert row["go_on"].endswith(f"'run.dir={tmp_path}/my copy'") and row["go_on"].count("run.dir") == 1
 
 
 def test_no_runs_and_no_folder(tmp_path, capsys):

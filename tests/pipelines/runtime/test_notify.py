@@ -1,5 +1,6 @@
 """`run.notify`: the user's own command hears of every end of a stage, and never ends a run."""
 
+import psutil
 import pytest
 
 from esformer.errors import ESFormerError
@@ -58,8 +59,9 @@ def test_what_stops_a_run_is_told(folder, monkeypatch, error, state):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("echo no such address >&2; exit 3", "ended with exit code 3: no such address"),
-        ("sleep 30", "took more than 0.2 seconds and was ended"),
+        ("exit 3", "ended with exit code 3"),
+        (r"printf '\377' >&2; yes | head -c 9000000; exit 4", "ended with exit code 4"),
+        ("sleep 30; true", "took more than 0.2 seconds and was ended"),
     ],
 )
 def test_a_command_that_fails_is_a_warning(folder, monkeypatch, command, says):
@@ -67,3 +69,11 @@ def test_a_command_that_fails_is_a_warning(folder, monkeypatch, command, says):
     found = search.main([*SHORT, "run.dir=r", f"run.notify={command}"])
     (line,) = [line for line in (folder / "r/log.txt").read_text().splitlines() if says in line]
     assert found["search_evaluations"] == 20 and "warning: " in line
+
+
+def test_what_it_started_ends_with_it_and_a_background_process_does_not_hold_the_run_up(folder, monkeypatch):
+    monkeypatch.setattr("pipelines.runtime.notify.PATIENCE", 0.3)
+    search.main([*SHORT, "run.dir=a", "run.notify=sleep 4321; true"])
+    search.main([*SHORT, "run.dir=b", "run.notify=sleep 3 & echo $! > pid"])
+    assert not any(process.info["cmdline"] == ["sleep", "4321"] for process in psutil.process_iter(["cmdline"]))
+    assert "warning" not in (folder / "b/log.txt").read_text()
