@@ -1,6 +1,8 @@
 """`run.notify`: the user's own command hears of every end of a stage, and never ends a run."""
 
-import psutil
+import os
+import time
+
 import pytest
 
 from esformer.errors import ESFormerError
@@ -72,8 +74,11 @@ def test_a_command_that_fails_is_a_warning(folder, monkeypatch, command, says):
 
 
 def test_what_it_started_ends_with_it_and_a_background_process_does_not_hold_the_run_up(folder, monkeypatch):
-    monkeypatch.setattr("pipelines.runtime.notify.PATIENCE", 0.3)
-    search.main([*SHORT, "run.dir=a", "run.notify=sleep 4321; true"])
-    search.main([*SHORT, "run.dir=b", "run.notify=sleep 3 & echo $! > pid"])
-    assert not any(process.info["cmdline"] == ["sleep", "4321"] for process in psutil.process_iter(["cmdline"]))
+    monkeypatch.setattr("pipelines.runtime.notify.PATIENCE", 0.5)
+    search.main([*SHORT, "run.dir=a", "run.notify=sleep 60 & echo $! > started; wait"])
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # whoever inherits it may take a moment to bury it
+            os.kill(int((folder / "started").read_text()), 0)
+            time.sleep(0.05)
+    search.main([*SHORT, "run.dir=b", "run.notify=sleep 3 &"])
     assert "warning" not in (folder / "b/log.txt").read_text()
