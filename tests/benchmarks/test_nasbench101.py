@@ -71,6 +71,8 @@ def test_a_cell_in_another_order_is_the_same_and_another_cell_is_not():
         changed = architecture[:-1] + op
         assert fingerprints([architecture]) != fingerprints([changed])
     assert fingerprints(["4:100101:31"]) != fingerprints(["4:100101:13"])  # one after the other
+    alike = ["6:111010001110101:3331", "6:111011001010101:3331"]  # vertices that read the same, but feed others
+    assert len({*fingerprints(alike).tolist()}) == 2
 
 
 def test_its_table_is_searched_whatever_notation_the_table_has(tmp_path):
