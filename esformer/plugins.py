@@ -10,6 +10,17 @@ PROXIES, DATA_SOURCES, SPACES = "esformer.proxies", "esformer.data_sources", "es
 """Groups of entry points. What one of them names is imported, and registers what it holds."""
 
 
+def is_taken(known: object | None, made: object) -> bool:
+    """Whether a name that a class or a function wants is another's; the cell of a notebook may run twice.
+
+    Args:
+        known: what has the name, if anything has.
+        made: what wants it.
+    """
+    names = ("__module__", "__qualname__")
+    return known is not None and any(getattr(known, name, None) != getattr(made, name, None) for name in names)
+
+
 @cache
 def load(group: str) -> None:
     """Import everything that installed packages name in a group, once; what cannot be imported is said and left out."""

@@ -52,16 +52,10 @@ def register_space(space: _Opener) -> _Opener:
         raise BenchmarkError(
             f"{space} has the name {name!r}; a space is a class whose `name` is small letters, digits, _ and -"
         )
-    known = _SPACES.get(name)
-    again = known is not None and _origin(known) == _origin(space)  # as when the cell of a notebook runs twice
-    if name in _BUILT_IN or (known is not None and not again):
+    if name in _BUILT_IN or plugins.is_taken(_SPACES.get(name), space):
         raise BenchmarkError(f"there is a space {name!r} already; choose another name")
     _SPACES[name] = space
     return space
-
-
-def _origin(space: Opener) -> tuple[str | None, str | None]:
-    return getattr(space, "__module__", None), getattr(space, "__qualname__", None)
 
 
 def space_names() -> list[str]:

@@ -105,18 +105,12 @@ def register_data_source(name: str) -> Callable[[_Opener], _Opener]:
         raise DataError(f"a data source is called {name!r}; its name must be small letters, digits, _ and -")
 
     def register(opener: _Opener) -> _Opener:
-        known = _OPENERS.get(name)
-        again = known is not None and _origin(known) == _origin(opener)  # as when the cell of a notebook runs twice
-        if name in NAMES or (known is not None and not again):
+        if name in NAMES or plugins.is_taken(_OPENERS.get(name), opener):
             raise DataError(f"there is a data source {name!r} already; choose another name")
         _OPENERS[name] = opener
         return opener
 
     return register
-
-
-def _origin(opener: Opener) -> tuple[str | None, str | None]:
-    return getattr(opener, "__module__", None), getattr(opener, "__qualname__", None)
 
 
 def data_names() -> list[str]:

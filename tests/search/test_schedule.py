@@ -84,6 +84,8 @@ def test_proxies_are_free_to_choose_and_names_are_unique():
         ({"phase_length": -1}, "phase_length is -1"),
         ({"seeds": 0}, "seeds is 0"),
         ({"in_flight": 0}, "in_flight is 0"),
+        ({"mutated_genes": 0}, "mutated_genes is 0; it must be above 0"),
+        ({"mutated_genes": 1.5}, "mutated_genes is 1.5; it must be a whole number or null"),
         ({"tournament": 51}, "tournament is 51.*2 to the 50 of population"),
         ({"tournament": 1}, "tournament is 1"),
         ({"start_tournament": 26}, "start_tournament is 26.*25 of start_population"),
