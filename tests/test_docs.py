@@ -56,7 +56,7 @@ class Loaded(HTMLParser):
 
 def test_every_page_is_there(site):
     named = list(pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
-    assert {path.name for path in (ROOT / "docs").glob("*.md")} < set(named)
+    assert {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")} < set(named)
     for name in named:
         assert "<h1" in page(site, "" if name == "index.md" else name.removesuffix(".md")), name
 

@@ -18,7 +18,7 @@ from pipelines import train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = {page.name: page.read_text() for page in (ROOT / "docs").glob("*.md")}
+PAGES = {str(page.relative_to(ROOT / "docs")): page.read_text() for page in (ROOT / "docs").rglob("*.md")}
 
 
 def blocks(text, language):
@@ -128,4 +128,5 @@ def test_files_exist():
         assert (ROOT / name).exists(), name
     for page, text in (("README.md", README), *PAGES.items()):
         for link in re.findall(r"\]\(([\w./]+)\)", text):
-            assert (ROOT / link).exists() or (ROOT / "docs" / link).exists(), f"{page}: {link}"
+            there = ROOT / "docs" / Path(page).parent / link
+            assert (ROOT / link).exists() or there.exists(), f"{page}: {link}"

@@ -1,7 +1,7 @@
 """From encoded bytes to the uint8 crop that a batch is made of: with PIL alone, or faster with torchvision.
 
 Both decode to the same pixels, draw the same crops and flips, and augment with timm's PIL operators. torchvision's
-resize is vectorised and rounds otherwise: few values differ, nearly all by 1 (docs/results.md).
+resize is vectorised and rounds otherwise: few values differ, nearly all by 1 (docs/results/speed.md).
 """
 
 import io

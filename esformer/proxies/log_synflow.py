@@ -22,7 +22,7 @@ class LogSynflow(Synflow):
 
     The network is prepared as for Entropic Score. Gradients are then non-negative but for those through a softmax, of
     which the magnitude counts. A saturated softmax passes none at all, so queries and keys add nothing, and of
-    heads and head_dim only the product counts, through the values (measured in docs/results.md).
+    heads and head_dim only the product counts, through the values (measured in docs/results/guides.md).
     """
 
     name = "log_synflow"

@@ -147,7 +147,7 @@ def test_a_score_is_the_mean_of_draws_that_follow_from_its_arguments(draw):
     assert seen(g) == seen(draw(seed=3)) == seen(draw("S2"))  # genotypes are compared on the same input
     others = [seen(g), seen(g, seed=1), seen(g, img_size=32), seen(g, img_size=(32, 224)), seen(g, img_size=(224, 32))]
     assert len({*others, seen(plain()), seen(g, identity="mine"), seen(g, name="other")}) == 8
-    # as they were drawn for the figures in docs/results.md
+    # as they were drawn for the figures in docs/results/guides.md
     assert seen(plain()) == seen(pooled(), identity="network") == PINNED
 
 
