@@ -1,14 +1,17 @@
 """What the site shows that is made when it is built: pages from the root of the repository, and lists from the code.
 
-A page of docs/ says where a list comes with a comment, such as `<!-- made from: settings -->`.
+A page of docs/ says with a comment where a list comes, such as `<!-- made from: settings -->`, and where code comes,
+such as `<!-- code of: esformer.guide.Guide.worth -->`.
 """
 
+import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
-from inspect import getdoc
+from inspect import getdoc, getsource
 from itertools import groupby
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 from mkdocs.structure.files import File, Files
@@ -32,8 +35,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the lists in where a page wants them."""
-    return re.sub(r"<!-- made from: (\w+) -->", lambda place: "\n".join(LISTS[place[1]]()), markdown)
+    """Put the lists and the code in where a page wants them."""
+    markdown = re.sub(r"<!-- made from: (\w+) -->", lambda place: "\n".join(LISTS[place[1]]()), markdown)
+    return re.sub(r"<!-- code of: ([\w.]+) -->", lambda place: code_of(place[1]), markdown)
 
 
 def as_page(text: str) -> str:
@@ -49,6 +53,11 @@ def example(path: Path) -> str:
     explanation, code = path.read_text().removeprefix('"""').split('"""\n', 1)
     link = f"The program, [{path.name}]({path.name}):"
     return f"# Dense prediction\n\n{explanation.strip()}\n\n{link}\n\n```python{code}```\n"
+
+
+def code_of(name: str) -> str:
+    """The source of a function or class as it is now, under its name."""
+    return f"`{name}`\n\n```python\n{dedent(getsource(pkgutil.resolve_name(name)))}```\n"
 
 
 def every_setting() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Other people's proxies, spaces and images: as docs/extend.md shows them, found by commands and by workers."""
+"""Other people's proxies, spaces and images: as docs/ shows them, found by commands and by workers."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from esformer.proxies import Proxy, ProxyError, get, register_proxy
 from esformer.search.schedule import Schedule
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs/extend.md").read_text()
-PROXY, PROGRAM, SPACE, IMAGES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PAGE = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("proxy", "space", "images"))
+PROXY, PROGRAM, SPACE, _, IMAGES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 TABLE = re.search(r"```csv\n(.*?)```", PAGE, re.DOTALL)[1]
 POINTS = re.findall(r'```toml\n\[project.entry-points."(.*?)"\]\n(.*?)```', PAGE, re.DOTALL)
 

@@ -265,7 +265,7 @@ class Darts(Benchmark):
 
 
 def _block(layer: Layer) -> Block:
-    """A separable convolution is applied twice and counts as two: SED then agrees with its paper (docs/results/guides.md)."""
+    """A separable convolution is applied twice and counts as two: SED then agrees with its paper (docs/results)."""
     names = [op for op, _ in layer.edges]
     convs = {k: 2 * names.count(f"sep_conv_{k}x{k}") + names.count(f"dil_conv_{k}x{k}") for k in (3, 5)}
     pools = {3: sum("pool" in op for op in names)}

@@ -63,7 +63,7 @@ class Proxy(ABC):
     dtype: ClassVar[torch.dtype] = torch.float32
     """Of the network, and so of the images; float64 where values explode because norms are off."""
     search_img_size: ClassVar[int] = 224
-    """Pixels of the smallest input that is known to rank genotypes as 224 does (docs/results/speed.md); for searches."""
+    """Pixels of the smallest input that is known to rank genotypes as 224 does (docs/results); for searches."""
     search_draws: ClassVar[int | None] = None
     """The draws that a search can do with at that size; None for all of `draws`."""
 

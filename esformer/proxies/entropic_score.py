@@ -28,7 +28,7 @@ class EntropicScore(Proxy):
     The paper divides an activation by "its maximum value across the channel dimension", which can be read three ways:
     the maximum is taken over the whole activation (`tensor`, the default), at each position over the channels
     (`position`), or for each channel over the positions (`channel`). A fourth, `batch`, takes it over the activations
-    of several images at once, at as many times the cost. How well each orders trained networks is in docs/results/guides.md.
+    of several images at once, at as many times the cost. docs/results/guides.md: how well each orders networks.
 
     With weights this large an attention's softmax saturates and picks one position whatever its queries and keys, so
     the genes heads and head_dim move the score no more than another seed does (measured in docs/results/guides.md).
