@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.speed import Speed
@@ -63,7 +63,7 @@ def train_alone(plan: Plan, genotype: Genotype, start: Checkpoint | None = None)
 def train(
     plan: Plan,
     genotype: Genotype,
-    loggers: list[WandbLogger],
+    loggers: list[Logger],
     provenance: dict[str, Any],
     start: Checkpoint | None = None,
 ) -> dict[str, Any]:
