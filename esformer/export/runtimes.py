@@ -26,6 +26,10 @@ CHECK = "check"
 """Under which a Core ML model has the outputs that it should have for `ramp`, for whoever runs it on a Mac."""
 
 
+_UNREPORTED = {"CI": "true"}
+"""The environment in which OpenVINO does not report to Intel that it is imported or converts something."""
+
+
 class _Named(nn.Module):
     """A network whose input has the name that graphs take over."""
 
@@ -47,9 +51,8 @@ def output_of(about: About) -> str:
 
 def write_openvino(network: nn.Module, about: About, path: Path) -> None:
     """OpenVINO's graph, for any number of images, and its weights beside it; metadata in the graph's `rt_info`."""
-    import openvino
-
-    with hushed(), patch.dict(os.environ, CI="true"):  # else the converter reports its use to Intel
+    openvino = _openvino()
+    with hushed(), patch.dict(os.environ, _UNREPORTED):
         model = openvino.convert_model(program_of(_Named(network)))
     model.inputs[0].get_tensor().set_names({INPUT})
     model.outputs[0].get_tensor().set_names({output_of(about)})
@@ -60,10 +63,14 @@ def write_openvino(network: nn.Module, about: About, path: Path) -> None:
 
 def read_openvino(path: Path) -> Computes:
     """The graph in OpenVINO on the CPU, which else would compute in bfloat16 where it can."""
-    import openvino
-
-    network = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    network = _openvino().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: torch.from_numpy(network(images.numpy())[0].copy())
+
+
+def _openvino() -> Any:
+    with patch.dict(os.environ, _UNREPORTED):
+        import openvino
+    return openvino
 
 
 def write_litert(network: nn.Module, about: About, path: Path) -> None:
