@@ -122,7 +122,7 @@ class Format:
         usage: a few lines of Python for whoever gets it; `{name}` stands for the path.
         needs: optional packages.
         extra: of this package, which brings them.
-        alone: whether that changes what other packages need, and so wants an environment of its own.
+        environment: the command that makes one for them, where they do not fit beside what this package needs.
         is_graph: whether it is a graph, of one image size and not to be trained any more, so norms are folded.
         any_number: whether it takes any number of images, not one at a time.
         holds: what lies in the folder that it is; nothing if it is a file.
@@ -135,7 +135,7 @@ class Format:
     usage: str
     needs: tuple[str, ...] = ()
     extra: str = ""
-    alone: bool = False
+    environment: str = ""
     is_graph: bool = False
     any_number: bool = True
     holds: frozenset[str] = frozenset()
@@ -149,8 +149,7 @@ class Format:
     @property
     def install(self) -> str:
         """The command that installs what it needs."""
-        pip = f"pip install 'esformer[{self.extra}]'"
-        return f"python -m venv {self.extra} && {self.extra}/bin/{pip}" if self.alone else pip
+        return self.environment or f"pip install 'esformer[{self.extra}]'"
 
     def check_packages(self) -> None:
         """Refuse to begin without what it needs.
@@ -159,7 +158,7 @@ class Format:
             ExportError: a package is missing; says how to install it.
         """
         if missing := [name for name in self.needs if importlib.util.find_spec(name) is None]:
-            where = " into an environment of its own, since it changes others' packages" if self.alone else ""
+            where = " into an environment of its own, since it changes others' packages" if self.environment else ""
             raise ExportError(
                 f"{' and '.join(missing)} cannot be imported; install what this export needs{where}: {self.install}"
             )
@@ -215,8 +214,8 @@ FORMATS = {
         "from ai_edge_litert.interpreter import Interpreter\n\n"
         'run = Interpreter("{name}").get_signature_runner()\n(logits,) = run(image=images).values()',
         needs=("litert_torch", "ai_edge_litert"),
-        extra="litert",
-        alone=True,
+        environment="python -m venv litert && litert/bin/pip install esformer"
+        " && litert/bin/pip install 'litert-torch>=0.10,<0.11'",
         is_graph=True,
         any_number=False,
     ),

@@ -7,7 +7,10 @@ optional, so they are imported where they are used.
 
 import json
 import os
+import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 
 from esformer.export.comparing import About, Computes, ExportError, hushed, images_for, program_of
 from esformer.export.metadata import metadata
-from esformer.files import write_bytes
+from esformer.files import FileError, write_bytes
 
 INPUT = "image"
 CHECK = "check"
@@ -58,7 +61,8 @@ def write_openvino(network: nn.Module, about: About, path: Path) -> None:
     model.outputs[0].get_tensor().set_names({output_of(about)})
     for key, text in metadata(about).items():
         model.set_rt_info(text, key)
-    openvino.save_model(model, path, compress_to_fp16=False)
+    with _writing(path):
+        openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def read_openvino(path: Path) -> Computes:
@@ -138,7 +142,8 @@ def write_coreml(network: nn.Module, about: About, path: Path) -> None:
         )
         model.user_defined_metadata.update(metadata(about))
         model.user_defined_metadata[CHECK] = json.dumps(network(image).flatten().tolist())
-        model.save(path)
+        with _writing(path):
+            model.save(path)
     (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
     for made in path.rglob("*"):  # some of it is for its owner alone
         made.chmod((path if made.is_dir() else path / "Manifest.json").stat().st_mode)
@@ -180,6 +185,15 @@ class _Outputs(_Named):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         return {self.output: self.network(image)}
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """In a sentence what libraries that write by themselves raise when, most often, the disk is full."""
+    try:
+        yield
+    except (RuntimeError, shutil.Error) as error:
+        raise FileError(f"{path.name} cannot be written; is the disk full?") from error
 
 
 def _image(network: nn.Module) -> Tensor:

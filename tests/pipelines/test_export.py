@@ -203,19 +203,21 @@ def test_a_card_and_a_drawing_lie_beside(exported, kind):
 
 
 def test_the_cards_python_runs(exported, monkeypatch):
-    images = torch.randn(2, 3, 64, 64)
     for kind, result in exported.items():
+        if kind == "coreml":  # on a Mac
+            continue
+        images = torch.randn(2 if FORMATS[kind].any_number else 1, 3, 64, 64)
         code = Path(result["card"]).read_text().split("```python\n")[1].split("```")[0]
         monkeypatch.chdir(Path(result["written"]).parent)
-        names = {"images": images.numpy() if kind == "onnx" else images}
+        names = {"images": images.numpy() if kind in ("onnx", "openvino", "litert") else images}
         exec(code, names)
-        assert names["logits"].shape == (2, 7)
+        assert names["logits"].shape == (len(images), 7)
 
 
 def test_nothing_else_is_left(exported, checkpoint):
-    files = [exported[kind][what] for kind in ("safetensors", "onnx", "torch-export") for what in ("written", "card")]
-    pictures = [exported[kind]["picture"] for kind in ("safetensors", "onnx", "torch-export")]
-    expected = {Path(path).name for path in (*files, *pictures)} | {"last.ckpt", "last-timm"}
+    results = [result for kind, result in exported.items() if kind != "timm-folder"]
+    expected = {Path(result[what]).name for result in results for what in ("written", "card", "picture")}
+    expected |= {"last.ckpt", "last-timm"} | ({"last.bin"} if "openvino" in exported else set())
     assert {path.name for path in checkpoint.parent.iterdir()} == expected
 
 
@@ -275,13 +277,12 @@ def test_raw_weights_at_another_size(checkpoint, networks, tmp_path, caplog):
 
 
 @torch.no_grad()
-def test_core_ml_is_described_and_says_that_it_was_not_run(exported, networks, checkpoint, caplog):
+def test_core_ml_is_described_and_says_that_it_was_not_run(exported, networks, checkpoint, capsys):
     exported["coreml"]
     import coremltools
 
-    caplog.set_level("WARNING")
     result = export.main([str(checkpoint), "--to", "coreml"])  # replaces the first
-    assert "does not run on this system: it was not compared with PyTorch" in caplog.text
+    assert "does not run on this system" in "".join(capsys.readouterr())
     assert "largest_difference" not in result and result["written"] == exported["coreml"]["written"]
     model = coremltools.models.MLModel(result["written"], skip_model_load=True)
     (image,), (logits,) = model.get_spec().description.input, model.get_spec().description.output
