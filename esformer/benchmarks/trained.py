@@ -72,7 +72,7 @@ def network_for(architecture: GeneArchitecture, settings: NetworkSettings) -> nn
         ESFormerError: there is no such architecture, its network cannot be built like that, or has no classifier of as
             many classes.
     """
-    price(architecture, settings.img_size, settings.num_classes)
+    _check(architecture, NetworkSettings(settings.num_classes, settings.img_size))
     network, space = _build(architecture, settings), architecture.space
     paths = [part for part in network.modules() if isinstance(part, DropPath) and part.drop_prob]
     if settings.drop_path and not paths:
@@ -149,17 +149,25 @@ def _said(architecture: GeneArchitecture, build: Callable[[], nn.Module]) -> nn.
 
 @lru_cache(maxsize=64)
 def _count(architecture: GeneArchitecture, settings: NetworkSettings) -> Cost:
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # also where others are made on the meta device
+    """By tracing the network, which takes seconds."""
+    _check(architecture, settings)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        network = _build(architecture, settings)
+        with said_of(architecture.space, architecture.notation):
+            macs = count_macs(network, torch.zeros(1, 3, settings.img_size, settings.img_size))
+            return Cost(sum(parameter.numel() for parameter in network.parameters()), macs)
+
+
+@lru_cache(maxsize=64)
+def _check(architecture: GeneArchitecture, settings: NetworkSettings) -> None:
+    """Refuse a network that cannot be built, or does not tell as many classes: one image shows it."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():  # not on the meta device of others
         network = _build(architecture, settings).eval()
-        image = torch.zeros(1, 3, settings.img_size, settings.img_size)
-        with said_of(architecture.space, architecture.notation), torch.no_grad():
-            logits = network(image)
-            params = sum(parameter.numel() for parameter in network.parameters())
-            found = Cost(params, count_macs(network, image))
+        with said_of(architecture.space, architecture.notation):
+            logits = network(torch.zeros(1, 3, settings.img_size, settings.img_size))
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (1, settings.num_classes):
         raise BenchmarkError(
             f"a network of space {architecture.space} gives {shape} for an image, and there are {settings.num_classes}"
             " classes: its classifier must have `num_classes` outputs"
         )
-    return found
