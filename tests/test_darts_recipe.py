@@ -250,3 +250,14 @@ def test_a_batch_of_training_is_cut_and_one_of_validation_is_not():
 def test_impossible_recipes_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(reversed(wrong)))):
         Recipe(**wrong)
+
+
+def test_a_first_step_that_is_skipped_leaves_the_moments_at_zero():
+    network = torch.nn.Linear(3, 2)
+    before = network.weight.clone()
+    optimizer = optimizer_of(network, recipe("darts"), fused=True)
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert torch.equal(network.weight, before)
+    assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
