@@ -194,17 +194,22 @@ def test_a_dry_run_tries_it(trained, tmp_path):
 
 @pytest.mark.nightly
 def test_two_processes_train_as_one(warm, trained, digits_in_folders, tmp_path):
+    """At a small learning rate: norms over the few values of so small a network's tower make much of roundings."""
     images = ["data=folder", f"data.root={digits_in_folders(233, 33)}", "data.img_size=32", "data.workers=0"]
     command = [SYNCED_TRAIN, f"genotype={trained[0] / 'architecture.yaml'}", "recipe=darts", *images]
-    command += ["recipe.epochs=2", "recipe.batch_size=40", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"]
-    command += ["wandb.mode=disabled"]
+    command += ["recipe.epochs=2", "recipe.batch_size=40", "recipe.lr=0.0001", "trainer.log_every=1"]
+    command += ["trainer.accelerator=cpu", "trainer.sync_batchnorm=true", "wandb.mode=disabled"]
     warm.start([*command, f"run.dir={tmp_path / 'one'}"]).finish()
     for process in warm.start_ranks(2, [*command, f"run.dir={tmp_path / 'two'}"]):
         process.finish()
-    one, two = (list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("one", "two"))
-    for a, b in zip(one, two, strict=True):
-        assert float(b["train/loss"]) == pytest.approx(float(a["train/loss"]), rel=1e-4)
-    ours, theirs = (read(tmp_path / name / "checkpoints/last.ckpt")["state_dict"] for name in ("two", "one"))
-    for name, value in theirs.items():
-        if value.ndim > 1:
-            assert (ours[name] - value).norm() <= 1e-3 * value.norm(), name
+
+    def column(run, file, name):
+        return [float(row[name]) for row in csv.DictReader((tmp_path / run / file).open())]
+
+    for file, name, rel in (("metrics.csv", "train/loss", 1e-5), ("steps.csv", "grad_norm", 5e-3)):
+        assert column("two", file, name) == pytest.approx(column("one", file, name), rel=rel), name
+    moments = []
+    for run in ("one", "two"):
+        (state,) = read(tmp_path / run / "checkpoints/last.ckpt")["optimizer_states"]
+        moments.append(torch.cat([one["momentum_buffer"].flatten() for one in state["state"].values()]))
+    assert (moments[0] - moments[1]).norm() <= 5e-2 * moments[0].norm()
