@@ -18,7 +18,7 @@ from esformer.files import ContentError, parse_yaml, read_yaml
 PATHS = ("run.dir", "data.root", "space.table", "genotype", "init")
 """Settings that are paths: `~` in front is the home."""
 NOT_THE_RUN = (
-    *("run", "trainer", "wandb", "ablate"),
+    *("run", "trainer", "wandb", "logger", "ablate"),
     *("data.workers", "data.timeout", "data.max_corrupt", "search.workers", "search.accelerator"),
 )
 """What may differ when a run is resumed: where it lies and on what it runs, not what it computes; and how much an
@@ -29,6 +29,7 @@ ADDED |= {"search.batch": "noise", "search.batch_size": 32, "search.family": Non
 ADDED |= {"search.mutated_genes": None, "search.crossover": True}
 ADDED |= {"search.finalists": 0, "search.finalists_epochs": 9}
 ADDED |= {"search.finalists_minutes": None, "search.finalists_continue": False}
+ADDED |= {"logger": "wandb"}
 ADDED |= {"space.name": None, "space.table": None, "space.dataset": None}
 ADDED |= {"recipe.schedule": "cosine", "recipe.lr_decay": 0.97, "recipe.optimizer": "adamw", "recipe.momentum": 0.9}
 ADDED |= {"recipe.crop_padding": 0, "recipe.color_jitter": [], "recipe.cutout": 0, "recipe.drop_path_schedule": "depth"}

@@ -13,6 +13,7 @@ AUTO = "auto"
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true")
 SHORT_PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}
 """Lightning's short names."""
+LOGGERS = ("wandb", "tensorboard", "mlflow", "csv")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false")
 """Those in which every process has the whole network; the last two are the same."""
 
@@ -233,6 +234,9 @@ class Config:
     init: str | None = None
     """For training alone, what `--from` sets: a checkpoint of any kind, or timm's as timm:efficientformerv2_s0. The
     training starts from its weights, averaged if it has them, and takes its genotype and size, and recipe=finetune."""
+    logger: str = "wandb"
+    """Who is told of a run as it goes: `wandb`, or, in the run's folder, `tensorboard`, `csv` or `mlflow` (on the
+    server of MLFLOW_TRACKING_URI, if that is set). metrics.csv and steps.csv are written in any case."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
@@ -242,3 +246,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     ablate: AblateConfig = field(default_factory=AblateConfig)
+
+    def __post_init__(self) -> None:
+        if self.logger not in LOGGERS:
+            raise ConfigError(f"logger is {self.logger!r}; it must be {', '.join(LOGGERS[:-1])} or {LOGGERS[-1]}")

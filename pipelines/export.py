@@ -19,11 +19,19 @@ EPILOG = """
   onnx          a graph for onnxruntime and others; needs pip install 'esformer[export]'
   torch-export  PyTorch's own graph (torch.export), a .pt2 file; TorchScript is deprecated and not offered
   timm-folder   a folder for timm.create_model("local-dir:..."), ready for the Hugging Face hub
+  openvino      a graph for OpenVINO, NAME.xml with its weights NAME.bin; needs pip install 'esformer[openvino]'
+  litert        a graph for LiteRT (TensorFlow Lite), a .tflite file; needs an environment of its own:
+                python -m venv litert && litert/bin/pip install esformer &&
+                litert/bin/pip install 'litert-torch>=0.10,<0.11'
+  executorch    a program for ExecuTorch with XNNPACK, a .pte file; needs pip install 'esformer[executorch]'
+  coreml        a package for Core ML, .mlpackage; needs pip install 'esformer[coreml]'. Core ML runs on Macs alone, so
+                what was written is looked at and not run; its card has the lines that compare it on a Mac
 
 Beside a file NAME lie its card NAME.md and the network drawn, NAME.png; a folder has them in it. Graphs take any number
-of images. In graphs each batch norm is folded into the convolution before it; by how much that speeds up the network is
-measured on one thread of this machine's CPU.
+of images; those of litert, executorch and coreml one at a time, as apps do. In graphs each batch norm is folded into
+the convolution before it; by how much that speeds up the network is measured on one thread of this machine's CPU.
 """
+KINDS = ("safetensors", "onnx", "torch-export", "timm-folder", "openvino", "litert", "executorch", "coreml")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,7 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="CHECKPOINT",
         help="a file or folder of weights, or a name such as esformer_s0",
     )
-    add("--to", required=True, choices=("safetensors", "onnx", "torch-export", "timm-folder"), help="see below")
+    add("--to", required=True, choices=KINDS, help="see below", metavar="FORMAT")
     add("--out", type=cli.path, metavar="PATH", help="what to write; by default beside the checkpoint, named after it")
     add("--raw", action="store_true", help="the weights as the last step left them, not their average")
     add("--img-size", type=_size, metavar="PIXELS", help="height and width, 256 or 160x320 (default the checkpoint's)")

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from huggingface_hub import ModelCardData
 
 from esformer.benchmarks.trained import architecture_of, price
+from esformer.export.metadata import of_channels
 from esformer.text import printable
 
 UNKNOWN = "not recorded"
@@ -26,6 +27,8 @@ def model_card(
     is_graph: bool,
     license: str | None = None,
     evaluation: Mapping[str, Any] = {},
+    any_number: bool = True,
+    was_run: bool = True,
 ) -> str:
     """The card as Markdown. What is not known is said to be unknown, never guessed.
 
@@ -36,6 +39,8 @@ def model_card(
         is_graph: whether it is a graph of one image size, not weights that fit others.
         license: of the weights, as its owner names it; None if nothing is known of one.
         evaluation: figures of `pipelines.evaluate` by their names.
+        any_number: whether it takes any number of images, not one at a time.
+        was_run: whether what was written was run and compared with PyTorch.
     """
     parts = [
         f"# {_title(about)}",
@@ -44,7 +49,7 @@ def model_card(
         *([f"![the network, block by block]({quote(os.fsencode(picture))})"] if picture is not None else []),
         "## Use",
         f"```python\n{usage}\n```",
-        _preparation(about),
+        _preparation(about, "B" if any_number else "1"),
         "## Accuracy",
         _accuracy(about, evaluation),
         "## Training",
@@ -55,7 +60,7 @@ def model_card(
         "## Licence",
         printable(license or "") or "Not stated. Ask whoever gave you this file what you may do with it.",
         "## Limits",
-        "\n".join(f"- {limit}" for limit in _limits(about, is_graph, bool(evaluation))),
+        "\n".join(f"- {limit}" for limit in _limits(about, is_graph, bool(evaluation), any_number, was_run)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -118,22 +123,17 @@ def _facts(about: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _preparation(about: Mapping[str, Any]) -> str:
+def _preparation(about: Mapping[str, Any], batch: str) -> str:
     (height, width), chans = about["img_size"], about["in_chans"]
-    shape = f"`images` are float32, B x {chans} x {height} x {width}"
+    shape = f"`images` are float32, {batch} x {chans} x {height} x {width}"
     data = about["data"]
     if not {"mean", "std", "interpolation", "crop_pct"} <= data.keys():
         return f"{shape}. How they were prepared is {UNKNOWN}."
-    mean, std = (_of_channels(data[word], chans) for word in ("mean", "std"))
+    mean, std = (_show(of_channels(data[word], chans)) for word in ("mean", "std"))
     return (
         f"{shape}: resized ({data['interpolation']}), the central {data['crop_pct']:.0%} of each side kept, values"
         f" from 0 to 1, mean {mean} subtracted, divided by {std}."
     )
-
-
-def _of_channels(values: Sequence[float], chans: int) -> str:
-    """Averaged where the image has other channels, as `esformer.model.registry` and timm's scripts do."""
-    return _show(values if len(values) == chans else [sum(values) / len(values)] * chans)
 
 
 def _accuracy(about: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
@@ -166,11 +166,16 @@ def _trained_size(about: Mapping[str, Any]) -> str:
     return f"{height} x {width} pixels"
 
 
-def _limits(about: Mapping[str, Any], is_graph: bool, evaluated: bool) -> Iterator[str]:
+def _limits(
+    about: Mapping[str, Any], is_graph: bool, evaluated: bool, any_number: bool, was_run: bool
+) -> Iterator[str]:
     height, width = about["img_size"]
+    number = "any number" if any_number else "one"
+    if not was_run:
+        yield "It was converted and not run: its outputs were never compared with PyTorch's. The lines above do so."
     other = "needs another export" if is_graph else "is asked for with `img_size`, and interpolates attention biases"
     other = "needs another training" if _of_other_space(about) else other
-    yield f"It takes images of {height} x {width} pixels, any number at a time; another size {other}."
+    yield f"It takes images of {height} x {width} pixels, {number} at a time; another size {other}."
     if about.get("folded"):
         yield "Batch norms are folded into the convolutions: it is for inference, not to be trained on."
     if about["weights"] == "random":

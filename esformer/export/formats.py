@@ -1,92 +1,32 @@
 """The files that a network is exported to: how each is written, read back, and used by others.
 
-What is known of the weights (`Checkpoint.describe`) travels in all of them, as JSON under the key `esformer`.
+What is known of the weights (`Checkpoint.describe`) travels in all of them, as JSON under the key `esformer`. Those of
+the runtimes of apps are written in `runtimes.py`.
 """
 
 import importlib.util
 import json
-import logging
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 from timm.models._hub import save_config_for_hf
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim
 
 from esformer.checkpoint.content import KEY, save_weights
 from esformer.checkpoint.loading import load
-from esformer.errors import ESFormerError
+from esformer.export import runtimes
+from esformer.export.comparing import About, Computes, ExportError, hushed, images_for, program_of
+from esformer.export.metadata import metadata
 from esformer.files import write_bytes
 from esformer.genotype import Genotype
 
-Computes = Callable[[Tensor], Tensor]
-"""Images, B, C, H, W -> outputs, B, classes."""
-About = Mapping[str, Any]
-"""What `Checkpoint.describe` gives."""
-
-BATCHES = (1, 5)
-"""Numbers of images that outputs are compared on; a file is made with another one."""
-TOLERANCE = 2e-5
-"""How far outputs may be apart, as a share of the largest. Float32 sums in another order were at most 8e-7 apart (S0,
-S0-extended and S2; random, disturbed and trained weights; 32 to 224 pixels). A small mistake, GELU by its usual
-approximation, made 2e-5 to 1e-4; another epsilon of the norms (1e-3) 1e-3 and more."""
 OPSETS = range(18, 26)
 """The versions of ONNX's operators that PyTorch's exporter and onnxscript write."""
-
-
-class ExportError(ESFormerError):
-    """An export that cannot be; says what is in the way."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far apart the outputs of two networks are on the same images.
-
-    Args:
-        largest: the largest absolute difference.
-        scale: the largest absolute output.
-    """
-
-    largest: float
-    scale: float
-
-    def check(self) -> None:
-        """Refuse more than float32 makes of another order of the same sums.
-
-        Raises:
-            ExportError: they are farther apart, or not finite.
-        """
-        if not self.scale < math.inf:  # nor where it is no number
-            raise ExportError("the network's outputs are not finite: its weights are bad")
-        if not self.largest <= TOLERANCE * self.scale:
-            raise ExportError(f"the outputs of what was written differ from PyTorch's by {self}; it is not kept")
-
-    def __str__(self) -> str:
-        return f"{self.largest:.1e} where outputs reach {self.scale:.3g}"
-
-
-@torch.no_grad()
-def compare(network: nn.Module, other: Computes) -> Difference:
-    """The difference on random images of the network's size, in batches of 1 and 5."""
-    generator, pairs = torch.Generator().manual_seed(0), []
-    for batch in BATCHES:
-        images = images_for(network, batch, generator)
-        pairs.append((network(images), other(images)))
-    wanted, found = (torch.cat(outputs).double() for outputs in zip(*pairs, strict=True))
-    return Difference((wanted - found).abs().max().item(), wanted.abs().max().item())
-
-
-def images_for(network: nn.Module, batch: int, generator: torch.Generator | None = None) -> Tensor:
-    """Normal random numbers in the shape of so many of a network's images: B, C, H, W."""
-    esformer: Any = network
-    return torch.randn(batch, esformer.in_chans, *esformer.img_size, generator=generator)
 
 
 def write_safetensors(network: nn.Module, about: About, path: Path) -> None:
@@ -121,11 +61,8 @@ def read_timm(path: Path) -> Computes:
 
 def write_program(network: nn.Module, about: About, path: Path) -> None:
     """PyTorch's own graph, for any number of images."""
-    program = torch.export.export(network, (images_for(network, 2),), dynamic_shapes=({0: Dim("batch", min=1)},))
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # which names the folders of whoever exports
     file = BytesIO()
-    torch.export.save(program, file, extra_files={f"{KEY}.json": json.dumps(about)})
+    torch.export.save(program_of(network), file, extra_files={f"{KEY}.json": json.dumps(about)})
     write_bytes(path, file.getvalue())
 
 
@@ -142,12 +79,12 @@ def write_onnx(network: nn.Module, about: About, path: Path, opset: int | None =
     """
     import onnx
 
-    with _hushed("torch.onnx", "onnxscript"):
+    with hushed("torch.onnx", "onnxscript"):
         program = torch.onnx.export(
             network,
             (images_for(network, 2),),
-            input_names=["image"],
-            output_names=["logits" if about["num_classes"] else "features"],
+            input_names=[runtimes.INPUT],
+            output_names=[runtimes.output_of(about)],
             dynamic_shapes=({0: Dim("batch", min=1)},),
             opset_version=opset,
             dynamo=True,
@@ -161,7 +98,7 @@ def write_onnx(network: nn.Module, about: About, path: Path, opset: int | None =
     graph = model.graph
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]  # which names the folders of whoever exports
-    onnx.helper.set_model_props(model, {KEY: json.dumps(about)})
+    onnx.helper.set_model_props(model, metadata(about))
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString())
 
@@ -171,21 +108,7 @@ def read_onnx(path: Path) -> Computes:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
-
-
-@contextmanager
-def _hushed(*names: str) -> Iterator[None]:
-    """Without the warnings of a library, which are for who writes networks, not for who exports them."""
-    logs = [logging.getLogger(name) for name in names]
-    before = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for log, level in zip(logs, before, strict=True):
-            log.setLevel(level)
+    return lambda images: torch.from_numpy(session.run(None, {runtimes.INPUT: images.numpy()})[0])
 
 
 @dataclass(frozen=True)
@@ -195,23 +118,38 @@ class Format:
     Args:
         suffix: with which the name of its file or folder ends.
         write: writes a network, and what is known of it, to a path.
-        read: what computes the same, from that path.
+        read: what computes the same, from that path; or None, after a look at it, where its runtime is not to be had.
         usage: a few lines of Python for whoever gets it; `{name}` stands for the path.
         needs: optional packages.
+        extra: of this package, which brings them.
+        environment: the command that makes one for them, where they do not fit beside what this package needs.
         is_graph: whether it is a graph, of one image size and not to be trained any more, so norms are folded.
+        any_number: whether it takes any number of images, not one at a time.
+        holds: what lies in the folder that it is; nothing if it is a file.
+        weights: with which the name of a second file ends, if it is two.
     """
 
     suffix: str
     write: Callable[..., None]
-    read: Callable[[Path], Computes]
+    read: Callable[[Path], Computes | None]
     usage: str
     needs: tuple[str, ...] = ()
+    extra: str = ""
+    environment: str = ""
     is_graph: bool = False
+    any_number: bool = True
+    holds: frozenset[str] = frozenset()
+    weights: str = ""
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder, not a file."""
+        """Whether it is a folder for people, with the card in it; not a file, or what others take for one."""
         return not self.suffix.startswith(".")
+
+    @property
+    def install(self) -> str:
+        """The command that installs what it needs."""
+        return self.environment or f"pip install 'esformer[{self.extra}]'"
 
     def check_packages(self) -> None:
         """Refuse to begin without what it needs.
@@ -220,8 +158,9 @@ class Format:
             ExportError: a package is missing; says how to install it.
         """
         if missing := [name for name in self.needs if importlib.util.find_spec(name) is None]:
+            where = " into an environment of its own, since it changes others' packages" if self.environment else ""
             raise ExportError(
-                f"{' and '.join(missing)} cannot be imported; install what exports need: pip install 'esformer[export]'"
+                f"{' and '.join(missing)} cannot be imported; install what this export needs{where}: {self.install}"
             )
 
 
@@ -239,6 +178,7 @@ FORMATS = {
         'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{name}")\n'
         '(logits,) = session.run(None, {{"image": images}})',
         needs=("onnx", "onnxscript", "onnxruntime"),
+        extra="export",
         is_graph=True,
     ),
     "torch-export": Format(
@@ -254,6 +194,59 @@ FORMATS = {
         read_timm,
         "import esformer.model.registry\nimport timm\n\n"
         'network = timm.create_model("local-dir:{name}", pretrained=True).eval()\nlogits = network(images)',
+        holds=frozenset({"README.md", "config.json", "genotype.png", "genotype.yaml", "model.safetensors"}),
+    ),
+    "openvino": Format(
+        ".xml",
+        runtimes.write_openvino,
+        runtimes.read_openvino,
+        'import openvino\n\nexact = {{"INFERENCE_PRECISION_HINT": "f32"}}  # not bfloat16, where the CPU has it\n'
+        'network = openvino.compile_model("{name}", "CPU", exact)\nlogits = network(images)[0]',
+        needs=("openvino",),
+        extra="openvino",
+        is_graph=True,
+        weights=".bin",
+    ),
+    "litert": Format(
+        ".tflite",
+        runtimes.write_litert,
+        runtimes.read_litert,
+        "from ai_edge_litert.interpreter import Interpreter\n\n"
+        'run = Interpreter("{name}").get_signature_runner()\n(logits,) = run(image=images).values()',
+        needs=("litert_torch", "ai_edge_litert"),
+        environment="python -m venv litert && litert/bin/pip install esformer"
+        " && litert/bin/pip install 'litert-torch>=0.10,<0.11'",
+        is_graph=True,
+        any_number=False,
+    ),
+    "executorch": Format(
+        ".pte",
+        runtimes.write_executorch,
+        runtimes.read_executorch,
+        "from executorch.runtime import Runtime\n\n"
+        'method = Runtime.get().load_program("{name}").load_method("forward")\n(logits,) = method.execute([images])',
+        needs=("executorch",),
+        extra="executorch",
+        is_graph=True,
+        any_number=False,
+    ),
+    "coreml": Format(
+        ".mlpackage",
+        runtimes.write_coreml,
+        runtimes.read_coreml,
+        "import json\nimport coremltools\nimport numpy\n\n"
+        'network = coremltools.models.MLModel("{name}", compute_units=coremltools.ComputeUnit.CPU_ONLY)\n'
+        '(logits,) = network.predict({{"image": images}}).values()\n\n'
+        "# on a Mac, what it gives for one image and what it should; they differ by 2e-5 of the largest at most\n"
+        "ramp = numpy.linspace(-2, 2, images.size, dtype=numpy.float32).reshape(images.shape)\n"
+        '(found,) = network.predict({{"image": ramp}}).values()\n'
+        'wanted = numpy.array(json.loads(network.user_defined_metadata["check"]))\n'
+        "print(abs(found - wanted).max() / abs(wanted).max())",
+        needs=("coremltools",),
+        extra="coreml",
+        is_graph=True,
+        any_number=False,
+        holds=frozenset({"Data", "Manifest.json"}),
     ),
 }
 """What `--to` may be."""

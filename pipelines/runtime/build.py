@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy as FabricDDP
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -40,7 +40,8 @@ from esformer.search.stage import SearchStage
 from esformer.space import SearchSpace
 from esformer.training.module import ESFormerModule
 from esformer.training.sync_batchnorm import SyncNorms
-from pipelines.runtime import memory, tracking
+from pipelines.runtime import memory
+from pipelines.runtime.loggers import finish, loggers
 from pipelines.runtime.notify import notify
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.signals import stop
@@ -61,7 +62,7 @@ DDP: dict[str, Any] = {
 
 
 @contextmanager
-def prepare(plan: Plan, genotype: AnyArchitecture | None = None) -> Iterator[list[WandbLogger]]:
+def prepare(plan: Plan, genotype: AnyArchitecture | None = None) -> Iterator[list[Logger]]:
     """The run's folder, claimed until the end, and its loggers.
 
     Args:
@@ -75,12 +76,12 @@ def prepare(plan: Plan, genotype: AnyArchitecture | None = None) -> Iterator[lis
         over = run.summary.exists()
         if plan.trains and not over:  # in the folder: nobody else trains in it now
             try_memory(plan, genotype or (Genotype.load(run.genotype) if run.genotype.exists() else None))
-        loggers = [] if over else tracking.loggers(plan.config, run)
-        finish = partial(tracking.finish, loggers)
-        watchdog.farewells.append(finish)
+        made = [] if over else loggers(plan.config, run)
+        close = partial(finish, made)
+        watchdog.farewells.append(close)
         code, state = 1, "failed"
         try:
-            yield loggers
+            yield made
             code, state = 0, "finished"
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
@@ -91,10 +92,10 @@ def prepare(plan: Plan, genotype: AnyArchitecture | None = None) -> Iterator[lis
             raise
         finally:
             watchdog.announce_end("failed" if code not in (0, STOPPED) else "done")  # finishing can take long
-            watchdog.farewells.remove(finish)
+            watchdog.farewells.remove(close)
             if not over:
                 notify(plan, plan.pipeline, state)
-            finish(code)
+            close(code)
         disconnect()
 
 
@@ -145,7 +146,7 @@ def _batch(config: Config, space: Space) -> dict[str, Any]:
     return {"images": images, "labels": labels}
 
 
-def search_fabric(plan: Plan, callbacks: Sequence[Any] = (), loggers: Sequence[WandbLogger] = ()) -> Fabric:
+def search_fabric(plan: Plan, callbacks: Sequence[Any] = (), loggers: Sequence[Logger] = ()) -> Fabric:
     """The Fabric on which all processes search that torchrun or SLURM started, or this one alone; not yet launched.
 
     They stay connected, and train together over the same connections. To disconnect and meet again at the same port is
@@ -213,7 +214,7 @@ def try_memory(plan: Plan, genotype: AnyArchitecture | None) -> int:
     return accumulation(plan, Genotype.shipped(f"esformer_{plan.config.size.lower()}"), memory.UNFOUND)
 
 
-def trainer(plan: Plan, loggers: list[WandbLogger], accumulate: int) -> Trainer:
+def trainer(plan: Plan, loggers: list[Logger], accumulate: int) -> Trainer:
     """The Trainer with everything that a run wants: averaged weights, checkpoints, pictures, progress.
 
     Args:

@@ -3,7 +3,8 @@
 import argparse
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from torch import nn
 
 from esformer.checkpoint import Checkpoint
 from esformer.checkpoint.loading import network_of, opened
-from esformer.export import FORMATS, compare, fold, speed_up
+from esformer.export import FORMATS, Difference, ExportError, compare, fold, speed_up
 from esformer.export.card import METRICS, front_matter, model_card
-from esformer.export.formats import OPSETS, ExportError, Format, images_for
+from esformer.export.comparing import images_for
+from esformer.export.formats import OPSETS, Format
 from esformer.files import atomic_output
 from esformer.genotype import Genotype
 from esformer.plots.genotype import draw_genotype
@@ -24,9 +26,6 @@ from pipelines.runtime.run_folder import start_logging
 from pipelines.runtime.signals import stop
 
 log = logging.getLogger("esformer")
-
-IN_FOLDER = {"README.md", "config.json", "genotype.png", "genotype.yaml", "model.safetensors"}
-"""What an exported folder holds; one that holds anything else is not replaced."""
 
 
 def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -55,23 +54,55 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
     exported = fold(network) if folds else network
     settings = {"opset": options.opset} if options.to == "onnx" else {}
     with stop.deferred(), atomic_output(out) as place:  # a signal within a library in C++ would end it there and then
-        kind.write(exported, about, place / out.name, **settings)
-        difference = compare(network, kind.read(place / out.name))
-        difference.check()
-        log.info("compared with PyTorch: the largest difference is %s", difference)
-        extras = write_card(place, out, kind, found, about, options)
+        with importable(kind):
+            kind.write(exported, about, place / out.name, **settings)
+            difference = compared(network, kind, place / out.name)
+        extras = write_card(place, out, kind, found, about, options, was_run=difference is not None)
     summary = {
         "checkpoint": str(found.path),
         "weights": about["weights"],
         "written": str(out),
         **extras,
-        "largest_difference": difference.largest,
-        "largest_output": difference.scale,
+        **({"largest_difference": difference.largest, "largest_output": difference.scale} if difference else {}),
         **(measure(network, exported) if folds else {}),
         "command": command,
     }
-    show(summary | {"largest_difference": f"{difference.largest:.1e}"})
+    show(summary | ({"largest_difference": f"{difference.largest:.1e}"} if difference else {}))
     return summary
+
+
+@contextmanager
+def importable(kind: Format) -> Iterator[None]:
+    """Say it in a sentence if a package that a format needs is there and does not fit beside the others.
+
+    Raises:
+        ExportError: names the package, and the command that installs one that fits.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if not kind.needs:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ExportError(
+            f"{' and '.join(kind.needs)} cannot be imported here ({reason}); try: {kind.install}"
+        ) from error
+
+
+def compared(network: nn.Module, kind: Format, path: Path) -> Difference | None:
+    """How far the outputs of what was written are from PyTorch's; None, with a warning, if it cannot be run here.
+
+    Raises:
+        ExportError: they are too far apart.
+    """
+    other = kind.read(path)
+    if other is None:
+        log.warning("what was written does not run on this system: it was not compared with PyTorch; its card says how")
+        return None
+    difference = compare(network, other)
+    difference.check()
+    log.info("compared with PyTorch: the largest difference is %s", difference)
+    return difference
 
 
 def check(kind: Format, options: argparse.Namespace) -> None:
@@ -95,15 +126,18 @@ def check_place(out: Path, kind: Format, checkpoint: Path) -> None:
     """
     if out.name in ("", ".."):
         raise ExportError(f"--out {out} has no name; give one")
-    if checkpoint.resolve().is_relative_to(out.resolve()):
-        raise ExportError(f"{out} is the checkpoint itself; choose another --out")
-    if kind.is_folder:
-        if out.exists() and not (out.is_dir() and {entry.name for entry in out.iterdir()} <= IN_FOLDER):
-            raise ExportError(f"{out} is there already and is not an export; choose another --out")
-    elif out.suffix != kind.suffix:
+    if not kind.is_folder and out.suffix != kind.suffix:
         raise ExportError(f"{out} must end in {kind.suffix}")
-    elif folder := next((path for path in (out, *beside_file(out)) if path.is_dir()), None):
+    weights = [out.with_suffix(kind.weights)] if kind.weights else []
+    if taken := next((path for path in (out, *weights) if checkpoint.resolve().is_relative_to(path.resolve())), None):
+        raise ExportError(f"{taken} is the checkpoint itself; choose another --out")
+    if kind.holds and out.exists() and not (out.is_dir() and {entry.name for entry in out.iterdir()} <= kind.holds):
+        raise ExportError(f"{out} is there already and is not an export; choose another --out")
+    files = [*([] if kind.holds else [out]), *weights, *([] if kind.is_folder else beside_file(out))]
+    if folder := next((path for path in files if path.is_dir()), None):
         raise ExportError(f"{folder} is a folder; choose another --out")
+    if weights and weights[0].exists() and not out.exists():
+        raise ExportError(f"{weights[0]} is there already, without {out.name}; choose another --out")
 
 
 def beside_file(out: Path) -> tuple[Path, Path]:
@@ -121,7 +155,13 @@ def describe(found: Checkpoint, img_size: tuple[int, int], ema: bool) -> dict[st
 
 
 def write_card(
-    place: Path, out: Path, kind: Format, found: Checkpoint, about: Mapping[str, Any], options: argparse.Namespace
+    place: Path,
+    out: Path,
+    kind: Format,
+    found: Checkpoint,
+    about: Mapping[str, Any],
+    options: argparse.Namespace,
+    was_run: bool,
 ) -> dict[str, str]:
     """The model card and the drawing, in the folder or beside the file; returns where they will be."""
     card, picture = (out / "README.md", out / "genotype.png") if kind.is_folder else beside_file(out)
@@ -129,7 +169,8 @@ def write_card(
     usage = kind.usage.format(name=json.dumps(out.name)[1:-1])  # within quotes
     evaluation = evaluated(options.checkpoint, found.digest(not options.raw), about["img_size"])
     shown = picture.name if isinstance(found.genotype, Genotype) else None
-    text = head + model_card(about, usage, shown, kind.is_graph, options.license, evaluation)
+    limits = {"any_number": kind.any_number, "was_run": was_run}
+    text = head + model_card(about, usage, shown, kind.is_graph, options.license, evaluation, **limits)
     (place / card.relative_to(out.parent)).write_text(text, encoding="utf-8")
     if not isinstance(found.genotype, Genotype):
         return {"card": str(card)}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from callbacks.search import draw_found, send_genotype
 from configs.budget import price_of
@@ -83,7 +83,7 @@ class Outcome:
             raise
 
 
-def choose(plan: Plan, arguments: Any, loggers: list[WandbLogger], found: Genotype) -> Outcome:
+def choose(plan: Plan, arguments: Any, loggers: list[Logger], found: Genotype) -> Outcome:
     """Train the finalists of a search that is over, or go on with it; leaves `finalists.csv` and `finalists.png`.
 
     Args:
@@ -146,7 +146,7 @@ class Stage:
             self.trainings.stop()
         return ranked
 
-    def finish(self, ranked: Sequence[Finalist], loggers: list[WandbLogger]) -> dict[str, Any]:
+    def finish(self, ranked: Sequence[Finalist], loggers: list[Logger]) -> dict[str, Any]:
         """Make the winner the run's genotype, show it, and give what there is to know of it."""
         winner, summary, price = ranked[0], self._summary(ranked), self._cost(ranked[0])
         comment = f"found by: {self.run.command}\nthe best of {len(self.finalists)} trained finalists,"
@@ -159,9 +159,11 @@ class Stage:
             draw_finalists(courses, winner.place, pictures["finalists"])
         log_genotype(loggers, winner.genotype, params=price.params, macs=price.macs)
         for logger in loggers:
-            for name, picture in pictures.items():
-                logger.log_image(f"search/{name}", [str(picture)])
-            send_genotype(logger, self.run.genotype, {**asdict(price), **summary, "space": winner.genotype.space})
+            if (show := getattr(logger, "log_image", None)) is not None:
+                for name, picture in pictures.items():
+                    show(f"search/{name}", [str(picture)])
+            if isinstance(logger, WandbLogger):
+                send_genotype(logger, self.run.genotype, {**asdict(price), **summary, "space": winner.genotype.space})
         last = self._run_of(len(self.rungs) - 1, winner).last
         checkpoint = str(last.relative_to(self.run.path)) if self.rungs else None
         return {"genotype": notation(winner.genotype), "checkpoint": checkpoint, "summary": summary}

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from callbacks.progress import SearchProgress
 from callbacks.search import SearchHistory, SearchLog, StopWhenAsked
@@ -42,7 +42,7 @@ UNSEEN = 2**31
 scores flatter it."""
 
 
-def search(plan: Plan, loggers: list[WandbLogger]) -> Genotype:
+def search(plan: Plan, loggers: list[Logger]) -> Genotype:
     """The search stage: runs it, or goes on with it; leaves `genotype.yaml` and `search.png` in the run's folder."""
     config, run, stage = plan.config, plan.run, plan.stage
     assert stage is not None
@@ -78,7 +78,7 @@ def compare(plan: Plan, found: Genotype) -> None:
     show_rows(rows)
 
 
-def run_stage(plan: Plan, loggers: list[WandbLogger]) -> SearchResult:
+def run_stage(plan: Plan, loggers: list[Logger]) -> SearchResult:
     """Run the search stage, or go on with it, with all that shows people how it goes."""
     config, run, stage = plan.config, plan.run, plan.stage
     assert stage is not None
@@ -94,7 +94,7 @@ def run_stage(plan: Plan, loggers: list[WandbLogger]) -> SearchResult:
     return stage.run()
 
 
-def search_other(plan: Plan, loggers: list[WandbLogger]) -> dict[str, Any]:
+def search_other(plan: Plan, loggers: list[Logger]) -> dict[str, Any]:
     """The search of another space: `architecture.yaml`, and how good that is among all of known accuracy."""
     result = run_stage(plan, loggers)
     assert plan.stage is not None

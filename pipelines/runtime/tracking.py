@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from configs.schema import Config, ConfigError
@@ -89,7 +89,7 @@ class Tracker(WandbLogger):
         return None
 
     def finish(self, exit_code: int) -> None:
-        """End the run. Waits for what is still to be sent, but not long."""
+        """End the run; 75 is a stop from which it goes on (preempted). Waits for what is still to be sent, not long."""
         run, self._experiment = self._experiment, None
         if run is None:
             return
@@ -146,13 +146,13 @@ class _Guard:
 
 
 def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
-    """The loggers of a run: W&B unless it is disabled, offline where there is no login or no server.
+    """W&B's logger unless another is asked for or it is disabled; offline where there is no login or no server.
 
     Raises:
         ConfigError: it shall be online, and nobody is logged in.
     """
     mode, pipeline = config.wandb.mode, run.command.split()[2].removeprefix("pipelines.")
-    if mode == "disabled" or not is_main():
+    if mode == "disabled" or config.logger != "wandb" or not is_main():
         return []
     import wandb
 
@@ -210,14 +210,7 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
         return []
 
 
-def finish(made: Sequence[WandbLogger], exit_code: int) -> None:
-    """End W&B's run: 0 is success, 75 a stop from which the same command goes on (preempted), all else a failure."""
-    for logger in made:
-        if isinstance(logger, Tracker):
-            logger.finish(exit_code)
-
-
-def log_genotype(made: Sequence[WandbLogger], genotype: "AnyArchitecture", **costs: float) -> None:
+def log_genotype(made: Sequence[Logger], genotype: "AnyArchitecture", **costs: float) -> None:
     """Add the architecture to the run's configuration, where it is known only after the search.
 
     Args:
@@ -229,14 +222,14 @@ def log_genotype(made: Sequence[WandbLogger], genotype: "AnyArchitecture", **cos
         logger.log_hyperparams({"genotype": genotype.to_dict(), **costs})
 
 
-def send_checkpoints(made: Sequence[WandbLogger], checkpoints: Mapping[str, Path]) -> None:
-    """Send checkpoints as versions of one artifact of the run.
+def send_checkpoints(made: Sequence[Logger], checkpoints: Mapping[str, Path]) -> None:
+    """Send checkpoints to W&B as versions of one artifact of the run.
 
     Args:
         made: the loggers.
         checkpoints: files by their alias, such as `best` and `last`; those that are not there are left out.
     """
-    for logger in made:
+    for logger in (one for one in made if isinstance(one, WandbLogger)):
         for alias, file in checkpoints.items():
             if file.exists():
                 name = f"checkpoint-{logger.version}"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.speed import Speed
@@ -65,7 +65,7 @@ def train_alone(plan: Plan, genotype: AnyArchitecture, start: Checkpoint | None 
 def train(
     plan: Plan,
     genotype: AnyArchitecture,
-    loggers: list[WandbLogger],
+    loggers: list[Logger],
     provenance: dict[str, Any],
     start: Checkpoint | None = None,
 ) -> dict[str, Any]:

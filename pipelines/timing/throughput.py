@@ -185,7 +185,7 @@ class Comparison:
             fit.fit(network(self.config, self.genotype), data)
 
     def _trainer(self) -> Trainer:
-        return trainer(self.plan, [CSVLogger(self.plan.run.path)], self.accumulate)  # type: ignore[list-item]
+        return trainer(self.plan, [CSVLogger(self.plan.run.path)], self.accumulate)
 
     def _theirs(self, data: ImageDataModule, meter: Meter, skip: int, turn: int) -> None:
         training = self._timm(data)

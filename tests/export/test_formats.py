@@ -1,4 +1,6 @@
 import copy
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from esformer.export import FORMATS, ExportError, compare, fold
-from esformer.export.formats import BATCHES, Difference, images_for, write_onnx
+from esformer.export.comparing import BATCHES, Difference, images_for
+from esformer.export.formats import write_onnx
 from esformer.model.esformer import ESFormer
 
 
@@ -70,6 +73,32 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
         FORMATS["onnx"].check_packages()
 
 
+@pytest.mark.parametrize(
+    "kind, command",
+    [
+        ("openvino", "needs: pip install 'esformer[openvino]'"),
+        ("executorch", "needs: pip install 'esformer[executorch]'"),
+        ("coreml", "needs: pip install 'esformer[coreml]'"),
+        (
+            "litert",
+            "its own, .*: python -m venv litert && .*esformer && .* 'litert-torch>=0.10,<0.11'",
+        ),
+    ],
+)
+def test_each_optional_format_names_its_own_extra(monkeypatch, kind, command):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExportError, match=command.replace("[", r"\[").replace("]", r"\]")) as refused:
+        FORMATS[kind].check_packages()
+    assert str(refused.value).startswith(" and ".join(FORMATS[kind].needs))
+
+
+def test_every_extra_that_a_format_names_is_there():
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for kind in FORMATS.values():
+        named = " ".join(extras["optional-dependencies"][kind.extra]) if kind.extra else ""
+        assert not kind.extra or all(package.replace("_", "-") in named for package in kind.needs)
+
+
 class Padded(nn.Module):
     """A network of one operation that ONNX has in opset 18 and later."""
 
@@ -80,7 +109,7 @@ class Padded(nn.Module):
 
 
 def test_an_opset_that_the_exporter_falls_short_of_is_refused(tmp_path):
-    about = {"num_classes": 2}
+    about = {"num_classes": 2, "in_chans": 1, "img_size": [4, 4], "data": {}}
     write_onnx(Padded().eval(), about, tmp_path / "18.onnx", 18)
     with pytest.raises(ExportError, match="ONNX opset 17 cannot be written, only 18"):
         write_onnx(Padded().eval(), about, tmp_path / "17.onnx", 17)

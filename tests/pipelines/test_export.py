@@ -4,6 +4,7 @@ import signal
 import time
 import zipfile
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
@@ -23,7 +24,7 @@ from esformer.genotype import Genotype
 from esformer.model.esformer import ESFormer
 from esformer.recipe import Recipe
 from pipelines import export
-from pipelines.runtime import cli, exporting
+from pipelines.runtime import cli
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +33,10 @@ CLASSES = [f"class {number}" for number in range(7)]
 DATA = {"name": "folder", "classes": CLASSES, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
 DATA |= {"interpolation": "bilinear", "crop_pct": 0.875}
 OPTIONS = {"onnx": ["--opset", "21"], "timm-folder": ["--license", "mit"]}
+
+
+APPS = ("onnx", "openvino", "litert", "executorch", "coreml")
+KEYS = ("esformer", "image_size", "image_mean", "image_std", "class_names")
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +68,23 @@ def checkpoint(tmp_path_factory, genotype, networks):
     return path
 
 
+class Exports(dict):
+    """What each kind of export gave, beside the checkpoint; made when it is first asked for."""
+
+    def __init__(self, checkpoint):
+        super().__init__()
+        self.checkpoint = checkpoint
+
+    def __missing__(self, kind):
+        if missing := [name for name in FORMATS[kind].needs if find_spec(name) is None]:
+            pytest.skip(f"needs {' and '.join(missing)}")
+        self[kind] = export.main([str(self.checkpoint), "--to", kind, *OPTIONS.get(kind, [])])
+        return self[kind]
+
+
 @pytest.fixture(scope="module")
 def exported(checkpoint):
-    """What each kind of export gave, beside the checkpoint."""
-    return {kind: export.main([str(checkpoint), "--to", kind, *OPTIONS.get(kind, [])]) for kind in FORMATS}
+    return Exports(checkpoint)
 
 
 def opened(kind, path):
@@ -77,23 +95,61 @@ def opened(kind, path):
         return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     if kind == "torch-export":
         return torch.export.load(path).module()
+    if kind == "openvino":
+        import openvino
+
+        network = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda images: torch.tensor(network({"image": images})["logits"])
+    if kind == "litert":
+        from ai_edge_litert.interpreter import Interpreter
+
+        run = Interpreter(str(path)).get_signature_runner()
+        return lambda images: torch.cat([torch.tensor(run(image=image[None].numpy())["logits"]) for image in images])
+    if kind == "executorch":
+        from executorch.runtime import Runtime
+
+        program = Runtime.get().load_program(path)
+        method = program.load_method("forward")
+        return lambda images: torch.cat([method.execute([image[None]])[0].clone() for image in images])
     session = onnxruntime.InferenceSession(path)
     return lambda images: torch.tensor(session.run(["logits"], {"image": images.numpy()})[0])
 
 
+def metadata(kind, path):
+    """What a format holds, by its keys, as its users read it."""
+    if kind == "onnx":
+        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    if kind == "openvino":
+        import openvino
+
+        info = openvino.Core().read_model(path).rt_info
+        return {key: info[key].value for key in KEYS}
+    if kind == "litert":
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".json"): archive.read(name).decode() for name in archive.namelist()}
+    if kind == "executorch":
+        from executorch.runtime import Runtime
+
+        program = Runtime.get().load_program(path)
+        return {key: program.load_method(key).execute([])[0] for key in KEYS}
+    import coremltools
+
+    return coremltools.models.MLModel(str(path), skip_model_load=True).user_defined_metadata
+
+
 def description(kind, path):
     """What travels with the weights."""
+    if kind in APPS:
+        return json.loads(metadata(kind, path)["esformer"])
     if kind == "torch-export":
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.read(next(name for name in archive.namelist() if name.endswith("esformer.json"))))
-    if kind == "onnx":
-        return json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}["esformer"])
     path = Path(path) / "model.safetensors" if kind == "timm-folder" else path
     with safe_open(path, framework="pt") as file:
         return json.loads(file.metadata()["esformer"])
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "coreml"])
 @torch.no_grad()
 def test_outputs_are_those_of_the_averaged_weights(exported, networks, checkpoint, kind):
     written = Path(exported[kind]["written"])
@@ -110,6 +166,12 @@ def test_outputs_are_those_of_the_averaged_weights(exported, networks, checkpoin
     assert ("folding_speed_up" in result) == FORMATS[kind].is_graph
 
 
+@pytest.mark.parametrize("kind", APPS)
+def test_apps_find_what_they_need(exported, kind):
+    found = metadata(kind, exported[kind]["written"])
+    assert [json.loads(found[key]) for key in KEYS[1:]] == [[64, 64], DATA["mean"], DATA["std"], CLASSES]
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_what_is_known_travels_with_the_weights(exported, genotype, kind):
     about = description(kind, exported[kind]["written"])
@@ -123,8 +185,9 @@ def test_what_is_known_travels_with_the_weights(exported, genotype, kind):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_no_file_names_folders_of_the_machine(exported, kind):
     written = Path(exported[kind]["written"])
-    for file in written.iterdir() if written.is_dir() else [written]:
-        content = file.read_bytes()
+    files = [path for path in (written, written.with_suffix(".bin"), *written.rglob("*")) if path.is_file()]
+    assert files
+    for content in map(Path.read_bytes, files):
         assert str(ROOT).encode() not in content and Path(torch.__file__).parent.as_posix().encode() not in content
 
 
@@ -140,19 +203,22 @@ def test_a_card_and_a_drawing_lie_beside(exported, kind):
 
 
 def test_the_cards_python_runs(exported, monkeypatch):
-    images = torch.randn(2, 3, 64, 64)
     for kind, result in exported.items():
+        if kind == "coreml":  # on a Mac
+            continue
+        images = torch.randn(2 if FORMATS[kind].any_number else 1, 3, 64, 64)
         code = Path(result["card"]).read_text().split("```python\n")[1].split("```")[0]
         monkeypatch.chdir(Path(result["written"]).parent)
-        names = {"images": images.numpy() if kind == "onnx" else images}
+        names = {"images": images.numpy() if kind in ("onnx", "openvino", "litert") else images}
         exec(code, names)
-        assert names["logits"].shape == (2, 7)
+        assert names["logits"].shape == (len(images), 7)
 
 
 def test_nothing_else_is_left(exported, checkpoint):
-    files = [exported[kind][what] for kind in ("safetensors", "onnx", "torch-export") for what in ("written", "card")]
-    pictures = [exported[kind]["picture"] for kind in ("safetensors", "onnx", "torch-export")]
-    expected = {Path(path).name for path in (*files, *pictures)} | {"last.ckpt", "last-timm"}
+    results = [result for kind, result in exported.items() if kind != "timm-folder"]
+    expected = {Path(result[what]).name for result in results for what in ("written", "card", "picture")}
+    expected |= {"last.ckpt", *(["last-timm"] if "timm-folder" in exported else [])}
+    expected |= {"last.bin"} if "openvino" in exported else set()
     assert {path.name for path in checkpoint.parent.iterdir()} == expected
 
 
@@ -167,7 +233,7 @@ def test_onnx(exported):
 @torch.no_grad()
 def test_timm_folder(exported, networks, genotype):
     folder = Path(exported["timm-folder"]["written"])
-    assert {path.name for path in folder.iterdir()} == exporting.IN_FOLDER
+    assert {path.name for path in folder.iterdir()} == FORMATS["timm-folder"].holds
     assert folder.stat().st_mode & 0o777 == 0o777 & ~_umask()
     assert Genotype.load(folder / "genotype.yaml") == genotype
     config = json.loads((folder / "config.json").read_text())
@@ -209,6 +275,73 @@ def test_raw_weights_at_another_size(checkpoint, networks, tmp_path, caplog):
     assert "trained_img_size" not in open_checkpoint(again["written"]).provenance
     again = export.main([str(out), "--to", "safetensors", "--img-size", "96", "--out", str(tmp_path / "b.safetensors")])
     assert open_checkpoint(again["written"]).provenance["trained_img_size"] == [64, 64]
+
+
+@torch.no_grad()
+def test_core_ml_is_described_and_says_that_it_was_not_run(exported, networks, checkpoint, capsys):
+    exported["coreml"]
+    import coremltools
+
+    result = export.main([str(checkpoint), "--to", "coreml"])  # replaces the first
+    assert "does not run on this system" in "".join(capsys.readouterr())
+    assert "largest_difference" not in result and result["written"] == exported["coreml"]["written"]
+    model = coremltools.models.MLModel(result["written"], skip_model_load=True)
+    (image,), (logits,) = model.get_spec().description.input, model.get_spec().description.output
+    shapes = [list(feature.type.multiArrayType.shape) for feature in (image, logits)]
+    assert (image.name, logits.name) == ("image", "logits") and shapes == [[1, 3, 64, 64], [1, 7]]
+    ramp = torch.linspace(-2, 2, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    wanted = networks["averaged"](ramp)[0]
+    found = torch.tensor(json.loads(model.user_defined_metadata["check"]))
+    assert_close(found, wanted, rtol=0, atol=3e-6 * wanted.abs().max().item())
+    card = Path(result["card"]).read_text()
+    assert "It was converted and not run" in card and 'user_defined_metadata["check"]' in card
+    modes = {path.stat().st_mode & 0o777 for path in Path(result["written"]).rglob("*")}
+    assert modes == {0o777 & ~_umask(), 0o666 & ~_umask()}
+    assert {path.name for path in Path(result["written"]).iterdir()} == FORMATS["coreml"].holds
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
+def test_openvino_reports_to_nobody(fresh_process, tmp_path):
+    from_ours = "from esformer.export.runtimes import _openvino; print(_openvino().__name__)"
+    assert fresh_process("-c", from_ours, HOME=str(tmp_path), CI="").strip() == "openvino"
+    assert not (tmp_path / "intel").exists()
+
+
+def test_a_package_that_does_not_fit_is_a_sentence(checkpoint, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ImportError("cannot import name 'x'\nmore")
+
+    monkeypatch.setitem(FORMATS, "openvino", replace(FORMATS["openvino"], write=broken, needs=("torch",)))
+    with pytest.raises(ESFormerError, match=r"torch cannot be imported here \(cannot import name 'x'\); try: pip ins"):
+        export.main([str(checkpoint), "--to", "openvino", "--out", str(tmp_path / "x.xml")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind, choice", [("openvino", "x.xml"), ("coreml", "x.mlpackage")])
+def test_places_of_exports_that_are_several_files(checkpoint, tmp_path, monkeypatch, kind, choice):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(FORMATS, kind, replace(FORMATS[kind], needs=()))
+    Path("x.mlpackage").mkdir()
+    Path("x.mlpackage", "precious").touch()
+    Path("x.bin").touch()
+    sentence = {"openvino": "x.bin is there already, without x.xml", "coreml": "is there already and is not an export"}
+    with pytest.raises(ESFormerError, match=sentence[kind]):
+        export.main([str(checkpoint), "--to", kind, "--out", choice])
+    Path("y.bin").symlink_to(checkpoint)
+    if kind == "openvino":
+        with pytest.raises(ESFormerError, match="y.bin is the checkpoint itself"):
+            export.main(["y.bin", "--to", kind])
+    for out, wrong in ((f"x{FORMATS[kind].suffix}.z", "must end in"), (f"x.bin/x{FORMATS[kind].suffix}", "written: ")):
+        with pytest.raises(ESFormerError, match=wrong):
+            export.main([str(checkpoint), "--to", kind, "--out", out])
+    with pytest.raises(ESFormerError, match=f"--opset is for --to onnx, not for {kind}"):
+        export.main([str(checkpoint), "--to", kind, "--opset", "20"])
+
+
+def test_the_command_knows_every_format():
+    assert list(FORMATS) == list(export.KINDS)
+    for kind in FORMATS:
+        assert f"\n  {kind} " in export.EPILOG
 
 
 def test_norms_are_kept_if_asked(checkpoint, exported, tmp_path):

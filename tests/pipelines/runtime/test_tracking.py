@@ -24,6 +24,7 @@ from esformer.genotype import Genotype
 from esformer.version import code_version
 from pipelines import full
 from pipelines.runtime import tracking
+from pipelines.runtime.loggers import finish
 from pipelines.runtime.run_folder import RunFolder
 
 
@@ -162,7 +163,7 @@ def test_a_run_that_goes_on_is_the_same_run(tmp_path, caplog, monkeypatch):
         with run:
             train(made)
             tracking.log_genotype(made, Genotype.shipped("esformer_s0"), params=3)
-            tracking.finish(made, code)
+            finish(made, code)
         time.sleep(1.1)  # W&B's folders are named after the second
     first, second = map(records, parts(folder))
     assert first["run"][0]["run_id"] == second["run"][0]["run_id"]
@@ -190,7 +191,7 @@ def test_a_server_that_does_not_answer_costs_a_line(tmp_path, caplog, server_dow
     with run:
         train(made)
         began = time.monotonic()
-        tracking.finish(made, 0)
+        finish(made, 0)
         assert time.monotonic() - began < 15
     (line,) = warnings(caplog)
     assert re.match(r"W&B cannot be reached \(.+\); this session is kept offline$", line)
@@ -210,7 +211,7 @@ def test_a_service_that_dies_is_started_again(tmp_path, caplog, monkeypatch):
 
     with run, caplog.at_level(logging.WARNING, "esformer"):
         train(made, At(15, kill), folder=folder)
-        tracking.finish(made, 0)
+        finish(made, 0)
     (line,) = warnings(caplog)
     assert re.match(r"W&B stopped \(.+\); it was started again$", line)
     first, second = parts(folder)
@@ -231,7 +232,7 @@ def test_without_w_and_b_the_training_goes_on(tmp_path, caplog, monkeypatch):
         train(made, At(15, lambda trainer: os.kill(service()[0], signal.SIGKILL)), folder=folder)
         tracking.log_genotype(made, Genotype.shipped("esformer_s0"))
         tracking.send_checkpoints(made, {"last": folder / "steps.csv"})
-        tracking.finish(made, 1)
+        finish(made, 1)
     (line,) = warnings(caplog)
     assert line.endswith("; this run goes on without, its metrics are in metrics.csv")
     assert (folder / "metrics.csv").read_text().count("\n") == 4
@@ -246,7 +247,7 @@ def test_what_cannot_be_logged_costs_the_entry_alone(tmp_path, caplog):
         made[0].log_image("lost", [str(tmp_path / "nowhere.png")])
         made[0].log_metrics({"good": 1.0}, step=3)
         made[0].log_hyperparams({"good": True})
-        tracking.finish(made, 0)
+        finish(made, 0)
     lines = warnings(caplog)
     assert ["W&B could not take an entry (" in line for line in lines] == [True, True]
     found = records(*parts(folder))
@@ -269,7 +270,7 @@ def test_the_end_waits_for_nothing_that_does_not_come(tmp_path, caplog, monkeypa
     monkeypatch.setattr(tracking, "HURRY", 0.2)
     began = time.monotonic()
     with run, caplog.at_level(logging.WARNING, "esformer"):
-        tracking.finish(made, STOPPED)
+        finish(made, STOPPED)
     assert time.monotonic() - began < 5
     stuck.set()
     assert f"everything; send it with: wandb sync --include-online {parts(tmp_path / 'run')[0].parent}" in caplog.text
