@@ -31,6 +31,9 @@ ADDED |= {"search.finalists": 0, "search.finalists_epochs": 9}
 ADDED |= {"search.finalists_minutes": None, "search.finalists_continue": False}
 ADDED |= {"logger": "wandb"}
 ADDED |= {"space.name": None, "space.table": None, "space.dataset": None}
+ADDED |= {"recipe.schedule": "cosine", "recipe.lr_decay": 0.97, "recipe.optimizer": "adamw", "recipe.momentum": 0.9}
+ADDED |= {"recipe.crop_padding": 0, "recipe.color_jitter": [], "recipe.cutout": 0, "recipe.drop_path_schedule": "depth"}
+ADDED |= {"recipe.loss": "bce", "recipe.auxiliary": 0.0}
 """Settings that there once were not, and the values that change nothing: with them a run is the one that it was."""
 MOST_OF_ALL = 2**31 - 1
 MOST = {"seed": 2**32 - 1, "search.workers": 1024, "search.draws": 1000, "ablate.seeds": 10_000}
@@ -120,7 +123,8 @@ def _size_of(init: str | None) -> str:
     from esformer.checkpoint.loading import find
 
     try:
-        return find(init).genotype.space.partition("-")[0]
+        size = find(init).genotype.space.partition("-")[0]
+        return size if size in SIZES else SIZES[0]
     except CheckpointError:
         return SIZES[0]
 

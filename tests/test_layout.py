@@ -21,7 +21,7 @@ MODULES = {
 }
 ROOMS = (
     *("text errors version throttle plugins children files choices recipe guide genotype topology space".split()),
-    *("data model proxies checkpoint engine search benchmarks training export plots report".split()),
+    *("data model proxies engine search benchmarks checkpoint training export plots report".split()),
 )
 """Of the library, from below: a room may import those before it."""
 

@@ -5,12 +5,13 @@ that Peng et al. trained for 200 epochs on CIFAR-10 ("SWAP-NAS", ICLR 2024); the
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from esformer.benchmarks.base import Benchmark, BenchmarkError, Entry
@@ -158,46 +159,118 @@ class Layer(NamedTuple):
     after_reduction: bool
 
     @property
+    def out_chs(self) -> int:
+        """Of its output."""
+        return len(self.concat) * self.chs
+
+    @property
     def ops(self) -> Iterator[tuple[str, int, int]]:
         """Name, channels and stride of each operation: 2 in a reduction cell for those that read its inputs."""
         return ((op, self.chs, 2 if self.reduction and source < 2 else 1) for op, source in self.edges)
 
 
 class Cell(nn.Module):
-    """Reads the last two cells and concatenates its nodes."""
+    """Reads the last two cells and concatenates its nodes. Every operation but the identity may be a path to drop."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, drop_path: float = 0.0) -> None:
         super().__init__()
         self.layer = layer
         before = FactorizedReduce if layer.after_reduction else relu_conv_bn
         self.preprocess0 = before(layer.before_chs, layer.chs)
         self.preprocess1 = relu_conv_bn(layer.in_chs, layer.chs)
         self.ops = nn.ModuleList(operation(*op) for op in layer.ops)
+        kept = (isinstance(op, nn.Identity) for op in self.ops)
+        paths = (nn.Identity() if keep else DropPath(drop_path) for keep in kept)
+        self.paths = nn.ModuleList(paths) if drop_path else None  # some proxies count modules
 
     def forward(self, before: Tensor, x: Tensor) -> Tensor:
         nodes = [self.preprocess0(before), self.preprocess1(x)]
         for first in range(0, 2 * NODES, 2):
-            left, right = (self.ops[place](nodes[self.layer.edges[place][1]]) for place in (first, first + 1))
+            left, right = (self._operate(place, nodes) for place in (first, first + 1))
             nodes.append(left + right)
         return torch.cat([nodes[node] for node in self.layer.concat], 1)
 
+    def _operate(self, place: int, nodes: list[Tensor]) -> Tensor:
+        x = self.ops[place](nodes[self.layer.edges[place][1]])
+        return x if self.paths is None else self.paths[place](x)
+
 
 class Network(nn.Module):
-    """The network on CIFAR-10, without drop-path and auxiliary head."""
+    """The network on CIFAR-10, or that on ImageNet.
 
-    def __init__(self, layers: list[Layer], num_classes: int) -> None:
+    Args:
+        layers: its cells.
+        num_classes: of the classifier.
+        mobile: whether it is that on ImageNet (the mobile setting): the stem brings images to an eighth of their size.
+        drop_path: how often each cell drops a path; nothing drops none.
+        auxiliary: whether there is the authors' auxiliary tower, behind the second reduction; in training mode the
+            network then gives its logits and those of the tower.
+    """
+
+    def __init__(
+        self,
+        layers: list[Layer],
+        num_classes: int,
+        mobile: bool = False,
+        drop_path: Sequence[float] = (),
+        auxiliary: bool = False,
+    ) -> None:
         super().__init__()
-        stem_chs = layers[0].in_chs
-        self.stem = nn.Sequential(nn.Conv2d(3, stem_chs, 3, 1, 1, bias=False), nn.BatchNorm2d(stem_chs))
-        self.cells = nn.ModuleList(map(Cell, layers))
+        chs, self.mobile = layers[0].in_chs, mobile
+        if mobile:
+            self.stem0 = nn.Sequential(*_halving(3, chs // 2), nn.ReLU(), *_halving(chs // 2, chs))
+            self.stem1 = nn.Sequential(nn.ReLU(), *_halving(chs, chs))
+        else:
+            self.stem = nn.Sequential(nn.Conv2d(3, chs, 3, 1, 1, bias=False), nn.BatchNorm2d(chs))
+        self.cells = nn.ModuleList(map(Cell, layers, drop_path or [0.0] * len(layers)))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(len(layers[-1].concat) * layers[-1].chs, num_classes)
+        self.classifier = nn.Linear(layers[-1].out_chs, num_classes)
+        self.place = 2 * len(layers) // 3
+        seen = layers[self.place].out_chs
+        self.auxiliary = auxiliary_tower(seen, num_classes, mobile) if auxiliary else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        before = x = self.stem(x)
-        for cell in self.cells:
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        before, x = self._stems(x)
+        logits = None
+        for place, cell in enumerate(self.cells):
             before, x = x, cell(before, x)
-        return self.classifier(self.pool(x).flatten(1))
+            if self.auxiliary is not None and self.training and place == self.place:
+                logits = self.auxiliary(x)
+        own = self.classifier(self.pool(x).flatten(1))
+        return own if logits is None else (own, logits)
+
+    def _stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.mobile:
+            x = self.stem(x)
+            return x, x
+        before = self.stem0(x)
+        return before, self.stem1(before)
+
+
+def _halving(in_chs: int, out_chs: int) -> list[nn.Module]:
+    return [nn.Conv2d(in_chs, out_chs, 3, 2, 1, bias=False), nn.BatchNorm2d(out_chs)]
+
+
+def auxiliary_tower(chs: int, num_classes: int, mobile: bool) -> nn.Module:
+    """The authors' AuxiliaryHeadCIFAR, or AuxiliaryHeadImageNet, which lacks the second norm.
+
+    Args:
+        chs: channels of what it sees: 8 x 8 positions on CIFAR-10, 7 x 7 on ImageNet.
+        num_classes: of its classifier.
+        mobile: whether it is that on ImageNet.
+    """
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.AvgPool2d(5, 2 if mobile else 3, count_include_pad=False),  # 2 x 2
+        nn.Conv2d(chs, 128, 1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        nn.Conv2d(128, 768, 2, bias=False),
+        *([] if mobile else [nn.BatchNorm2d(768)]),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(768, num_classes),
+    )
 
 
 class Darts(Benchmark):
@@ -222,18 +295,19 @@ class Darts(Benchmark):
         rows = ((text, accuracy, None) for text, accuracy in read_csv(table, "genotype", "acc"))
         return entries(table, rows, lambda text: repr(parse(text)))
 
-    def plan(self, architecture: str) -> list[Layer]:
-        """The cells of a network."""
+    def plan(self, architecture: str, mobile: bool = False) -> list[Layer]:
+        """The cells of a network; on ImageNet (`mobile`) they are behind another stem, which is a reduction, too."""
         genotype = parse(architecture)
-        chs, before_chs, in_chs = self.channels, STEM * self.channels, STEM * self.channels
+        chs = self.channels
+        before_chs = in_chs = chs if mobile else STEM * chs
         plan: list[Layer] = []
         for index in range(self.layers):
             reduction = index in (self.layers // 3, 2 * self.layers // 3)
             edges, concat = genotype[2:] if reduction else genotype[:2]
             chs *= 2 if reduction else 1
-            after_reduction = bool(plan) and plan[-1].reduction
+            after_reduction = plan[-1].reduction if plan else mobile
             plan.append(Layer(edges, concat, before_chs, in_chs, chs, reduction, after_reduction))
-            before_chs, in_chs = in_chs, len(concat) * chs
+            before_chs, in_chs = in_chs, plan[-1].out_chs
         return plan
 
     def network(self, architecture: str, dataset: str = "cifar10") -> nn.Module:

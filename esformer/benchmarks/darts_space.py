@@ -6,8 +6,9 @@ from itertools import chain, combinations
 
 from torch import nn
 
+from esformer.benchmarks.architecture import NetworkSettings
 from esformer.benchmarks.base import BenchmarkError
-from esformer.benchmarks.darts import NODES, OPS, Darts, Genotype, parse
+from esformer.benchmarks.darts import NODES, OPS, Darts, Genotype, Network, parse
 from esformer.benchmarks.gene_space import GeneSpace
 from esformer.model.cost import Cost
 from esformer.topology import Topology
@@ -16,6 +17,12 @@ CHOSEN = OPS[1:]
 """The operations of a genotype: `none` belongs to DARTS's own search, which leaves none of it."""
 SOURCES = tuple(tuple(f"{a},{b}" for a, b in combinations(range(2 + node), 2)) for node in range(NODES))
 """Which two of those before it each node of a cell reads."""
+MOBILE_FROM = 64
+"""Pixels of the images from which on a network that is trained is that on ImageNet."""
+CHANNELS, LAYERS = (36, 48), (20, 14)
+"""Of the published networks: on CIFAR-10, and on ImageNet."""
+SIDES = (range(8, 11), range(7, 9))
+"""What the auxiliary tower can see: so many positions each way."""
 
 
 class DartsSpace(GeneSpace):
@@ -72,6 +79,36 @@ class DartsSpace(GeneSpace):
 
     def network(self, values: Sequence[str]) -> nn.Module:
         return self._darts.network(self.spell(values))
+
+    def trained_network(self, values: Sequence[str], settings: NetworkSettings) -> nn.Module:
+        """The authors' network: that on CIFAR-10, or from 64 pixels on that on ImageNet.
+
+        Args:
+            values: a value of each gene.
+            settings: what is asked for.
+
+        Raises:
+            BenchmarkError: it does not fit the images, or each other.
+        """
+        mobile = settings.img_size >= MOBILE_FROM
+        channels, layers = settings.channels or CHANNELS[mobile], settings.layers or LAYERS[mobile]
+        smallest = settings.img_size // (whole := 32 if mobile else 4)
+        if channels % 2:
+            raise BenchmarkError(f"channels is {channels}; it must be even, for half of them see other positions")
+        if settings.img_size % whole:
+            raise BenchmarkError(
+                f"data.img_size is {settings.img_size}; networks of space darts halve images"
+                f" {whole.bit_length() - 1} times, so it must be a multiple of {whole}"
+            )
+        if settings.auxiliary and smallest not in SIDES[mobile]:
+            raise BenchmarkError(
+                f"the auxiliary tower of space darts is for images of 32 to 40, 224 or 256 pixels, not of"
+                f" {settings.img_size}; set recipe.auxiliary=0"
+            )
+        last = max(1, layers - 1)
+        rates = [settings.drop_path * (place / last if settings.by_depth else 1) for place in range(layers)]
+        plan = Darts(channels, layers).plan(self.spell(values), mobile)
+        return Network(plan, settings.num_classes, mobile, rates, settings.auxiliary)
 
     def topology(self, values: Sequence[str]) -> Topology:
         return self._darts.topology(self.spell(values))

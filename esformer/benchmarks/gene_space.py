@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from esformer.benchmarks.architecture import GeneArchitecture, Standing, digest, said_of
+from esformer.benchmarks.architecture import SCALE, GeneArchitecture, NetworkSettings, Standing, digest, said_of
 from esformer.benchmarks.base import BenchmarkError, shown
 from esformer.benchmarks.tables import entries, read_csv
 from esformer.choices import Group
@@ -98,6 +98,23 @@ class GeneSpace(ABC):
         Args:
             values: a value of each gene.
         """
+
+    def trained_network(self, values: Sequence[str], settings: NetworkSettings) -> nn.Module:
+        """The network with these genes as it is trained: by default `network`, for other classes and another size.
+
+        The space is opened for this network alone: its `num_classes` and `img_size` become those of the images.
+
+        Args:
+            values: a value of each gene.
+            settings: what is asked for.
+
+        Raises:
+            BenchmarkError: it cannot be had.
+        """
+        if asked := [name for name in SCALE if getattr(settings, name) is not None]:
+            raise BenchmarkError(f"space {self.name} leaves no {asked[0]} open; leave {asked[0]} out")
+        self.num_classes, self.img_size = settings.num_classes, settings.img_size
+        return self.network(values)
 
     def topology(self, values: Sequence[str]) -> Topology:
         """Its optional operations, which is all that `sed` looks at.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from esformer.benchmarks.architecture import GeneArchitecture
-from esformer.benchmarks.base import Benchmark, BenchmarkError, GeneBenchmark
+from esformer.benchmarks.architecture import GeneArchitecture, NetworkSettings
+from esformer.benchmarks.base import Benchmark, BenchmarkError, Dataset, GeneBenchmark
 from esformer.benchmarks.gene_space import GeneSpace
 from esformer.model.cost import Cost
 from esformer.topology import Topology
@@ -22,7 +22,7 @@ class TableSpace(GeneSpace):
 
     Args:
         benchmark: whose table it is.
-        table: the file.
+        table: the file; None has no accuracies, and serves to build networks.
         dataset: on which the accuracies were reached, by default the benchmark's first.
 
     Raises:
@@ -35,7 +35,7 @@ class TableSpace(GeneSpace):
         >>> space.standing(search(space, Budget(), plain).genotype).regret  # doctest: +SKIP
     """
 
-    def __init__(self, benchmark: Benchmark, table: str | os.PathLike[str], dataset: str | None = None) -> None:
+    def __init__(self, benchmark: Benchmark, table: str | os.PathLike[str] | None, dataset: str | None = None) -> None:
         if not isinstance(benchmark, GeneBenchmark):
             raise BenchmarkError(f"{benchmark.name} cannot be searched: its architectures are not made of genes")
         self.benchmark, self.dataset = benchmark, dataset or next(iter(benchmark.datasets))
@@ -43,7 +43,7 @@ class TableSpace(GeneSpace):
         self.genes, self.group = benchmark.genes, benchmark.group
         images = benchmark.dataset(self.dataset)
         self.img_size, self.num_classes = images.img_size, images.num_classes
-        super().__init__(table, self.dataset)
+        super().__init__(table, None if table is None else self.dataset)
         self._listed = dict(zip(benchmark.same([*self._accuracies]), self._accuracies, strict=True))
 
     def read(self, table: Path, dataset: str) -> dict[str, float]:
@@ -56,6 +56,10 @@ class TableSpace(GeneSpace):
 
     def network(self, values: Sequence[str]) -> nn.Module:
         return self.benchmark.network(self.spell(values), self.dataset)
+
+    def trained_network(self, values: Sequence[str], settings: NetworkSettings) -> nn.Module:
+        self.benchmark.datasets = {self.dataset: Dataset(settings.num_classes, settings.img_size)}  # type: ignore[misc]
+        return super().trained_network(values, settings)
 
     def topology(self, values: Sequence[str]) -> Topology:
         return self.benchmark.topology(self.spell(values))

@@ -9,6 +9,7 @@ from esformer import plugins
 from esformer.benchmarks import get
 from esformer.benchmarks.base import BenchmarkError
 from esformer.benchmarks.darts_space import DartsSpace
+from esformer.benchmarks.gene_space import GeneSpace
 from esformer.benchmarks.space import TableSpace
 from esformer.search.space import ScoredSpace
 
@@ -90,4 +91,20 @@ def open_space(name: str, table: str | os.PathLike[str] | None = None, dataset: 
     space = _SPACES[name](table, dataset)
     if not isinstance(space, ScoredSpace):
         raise BenchmarkError(f"space {name} gives {space!r}, which is no esformer.search.space.ScoredSpace")
+    return space
+
+
+def open_to_build(name: str) -> GeneSpace:
+    """A space by the name that its architectures have, without a table: to build their networks.
+
+    Args:
+        name: as `GeneArchitecture.space`, with the dataset of a table behind a `/`.
+
+    Raises:
+        BenchmarkError: there is no such space, or it does not say how its networks are built.
+    """
+    base = name.partition("/")[0]
+    space = TableSpace(get(base), None) if base in TABLES else open_space(base)
+    if not isinstance(space, GeneSpace):
+        raise BenchmarkError(f"space {base} is no GeneSpace, so it does not say how its networks are built")
     return space

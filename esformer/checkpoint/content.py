@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from esformer.benchmarks.trained import AnyArchitecture
 from esformer.checkpoint.versions import FORMAT
 from esformer.errors import ESFormerError
 from esformer.files import write_bytes
-from esformer.genotype import Genotype
 from esformer.model.weights import Weights
 
 KEY, DIGEST = "esformer", "sha256"
@@ -23,7 +23,7 @@ KEY, DIGEST = "esformer", "sha256"
 
 
 class CheckpointError(ESFormerError):
-    """A file that holds no ESFormer; says why."""
+    """A file that holds no network of ours; says why."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Checkpoint:
 
     Args:
         path: where they were found.
-        genotype: the architecture.
+        genotype: the architecture, of any space.
         num_classes: outputs of the classifier; 0 if there is none.
         in_chans: channels of the image.
         img_size: height and width of the image in pixels.
@@ -49,7 +49,7 @@ class Checkpoint:
     """
 
     path: Path
-    genotype: Genotype
+    genotype: AnyArchitecture
     num_classes: int
     in_chans: int
     img_size: tuple[int, int]

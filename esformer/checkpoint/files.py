@@ -18,8 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from esformer.benchmarks.architecture import GeneArchitecture
+from esformer.benchmarks.trained import architecture_of
 from esformer.checkpoint.archive import check_archive
 from esformer.checkpoint.content import DIGEST, KEY, Checkpoint, CheckpointError, digest_of
+from esformer.checkpoint.other_spaces import fitting
 from esformer.checkpoint.versions import FORMAT, is_known, upgrade
 from esformer.data.base import DataError
 from esformer.data.datasets import LARGEST_IMAGE, check_preparation
@@ -133,9 +136,12 @@ def _checked(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 def _training(path: Path, content: dict[str, Any]) -> Checkpoint:
     network = {name: value for name, value in content["state_dict"].items() if name.startswith("model.")}
-    raw, averaged = clean(network), content.get("state_dict_ema")
+    averaged = content.get("state_dict_ema")
     about = content["hyper_parameters"] | {name: content[name] for name in ("metrics", "data")}
-    return _known(path, about, raw, averaged and clean(averaged))
+    if _of_other_space(about):
+        raw = {name.removeprefix("model."): value for name, value in network.items()}
+        return _known_of_other_space(path, about, raw, averaged)
+    return _known(path, about, clean(network), averaged and clean(averaged))
 
 
 def _tensors(path: Path) -> tuple[Weights, dict[str, str]]:
@@ -148,16 +154,15 @@ def _tensors(path: Path) -> tuple[Weights, dict[str, str]]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except SafetensorError:
         raise CheckpointError(f"{path} is damaged, or is no safetensors file") from None
-    weights = clean(stored)
     if DIGEST in metadata and metadata[DIGEST] != digest_of(stored, metadata):
         raise CheckpointError(f"{path} is damaged: its weights or what it says of them are not as they were written")
-    return weights, metadata
+    return stored, metadata
 
 
 def _safetensors(path: Path, config: Mapping[str, Any]) -> Checkpoint:
     weights, metadata = _tensors(path)
     if KEY not in metadata:
-        return _unknown(path, weights, None, config)
+        return _unknown(path, clean(weights), None, config)
     about = json.loads(metadata[KEY])
     if not is_known(about["format"]):
         raise CheckpointError(
@@ -166,7 +171,9 @@ def _safetensors(path: Path, config: Mapping[str, Any]) -> Checkpoint:
     if about["weights"] not in ("averaged", "raw", "random"):
         raise CheckpointError(f"{path} does not say whether its weights are averaged, raw or random")
     averaged = about["weights"] == "averaged"
-    return _known(path, about, None if averaged else weights, weights if averaged else None)
+    known = _known_of_other_space if _of_other_space(about) else _known
+    weights = weights if _of_other_space(about) else clean(weights)
+    return known(path, about, None if averaged else weights, weights if averaged else None)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -213,6 +220,33 @@ def _known(path: Path, about: Mapping[str, Any], raw: Weights | None, averaged: 
         version=about.get("version"),
         random=about.get("weights") == "random",
         **_described(path, about, told.num_classes),
+    )
+
+
+def _of_other_space(about: Mapping[str, Any]) -> bool:
+    return isinstance(about["genotype"], dict) and "architecture" in about["genotype"]
+
+
+def _known_of_other_space(
+    path: Path, about: Mapping[str, Any], raw: Weights | None, averaged: Weights | None
+) -> Checkpoint:
+    """The same of a network that its own space builds, so that names and shapes are all that can be compared."""
+    architecture, size, classes = architecture_of(about["genotype"]), _pair(about["img_size"]), about["num_classes"]
+    assert isinstance(architecture, GeneArchitecture)
+    if size[0] != size[1]:
+        raise WeightsError(f"it is for images of {size[0]} x {size[1]} pixels; networks of other spaces take squares")
+    raw, averaged = (weights and fitting(weights, architecture, size[0], classes) for weights in (raw, averaged))
+    return Checkpoint(
+        path=path,
+        genotype=architecture,
+        num_classes=classes,
+        in_chans=3,
+        img_size=size,
+        raw=raw,
+        averaged=averaged,
+        version=about.get("version"),
+        random=about.get("weights") == "random",
+        **_described(path, about, classes),
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 import esformer.model.registry  # noqa: F401 (timm knows the names)
 from esformer.checkpoint.content import Checkpoint, CheckpointError
 from esformer.checkpoint.files import PREPARATION, open_checkpoint
+from esformer.checkpoint.other_spaces import network_of_other_space
 from esformer.genotype import Genotype, shipped_names
 from esformer.model.weights import Weights, WeightsError, clean, fit, origin
 
@@ -47,8 +48,10 @@ def load(
         img_size: height and width of the image in pixels (one number: square). None is the file's.
         **settings: anything else that an ESFormer or timm's `create_model` takes, such as `drop_path_rate`.
 
+    A network of another space than the ESFormers' is loaded as it was trained, and nothing else can be asked for.
+
     Raises:
-        CheckpointError: there is no such file or name, or it holds no ESFormer. Nothing in the file is executed.
+        CheckpointError: there is no such file or name, or it holds no network of ours. Nothing in the file is executed.
 
     Examples:
         >>> backbone = load("esformer_s0", features_only=True, img_size=64)  # or the path of a checkpoint
@@ -74,8 +77,13 @@ def network_of(found: Checkpoint, features_only: bool = False, ema: bool = True,
         **asked: as `load` has them.
 
     Raises:
-        CheckpointError: `ema` is False, and the raw weights were not kept.
+        CheckpointError: `ema` is False, and the raw weights were not kept; or the network cannot be what is asked for.
     """
+    if not isinstance(found.genotype, Genotype):
+        asked |= {"features_only": True} if features_only else {}
+        network = network_of_other_space(found, ema, asked)
+        network.pretrained_cfg = _settings(found, {})["pretrained_cfg_overlay"] | {"input_size": (3, *found.img_size)}
+        return network
     network = build(found.genotype, features_only, **_settings(found, asked))
     install(found, network, ema)
     return network.eval()

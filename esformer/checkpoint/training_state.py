@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from esformer.errors import ESFormerError
@@ -19,9 +19,12 @@ from esformer.model.weights import flaw
 
 MOST = 2**53
 """No counter is as large."""
-ADAM = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of a parameter."""
-FIXED = ("betas", "eps", "weight_decay", "amsgrad", "maximize", "capturable", "differentiable")
+ADAM, MOMENTUM = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+"""What AdamW keeps of a parameter, and what SGD does if it has momentum."""
+FIXED = (
+    *("betas", "eps", "weight_decay", "amsgrad", "maximize", "capturable", "differentiable"),
+    *("momentum", "dampening", "nesterov"),
+)
 """Of a group of parameters: what the recipe decides, and no step changes."""
 SCALER = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 PREFIX = "model."
@@ -163,17 +166,22 @@ def _check_optimizer(content: Mapping[str, Any], like: TrainingState, step: int)
 
 def _check_moments(state: Mapping[Any, Any], like: TrainingState, step: int) -> None:
     parameters = [parameter for group in like.optimizer.param_groups for parameter in group["params"]]
-    if not state and step <= like.max_skipped:
+    sgd = isinstance(like.optimizer, SGD)
+    if not state and ((sgd and not like.optimizer.defaults["momentum"]) or step <= like.max_skipped):
         return
+    names = MOMENTUM if sgd else ADAM
     if set(state) != set(range(len(parameters))):
         raise StateError(f"the optimiser has states of {len(state)} parameters; there are {len(parameters)}")
     for number, parameter in enumerate(parameters):
         where = f"the optimiser's state of parameter {number}"
         own = _mapping(where, state[number])
-        if set(own) != set(ADAM):
-            raise StateError(f"{where} is not {', '.join(ADAM)}")
-        for name in ADAM[1:]:
-            _check_tensor(f"{where}: {name}", name, own[name], parameter)
+        if set(own) != set(names):
+            raise StateError(f"{where} is not {', '.join(names)}")
+        for name in names:
+            if name != "step":
+                _check_tensor(f"{where}: {name}", name, own[name], parameter)
+        if sgd:
+            continue
         if bool((own["exp_avg_sq"] < 0).any()):
             raise StateError(f"{where}: exp_avg_sq is a mean of squares and below 0")
         _check_tensor(f"{where}: step", "step", own["step"], torch.empty((), device="meta"))

@@ -18,7 +18,7 @@ from esformer.data.datasets import DataConfig, check_memory
 from esformer.data.decoding import evaluation_transform, training_transform
 from esformer.data.images import ImageDataset, build
 from esformer.data.loader import Loader
-from esformer.data.mixup import GroupMixup, ImageErasing
+from esformer.data.mixup import GroupMixup, ImageCutout, ImageErasing
 from esformer.recipe import Recipe
 
 log = logging.getLogger("esformer")
@@ -172,6 +172,8 @@ class ImageDataModule(EvaluationDataModule):
         assert self.config.num_classes is not None
         self.mixup = GroupMixup(recipe, self.config.num_classes, seed) if recipe.mixes else None
         self.erasing = ImageErasing(recipe.random_erasing, seed) if recipe.random_erasing > 0 else None
+        self.cutout = ImageCutout(recipe.cutout, seed) if recipe.cutout > 0 else None
+        self.hiding = [hide for hide in (self.erasing, self.cutout) if hide is not None]
 
     def setup(self, stage: str) -> None:
         """The same; there must be at least a batch of training images."""
@@ -179,7 +181,8 @@ class ImageDataModule(EvaluationDataModule):
         if hasattr(self, "train_set"):
             return
         c, r = self.config, self.recipe
-        train_set = TrainingImages(build(c, True, training_transform(c, r.auto_augment)), self.seed)
+        crop = training_transform(c, r.auto_augment, r.color_jitter, r.crop_padding)
+        train_set = TrainingImages(build(c, True, crop), self.seed)
         if len(train_set) < r.batch_size:
             raise DataError(
                 f"there are {len(train_set)} training images, fewer than a batch;"
@@ -213,16 +216,13 @@ class ImageDataModule(EvaluationDataModule):
         return StepSampler(len(self.train_set), size, rank, world_size, accumulate, self.seed, order)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise, and in training erase and mix: B, 3, H, W, floats. Nothing here waits for the device."""
-        images, targets, places = batch.images, batch.targets, batch.places
-        training = self.trainer is None or self.trainer.training
-        epoch, position = int(places[0, 0]), int(places[0, 1])
-        mixup, erasing = (self.mixup, self.erasing) if training else (None, None)
-        images = self.normalise(images)
-        if erasing is not None:
-            erasing(images, epoch, places[:, 2].tolist())
-        if mixup is not None:
-            targets = mixup(images, targets, epoch, position)
+        """Normalise, and in training erase, cut out and mix: B, 3, H, W, floats. Nothing here waits for the device."""
+        images, targets, places = self.normalise(batch.images), batch.targets, batch.places
+        epoch, position, _ = places[0].tolist()
+        if self.trainer is None or self.trainer.training:
+            for hide in self.hiding:
+                hide(images, epoch, places[:, 2].tolist())
+            targets = targets if self.mixup is None else self.mixup(images, targets, epoch, position)
         return Batch(images, targets, places)
 
     def name_of(self, place: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ resize is vectorised and rounds otherwise: few values differ, nearly all by 1 (d
 import io
 import random
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from timm.data import create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.io import ImageReadMode
-from torchvision.transforms import Compose, InterpolationMode, Resize, v2
+from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize, v2
 
 from esformer.data.base import DataError
 from esformer.data.datasets import DataConfig
@@ -89,8 +90,17 @@ def evaluation_transform(config: DataConfig) -> Compose:
     return Compose([*map(_takes_tensors, steps), _channels_last])
 
 
-def training_transform(config: DataConfig, auto_augment: str | None) -> Compose:
-    """The random crop, flip and RandAugment of timm. PIL image, or uint8 tensor C, H, W -> uint8 H, W, C."""
+def training_transform(
+    config: DataConfig, auto_augment: str | None, color_jitter: Sequence[float] = (), crop_padding: int = 0
+) -> Compose:
+    """The random crop, flip and RandAugment of timm. PIL image, or uint8 tensor C, H, W -> uint8 H, W, C.
+
+    Args:
+        config: the images.
+        auto_augment: in timm's notation.
+        color_jitter: of brightness, contrast, saturation and hue; nothing is none.
+        crop_padding: pixels around the image out of which the crop is taken; 0 resizes crops.
+    """
     lanczos = config.interpolation == "lanczos"  # which PIL has for resizing only, not for RandAugment's rotations
     crop, augment, _ = create_transform(
         config.img_size,
@@ -99,7 +109,7 @@ def training_transform(config: DataConfig, auto_augment: str | None) -> Compose:
         scale=config.crop_scale,
         ratio=config.crop_ratio,
         hflip=config.hflip,
-        color_jitter=0.0,
+        color_jitter=tuple(color_jitter) or 0.0,
         auto_augment=auto_augment,
         mean=config.mean,  # the colour of what RandAugment moves in
         use_prefetcher=True,
@@ -107,9 +117,17 @@ def training_transform(config: DataConfig, auto_augment: str | None) -> Compose:
     )
     if lanczos:
         crop.transforms[0].interpolation = InterpolationMode.LANCZOS
-    to_pil = [_to_pil] if auto_augment else []
+    if crop_padding:
+        crop.transforms[:1] = _padded_crop(config, crop_padding)
+    to_pil = [_to_pil] if auto_augment or color_jitter else []
     steps = [*map(_takes_tensors, crop.transforms), *to_pil, *augment.transforms]
     return Compose([*steps, _channels_last])
+
+
+def _padded_crop(config: DataConfig, padding: int) -> list[Any]:
+    """A crop out of the image in a black frame, as is usual for CIFAR's; images of another size are resized first."""
+    resize = Resize(config.img_size, InterpolationMode(config.evaluation_interpolation))
+    return [resize, RandomCrop(config.img_size, padding)]
 
 
 class ResizedCrop(RandomResizedCropAndInterpolation):

@@ -1,4 +1,4 @@
-"""Mixup, CutMix and random erasing on the device, the same for any number of devices."""
+"""Mixup, CutMix, random erasing and cutout on the device, the same for any number of devices."""
 
 import random
 from collections.abc import Iterator
@@ -14,6 +14,10 @@ from esformer.recipe import Recipe
 GROUP = 128
 """Images that share a draw of Mixup: the batch of one device where 1024 images are spread over eight, as in the code
 that Table 2 comes from (EfficientFormer's, with timm's Mixup in batch mode)."""
+
+
+CUTOUT = 1
+"""What the draws of cutout begin with, so that they are others than those of erasing."""
 
 
 class GroupMixup:
@@ -109,3 +113,36 @@ class ImageErasing:
                 random.seed(key)
                 noise.manual_seed(key)  # torch.manual_seed, of all devices, takes a hundred times as long
                 self.erasing(images[index])
+
+
+class ImageCutout:
+    """Cutout (DeVries and Taylor 2017, arXiv:1708.04552) as DARTS has it, drawn from seed, epoch and image alone.
+
+    timm's and torchvision's erasing draw the size, too, and keep the square within the image.
+
+    Args:
+        pixels: side of the square. Its centre is anywhere in the image, so part of it may lie outside.
+        seed: of the draws.
+    """
+
+    def __init__(self, pixels: int, seed: int) -> None:
+        self.half, self.seed = pixels // 2, seed
+
+    def __call__(self, images: Tensor, epoch: int, numbers: list[int]) -> None:
+        """Make the square 0, the mean, in place.
+
+        Args:
+            images: B, C, H, W, normalised floats.
+            epoch: for the draws.
+            numbers: of the images in their data set.
+        """
+        sides = images.shape[2:]
+        draws = (random.Random(hash((CUTOUT, self.seed, epoch, number)) % 2**63) for number in numbers)
+        centres = torch.tensor([[rng.randrange(side) for side in sides] for rng in draws])  # B, 2
+        if images.is_cuda:
+            centres = centres.pin_memory()
+        rows, columns = (
+            (torch.arange(side, device=images.device) - centre[:, None] + self.half) // (2 * self.half) == 0
+            for side, centre in zip(sides, centres.to(images.device, non_blocking=True).unbind(1), strict=True)
+        )  # B, H and B, W
+        images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

@@ -8,9 +8,8 @@ from urllib.parse import quote
 
 from huggingface_hub import ModelCardData
 
+from esformer.benchmarks.trained import architecture_of, price
 from esformer.export.metadata import of_channels
-from esformer.genotype import Genotype
-from esformer.model.cost import cost
 from esformer.text import printable
 
 UNKNOWN = "not recorded"
@@ -24,7 +23,7 @@ PAPER = "*Entropic Score metric: Decoupling Topology and Size in Training-free N
 def model_card(
     about: Mapping[str, Any],
     usage: str,
-    picture: str,
+    picture: str | None,
     is_graph: bool,
     license: str | None = None,
     evaluation: Mapping[str, Any] = {},
@@ -36,7 +35,7 @@ def model_card(
     Args:
         about: as `Checkpoint.describe` gives it.
         usage: a few lines of Python that give the network.
-        picture: the file that it is drawn in, as seen from the card.
+        picture: the file that it is drawn in, as seen from the card; None if it is not.
         is_graph: whether it is a graph of one image size, not weights that fit others.
         license: of the weights, as its owner names it; None if nothing is known of one.
         evaluation: figures of `pipelines.evaluate` by their names.
@@ -45,10 +44,9 @@ def model_card(
     """
     parts = [
         f"# {_title(about)}",
-        f"A hybrid Transformer (convolutions, then attention) for image classification, {_weights(about)}. Its"
-        f" architecture comes from the search space of {PAPER}.",
+        _kind(about),
         _table(_facts(about)),
-        f"![the network, block by block]({quote(os.fsencode(picture))})",
+        *([f"![the network, block by block]({quote(os.fsencode(picture))})"] if picture is not None else []),
         "## Use",
         f"```python\n{usage}\n```",
         _preparation(about, "B" if any_number else "1"),
@@ -80,7 +78,22 @@ def front_matter(license: str | None) -> str:
 
 def _title(about: Mapping[str, Any]) -> str:
     space, classes = about["genotype"]["space"], about["num_classes"]
-    return f"ESFormer {space}, " + (f"{classes:,} classes" if classes else "no classifier")
+    name = f"Network of space {_text(space)}, " if _of_other_space(about) else f"ESFormer {space}, "
+    return name + (f"{classes:,} classes" if classes else "no classifier")
+
+
+def _of_other_space(about: Mapping[str, Any]) -> bool:
+    return "architecture" in about["genotype"]
+
+
+def _kind(about: Mapping[str, Any]) -> str:
+    if _of_other_space(about):
+        architecture = _text(about["genotype"]["architecture"])
+        return f"A network for image classification, {_weights(about)}. Its architecture is {architecture}."
+    return (
+        f"A hybrid Transformer (convolutions, then attention) for image classification, {_weights(about)}. Its"
+        f" architecture comes from the search space of {PAPER}."
+    )
 
 
 def _weights(about: Mapping[str, Any]) -> str:
@@ -93,15 +106,15 @@ def _weights(about: Mapping[str, Any]) -> str:
 
 def _facts(about: Mapping[str, Any]) -> dict[str, str]:
     height, width = about["img_size"]
-    genotype = Genotype.from_dict(about["genotype"])
-    price = cost(genotype, (height, width), about["num_classes"], about["in_chans"])
+    genotype = architecture_of(about["genotype"])
+    costs = price(genotype, (height, width), about["num_classes"], about["in_chans"])
     classes = about["data"].get("classes", [])
     named = ", ".join(printable(name, 100) for name in classes[:SHOWN_CLASSES]) + (
         ", ..." if len(classes) > SHOWN_CLASSES else ""
     )
     return {
-        "parameters": f"{price.params:,}",
-        "multiply-accumulates of one image": f"{price.macs:,}",
+        "parameters": f"{costs.params:,}",
+        "multiply-accumulates of one image": f"{costs.macs:,}",
         "image": f"{height} x {width} pixels, {about['in_chans']} channels",
         "classes": f"{about['num_classes']:,}: {named or f'names {UNKNOWN}'}" if about["num_classes"] else "none",
         "search space": genotype.space,
@@ -161,6 +174,7 @@ def _limits(
     if not was_run:
         yield "It was converted and not run: its outputs were never compared with PyTorch's. The lines above do so."
     other = "needs another export" if is_graph else "is asked for with `img_size`, and interpolates attention biases"
+    other = "needs another training" if _of_other_space(about) else other
     yield f"It takes images of {height} x {width} pixels, {number} at a time; another size {other}."
     if about.get("folded"):
         yield "Batch norms are folded into the convolutions: it is for inference, not to be trained on."

@@ -63,18 +63,31 @@ def clean(state: Mapping[str, Any]) -> Weights:
     if STEM not in weights:
         names = ", ".join(repr(name)[:LONGEST] for name in list(state)[:SHOWN]) or "nothing"
         raise WeightsError(f"it holds no weights of an ESFormer but {names}{' ...' if len(state) > SHOWN else ''}")
-    for name, value in weights.items():
-        if why := flaw(name, value):
-            raise WeightsError(f"it holds no weights of an ESFormer: {name[:LONGEST]!r} {why}")
-    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in weights.values()}
-    if sum(value.nbytes for value in weights.values()) > sum(storages.values()):
-        raise WeightsError(
-            "it holds no weights of an ESFormer: they share memory, and would need more than the file has"
-        )
+    check_sound(weights, "an ESFormer")
     for kind in ("weight", "bias"):
         if (second := weights.pop(f"head_dist.{kind}", None)) is not None:
             weights[f"head.{kind}"] = (weights[f"head.{kind}"] + second) / 2
     return weights
+
+
+def check_sound(weights: Mapping[str, Any], network: str) -> None:
+    """Refuse what cannot be the weights of any network.
+
+    Args:
+        weights: by their names.
+        network: whose they are said to be.
+
+    Raises:
+        WeightsError: says which of them is not.
+    """
+    for name, value in weights.items():
+        if why := flaw(name, value):
+            raise WeightsError(f"it holds no weights of {network}: {name[:LONGEST]!r} {why}")
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in weights.values()}
+    if sum(value.nbytes for value in weights.values()) > sum(storages.values()):
+        raise WeightsError(
+            f"it holds no weights of {network}: they share memory, and would need more than the file has"
+        )
 
 
 def flaw(name: str, value: Any) -> str:

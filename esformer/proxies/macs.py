@@ -1,5 +1,6 @@
 """Multiply-accumulates of one image, as fvcore counts them."""
 
+import warnings
 from typing import ClassVar
 
 import torch
@@ -31,7 +32,8 @@ def count_macs(network: nn.Module, image: Tensor) -> int:
         network: takes the image.
         image: 1, 3, H, W.
     """
-    from fvcore.nn import FlopCountAnalysis
+    with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # it scripts losses that nobody asks for
+        from fvcore.nn import FlopCountAnalysis
 
     analysis = FlopCountAnalysis(network.eval(), image).unsupported_ops_warnings(False)
     total: int = analysis.uncalled_modules_warnings(False).total()

@@ -16,10 +16,11 @@ class DeterministicDropPath:
     Args:
         network: its DropPath modules ask here from now on.
         seed: of the draws.
+        epochs: in so many the rates grow from 0, by the same with each epoch; None has them whole from the beginning.
     """
 
-    def __init__(self, network: nn.Module, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, network: nn.Module, seed: int, epochs: int | None = None) -> None:
+        self.seed, self.epochs = seed, epochs
         self.paths: list[PlacedDropPath] = []
         for module in network.modules():
             if type(module) is DropPath and module.drop_prob:
@@ -39,7 +40,8 @@ class DeterministicDropPath:
         width = -(-len(self.paths) // 4)  # Philox makes four numbers for each value of its counter
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=first * width))
         draws = rng.random((len(places), 4 * width), dtype=np.float64)[places[:, 1] - first]
-        keep = 1 - np.array([path.drop_prob for path in self.paths])
+        share = 1.0 if self.epochs is None else min(1.0, epoch / self.epochs)
+        keep = 1 - share * np.array([path.drop_prob for path in self.paths])
         scales = (draws[:, : len(keep)] < keep) / keep  # B, paths
         host = torch.empty(len(keep), len(places), 1, 1, 1, pin_memory=device.type == "cuda")  # else the copy waits
         host.view(scales.T.shape).copy_(torch.from_numpy(scales.T))

@@ -1,4 +1,4 @@
-"""ESFormerModule: an ESFormer and Table 2 as a LightningModule."""
+"""ESFormerModule: an ESFormer, or a network of another space, and a recipe such as Table 2 as a LightningModule."""
 
 import logging
 import math
@@ -10,21 +10,21 @@ import torch
 import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from esformer.benchmarks.trained import AnyArchitecture, architecture_of
 from esformer.checkpoint.versions import FORMAT
 from esformer.data.datamodule import Batch, ImageDataModule
 from esformer.errors import ESFormerError
-from esformer.genotype import Genotype
-from esformer.model.esformer import ESFormer
 from esformer.recipe import Recipe
 from esformer.training.clipping import clip_grad_adaptive_
 from esformer.training.drop_path import DeterministicDropPath
+from esformer.training.losses import loss_of
 from esformer.training.metrics import MeanLoss, accuracies
+from esformer.training.network import build_network
 from esformer.training.steps import RunningLoss, Step, Steps
 from esformer.version import code_version
 
@@ -39,10 +39,10 @@ class TrainingError(ESFormerError):
 
 
 class ESFormerModule(LightningModule):
-    """Trains the network of a genotype by a recipe. All that it needs to be built again lies in its checkpoints.
+    """Trains the network of an architecture by a recipe. All that it needs to be built again lies in its checkpoints.
 
     Args:
-        genotype: the architecture, or its `to_dict`.
+        genotype: the architecture, of any space, or its `to_dict`.
         recipe: Table 2, or its `to_dict`.
         num_classes: classes of the images.
         img_size: their height and width in pixels.
@@ -51,12 +51,13 @@ class ESFormerModule(LightningModule):
         seed: of stochastic depth.
 
     Raises:
+        ESFormerError: the recipe, the images and the network do not fit each other.
         TrainingError: in training, when one more step than that is not finite; at the log point after it.
     """
 
     def __init__(
         self,
-        genotype: Genotype | dict[str, Any],
+        genotype: AnyArchitecture | dict[str, Any],
         recipe: Recipe | dict[str, Any],
         num_classes: int = 1000,
         img_size: int = 224,
@@ -65,7 +66,7 @@ class ESFormerModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        genotype = genotype if isinstance(genotype, Genotype) else Genotype.from_dict(genotype)
+        genotype = architecture_of(genotype) if isinstance(genotype, dict) else genotype
         recipe = recipe if isinstance(recipe, Recipe) else Recipe(**recipe)
         self.save_hyperparameters(  # plain containers, so that the checkpoint loads with weights_only
             dict(
@@ -80,13 +81,14 @@ class ESFormerModule(LightningModule):
         )
         self.reached: dict[str, float] = {}
         self.recipe = recipe
-        network = ESFormer(genotype, num_classes, img_size=img_size, drop_path_rate=recipe.drop_path)
+        network: Any = build_network(genotype, recipe, num_classes, img_size)
         self.model = network.to(memory_format=torch.channels_last)  # twice as fast, on the CPU too
         for part in self._frozen:
             part.requires_grad_(False)
         self.train()
-        self.paths = DeterministicDropPath(self.model, seed)
-        self.loss = BinaryCrossEntropy(smoothing=recipe.smoothing)
+        growing = recipe.epochs if recipe.drop_path_schedule == "epochs" else None
+        self.paths = DeterministicDropPath(self.model, seed, growing)
+        self.loss = loss_of(recipe)
         self.train_loss = RunningLoss()
         self.val_loss = MeanLoss()
         self.val_accuracy = accuracies(num_classes)
@@ -94,8 +96,8 @@ class ESFormerModule(LightningModule):
         self.steps = Steps()
         self._skipped: list[str] = []  # the last steps in a row
 
-    def forward(self, images: Tensor) -> Tensor:
-        """B, 3, H, W -> B, num_classes"""
+    def forward(self, images: Tensor) -> Any:
+        """B, 3, H, W -> B, num_classes; in training mode twice, if there is an auxiliary classifier"""
         return self.model(images.contiguous(memory_format=torch.channels_last))
 
     def train(self, mode: bool = True) -> Self:
@@ -118,9 +120,15 @@ class ESFormerModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.paths.draw(batch.places, batch.images.device)
-        loss = self.loss(self(batch.images), batch.targets)
+        loss = self._loss(self(batch.images), batch.targets)
         self.steps.add_batch(loss.detach(), batch.places)
         return loss
+
+    def _loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        if isinstance(outputs, Tensor):
+            return self.loss(outputs, targets)
+        logits, auxiliary = outputs
+        return self.loss(logits, targets) + self.recipe.auxiliary * self.loss(auxiliary, targets)
 
     def optimizer_step(
         self,
@@ -255,17 +263,29 @@ class ESFormerModule(LightningModule):
 
 
 def optimizer_of(network: nn.Module, recipe: Recipe, fused: bool | None = None) -> Optimizer:
-    """AdamW by the recipe, in timm's groups of parameters.
+    """AdamW by the recipe, in timm's groups of parameters; or SGD, in one.
 
     Args:
         network: what is trained.
-        recipe: Table 2.
+        recipe: Table 2, or another.
         fused: one kernel for all parameters; None uses it where the device has it.
     """
+    if recipe.optimizer == "sgd":
+        return _sgd([p for p in network.parameters() if p.requires_grad], recipe, fused)
     layers = dict(layer_decay=recipe.layer_decay) if recipe.layer_decay < 1 else {}
     optimizer = create_optimizer_v2(network, "adamw", recipe.lr, recipe.weight_decay, fused=fused, **layers)
     for group in optimizer.param_groups:  # a scale of its own is something that only timm's schedules look at
         group["lr"] *= group.pop("lr_scale", 1.0)
+    return optimizer
+
+
+def _sgd(parameters: list[nn.Parameter], recipe: Recipe, fused: bool | None) -> Optimizer:
+    """With moments of 0, as which PyTorch's begin: a first step that is skipped would leave them unwritten."""
+    r = recipe
+    optimizer = SGD(parameters, r.lr, momentum=r.momentum, weight_decay=r.weight_decay, fused=fused)
+    if r.momentum:
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
@@ -284,7 +304,7 @@ def broadcast_buffers(network: nn.Module) -> None:
 
 
 def lr_factor(step: int, steps: int, recipe: Recipe) -> float:
-    """The share of `lr` at a step: a linear warm-up, then a cosine to `min_lr` at the last step.
+    """The share of `lr` at a step: a linear warm-up, then a cosine to `min_lr` at the last step, or less each epoch.
 
     Args:
         step: counted from 0.
@@ -296,5 +316,7 @@ def lr_factor(step: int, steps: int, recipe: Recipe) -> float:
         start = recipe.warmup_lr / recipe.lr
         return start + (1 - start) * step / warmup
     end = min(recipe.min_lr / recipe.lr, 1.0)
+    if recipe.schedule == "exponential":
+        return max(end, recipe.lr_decay ** (step * recipe.epochs // steps))
     progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
     return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2

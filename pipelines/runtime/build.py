@@ -28,6 +28,7 @@ from callbacks.speed import Speed, Waiting
 from configs.budget import budget
 from configs.schema import Config, ConfigError
 from esformer.benchmarks.spaces import open_space
+from esformer.benchmarks.trained import AnyArchitecture
 from esformer.checkpoint import Checkpoint
 from esformer.checkpoint.loading import install
 from esformer.data.sample import sample_images
@@ -61,7 +62,7 @@ DDP: dict[str, Any] = {
 
 
 @contextmanager
-def prepare(plan: Plan, genotype: Genotype | None = None) -> Iterator[list[Logger]]:
+def prepare(plan: Plan, genotype: AnyArchitecture | None = None) -> Iterator[list[Logger]]:
     """The run's folder, claimed until the end, and its loggers.
 
     Args:
@@ -173,7 +174,7 @@ def _search_machine(plan: Plan) -> dict[str, Any]:
 
 def network(
     config: Config,
-    genotype: Genotype,
+    genotype: AnyArchitecture,
     provenance: dict[str, Any] | None = None,
     start: Checkpoint | None = None,
 ) -> ESFormerModule:
@@ -190,7 +191,7 @@ def network(
     return module
 
 
-def accumulation(plan: Plan, genotype: Genotype, margin: float = 1.0) -> int:
+def accumulation(plan: Plan, genotype: AnyArchitecture, margin: float = 1.0) -> int:
     """Batches that make a step which fits into the memory of this process's device; `memory` says how it is found.
 
     Args:
@@ -206,7 +207,7 @@ def accumulation(plan: Plan, genotype: Genotype, margin: float = 1.0) -> int:
     return memory.accumulation(plan.config, genotype, plan.device, found.world_size, found.devices, margin)
 
 
-def try_memory(plan: Plan, genotype: Genotype | None) -> int:
+def try_memory(plan: Plan, genotype: AnyArchitecture | None) -> int:
     """The same before a search, when the genotype need not be known yet."""
     if genotype is not None:
         return accumulation(plan, genotype)

@@ -178,7 +178,7 @@ def _explain() -> str:
     width = min(120, shutil.get_terminal_size().columns)
     named = ", ".join(f"{section}={'|'.join(choices(section))}" for section in SECTIONS_WITH_FILES)
     heading = f"settings (key=value). A whole section takes a named choice: {named}."
-    lines = textwrap.wrap(f"{heading} The size and --quick choose for you.", width)
+    lines = textwrap.wrap(f"{heading} The size and --quick choose for you.", width, break_on_hyphens=False)
     for setting in settings():
         lines.append(f"\n  {setting.key}: {setting.type} = {'null' if setting.default is None else setting.default}")
         lines += textwrap.wrap(setting.explanation, width, initial_indent=" " * 6, subsequent_indent=" " * 6)

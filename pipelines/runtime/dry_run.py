@@ -22,11 +22,11 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from callbacks.progress import duration
-from configs.budget import budget, explain_auto, price_of
+from configs.budget import budget, explain_auto
 from configs.compose import to_yaml
 from configs.schema import AUTO, Config
+from esformer.benchmarks.trained import AnyArchitecture, price
 from esformer.checkpoint import Checkpoint
-from esformer.genotype import Genotype
 from esformer.search.finalists import describe, rungs, seconds
 from pipelines.runtime.build import accumulation, network, search_fabric, search_stage, trainer, try_memory
 from pipelines.runtime.plan import Plan
@@ -46,7 +46,7 @@ EVALUATIONS = 8
 """Of the search in each of its three kinds of phases, or as many as there are processes that score, if more."""
 
 
-def dry_run(plan: Plan, genotype: Genotype | None = None, start: Checkpoint | None = None) -> dict[str, Any]:
+def dry_run(plan: Plan, genotype: AnyArchitecture | None = None, start: Checkpoint | None = None) -> dict[str, Any]:
     """Try a run in small, print what it will need, and return that.
 
     Args:
@@ -99,7 +99,9 @@ def try_search(plan: Plan) -> dict[str, Any]:
     return {"search_evaluations_per_second": rate, "search_seconds": seconds}
 
 
-def try_training(plan: Plan, genotype: Genotype, folder: Path, start: Checkpoint | None = None) -> dict[str, Any]:
+def try_training(
+    plan: Plan, genotype: AnyArchitecture, folder: Path, start: Checkpoint | None = None
+) -> dict[str, Any]:
     """Some steps, a validation and a checkpoint, which another training then reads.
 
     Args:
@@ -118,8 +120,8 @@ def try_training(plan: Plan, genotype: Genotype, folder: Path, start: Checkpoint
     longer = replace(config.recipe, epochs=config.recipe.epochs + 1)  # the steps may have been all that there are
     _fit(replace(plan, config=replace(config, recipe=longer)), genotype, again, accumulate, resume=plan.run.last)
     assert again.first_step == watch.stop_at, "the checkpoint was not taken up where it was written"
-    price = price_of(config, genotype)
-    return {"genotype": genotype.space, **asdict(price), **watch.found()}
+    costs = asdict(price(genotype, config.data.img_size, config.data.known_classes))
+    return {"genotype": genotype.space, **costs, **watch.found()}
 
 
 def price_finalists(config: Config, training: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def price_finalists(config: Config, training: dict[str, Any]) -> dict[str, Any]:
 
 def _fit(
     plan: Plan,
-    genotype: Genotype,
+    genotype: AnyArchitecture,
     watch: "Watch",
     accumulate: int,
     start: Checkpoint | None = None,

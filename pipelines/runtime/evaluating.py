@@ -21,6 +21,7 @@ from rich.table import Table
 
 from callbacks.progress import EvaluationProgress
 from configs.schema import Config
+from esformer.benchmarks.trained import price
 from esformer.checkpoint import Checkpoint
 from esformer.checkpoint.files import PREPARATION
 from esformer.checkpoint.loading import network_of, opened
@@ -28,7 +29,6 @@ from esformer.data.base import NAMES, registered_opener
 from esformer.data.datamodule import EvaluationDataModule
 from esformer.errors import ESFormerError, out_of_memory
 from esformer.files import write_text
-from esformer.model.cost import cost
 from esformer.model.latency import time_network
 from esformer.plots.confusion import draw_confusion
 from esformer.text import printable
@@ -212,7 +212,7 @@ def describe(found: Checkpoint, plan: Plan, ema: bool) -> dict[str, Any]:
         "weights_digest": found.digest(ema),
         "size": found.genotype.space,
         "genotype": found.genotype.digest,
-        **asdict(cost(found.genotype, d.img_size, found.num_classes)),
+        **asdict(price(found.genotype, d.img_size, found.num_classes)),
         "data": {word: getattr(d, word) for word in ("name", "root", "img_size", *PREPARATION)},
     }
 

@@ -18,6 +18,7 @@ from esformer.export.card import METRICS, front_matter, model_card
 from esformer.export.comparing import images_for
 from esformer.export.formats import OPSETS, Format
 from esformer.files import atomic_output
+from esformer.genotype import Genotype
 from esformer.plots.genotype import draw_genotype
 from pipelines.runtime.checkpoint import beside, check_size, evaluation_of
 from pipelines.runtime.report import show
@@ -41,6 +42,8 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
     kind = FORMATS[options.to]
     check(kind, options)
     found = opened(options.checkpoint)
+    if options.to == "timm-folder" and not isinstance(found.genotype, Genotype):
+        raise ExportError(f"{found.path} holds a network of space {found.genotype.space}, which timm cannot build")
     out = options.out or beside(options.checkpoint, kind.suffix)
     check_place(out, kind, Path(options.checkpoint))
     img_size = options.img_size or found.img_size
@@ -165,9 +168,12 @@ def write_card(
     head = front_matter(options.license) if kind.is_folder else ""
     usage = kind.usage.format(name=json.dumps(out.name)[1:-1])  # within quotes
     evaluation = evaluated(options.checkpoint, found.digest(not options.raw), about["img_size"])
+    shown = picture.name if isinstance(found.genotype, Genotype) else None
     limits = {"any_number": kind.any_number, "was_run": was_run}
-    text = head + model_card(about, usage, picture.name, kind.is_graph, options.license, evaluation, **limits)
+    text = head + model_card(about, usage, shown, kind.is_graph, options.license, evaluation, **limits)
     (place / card.relative_to(out.parent)).write_text(text, encoding="utf-8")
+    if not isinstance(found.genotype, Genotype):
+        return {"card": str(card)}
     title = f"ESFormer {found.genotype.space}, genotype {found.genotype.digest}"
     draw_genotype(found.genotype, place / picture.relative_to(out.parent), title)
     return {"card": str(card), "picture": str(picture)}

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from callbacks.ema import EMA
 from configs.compose import to_yaml
 from configs.schema import Config, ConfigError, TrainerConfig
+from esformer.benchmarks.trained import AnyArchitecture
 from esformer.data.datamodule import device_batch_size
 from esformer.data.in_memory import InMemoryDataModule
 from esformer.errors import ESFormerError, out_of_memory
 from esformer.genotype import Genotype
-from esformer.model.esformer import ESFormer
 from esformer.training.module import ESFormerModule
 
 log = logging.getLogger("esformer")
@@ -84,7 +84,7 @@ def check_precision(trainer: TrainerConfig, device: torch.device, training: bool
 
 
 def accumulation(
-    config: Config, genotype: Genotype, device: torch.device, world: int, local: int, margin: float
+    config: Config, genotype: AnyArchitecture, device: torch.device, world: int, local: int, margin: float
 ) -> int:
     """Batches that a step is accumulated from: those of the configuration, or for `auto` the fewest that fit.
 
@@ -132,7 +132,7 @@ class Trial:
     """A step of a training, tried on its device; on the CPU, where it takes minutes, computed from two images."""
 
     config: Config
-    genotype: Genotype
+    genotype: AnyArchitecture
     device: torch.device
     world: int
     local: int
@@ -206,7 +206,7 @@ class Trial:
         best = precision(replace(t, precision="auto"))
         if precision(t) != best and best == "bf16-mixed":
             yield f"trainer.precision={best}", replace(t, precision=best)
-        if not t.grad_checkpointing and not t.compile:
+        if not t.grad_checkpointing and not t.compile and isinstance(self.genotype, Genotype):
             yield "trainer.grad_checkpointing=true", replace(t, grad_checkpointing=True)
 
     def _module(self, **recipe: Any) -> ESFormerModule:
@@ -272,7 +272,7 @@ def take_steps(
         del held
 
 
-def activations(network: ESFormer, precision: str, img_size: int) -> tuple[float, float]:
+def activations(network: Any, precision: str, img_size: int) -> tuple[float, float]:
     """Bytes of a network's parameters, and of what its backward pass needs of each image.
 
     Where blocks compute their activations anew, those of the largest and their gradients come to what is kept.
@@ -284,13 +284,13 @@ def activations(network: ESFormer, precision: str, img_size: int) -> tuple[float
     """
     parameters = sum(p.numel() * p.element_size() for p in network.parameters())
     kept = _kept(network, precision, img_size)[0]
-    if network.grad_checkpointing:
+    if getattr(network, "grad_checkpointing", False):
         network.set_grad_checkpointing(False)
         kept += 2 * _kept(network, precision, img_size)[1]
     return parameters, kept
 
 
-def _kept(network: ESFormer, precision: str, img_size: int) -> tuple[float, float]:
+def _kept(network: Any, precision: str, img_size: int) -> tuple[float, float]:
     """Bytes that a forward pass keeps of each image, in all and in the largest block; measured on two images."""
     known = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
     storages: list[torch.UntypedStorage] = []  # held, so that an address stays what it is
@@ -307,7 +307,7 @@ def _kept(network: ESFormer, precision: str, img_size: int) -> tuple[float, floa
         blocks.setdefault(block, []).append(len(storages))
 
     hooks: list[Any] = []
-    stages: Any = network.stages
+    stages: Any = getattr(network, "stages", ())  # of ESFormers, whose blocks can be computed anew
     for block in (block for stage in stages for block in stage.blocks):
         hooks += [block.register_forward_pre_hook(mark), block.register_forward_hook(mark)]
     images = torch.rand(2, 3, img_size, img_size).contiguous(memory_format=torch.channels_last)
@@ -319,7 +319,7 @@ def _kept(network: ESFormer, precision: str, img_size: int) -> tuple[float, floa
     for hook in hooks:
         hook.remove()
     sizes = [storage.nbytes() / len(images) for storage in storages]
-    return sum(sizes), max(sum(sizes[first:last]) for first, last in blocks.values())
+    return sum(sizes), max((sum(sizes[first:last]) for first, last in blocks.values()), default=0.0)
 
 
 def free(device: torch.device) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from callbacks.history import read_steps
 from configs.compose import changes, compose, to_yaml
+from esformer.benchmarks.trained import AnyArchitecture, read_architecture
 from esformer.errors import ESFormerError
 from esformer.files import ContentError, parse_json, parse_yaml, read_text
-from esformer.genotype import Genotype
 from esformer.plots.training import Row
 from esformer.report.charts import SearchCharts
 from esformer.search.journal import Evaluation, read, read_header
@@ -58,7 +58,7 @@ class Record:
     changed: list[tuple[str, Any, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     state: str = "stopped"
-    genotype: Genotype | None = None
+    genotype: AnyArchitecture | None = None
     header: dict[str, Any] = field(default_factory=dict)
     search: SearchCharts | None = None
     last: Evaluation | None = None
@@ -125,7 +125,7 @@ def read_run(path: Path) -> Record:
     _attempt(run, lambda file: _read_config(run, file, text), path / "config.yaml")
     readings: dict[str, Callable[[Path], object]] = {
         "summary.json": lambda file: run.summary.update(_mapping(file)),
-        "genotype.yaml": lambda file: setattr(run, "genotype", Genotype.load(file)),
+        "genotype.yaml": lambda file: setattr(run, "genotype", read_architecture(file)),
         "journal.jsonl": lambda file: _read_journal(run, file),
         "metrics.csv": lambda file: run.epochs.extend(read_steps(file)),
         "steps.csv": lambda file: run.steps.extend(read_steps(file)),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from esformer.files import read_text, write_text
+from esformer.genotype import Genotype
 from esformer.model.parts import parts
 from esformer.report import charts
 from esformer.report.page import Page, folded, number, picture, table, text
@@ -188,6 +189,10 @@ def network(page: Page, run: Record, name: str) -> str:
     """The network part by part."""
     if run.genotype is None:
         return "" if run.kind == "train" or run.of_other_space else "<p>None was found yet.</p>"
+    if not isinstance(run.genotype, Genotype):
+        costs = [(name, f"{run.summary[name]:,}") for name in ("params", "macs") if name in run.summary]
+        of_space = f"<p>A network of space {text(run.genotype.space)}:</p><pre>{text(run.genotype)}</pre>"
+        return of_space + table((), costs)
     made = parts(run.genotype, run.img_size, run.num_classes)
     data, specs = charts.network(made)
     rows = [charts.part_row(place, part) for place, part in enumerate(made)]

@@ -18,7 +18,7 @@ from esformer.benchmarks.draws import Draw, Draws, shipped_reference
 from esformer.benchmarks.esformers import Training, read_trainings, write_trainings
 from esformer.errors import ESFormerError
 from esformer.files import read_text, write_text
-from esformer.genotype import notation, parse
+from esformer.genotype import Genotype, notation, parse
 from esformer.model.cost import Budget, cost
 from esformer.space import SearchSpace
 from esformer.version import versions
@@ -49,7 +49,10 @@ def jobs(config: Config, arguments: Any, folder: Path, done: set[tuple[str, int]
 def named(config: Config, arguments: Any) -> Iterator[Draw]:
     """The genotypes that a person names."""
     for name in arguments.genotypes.split(","):
-        yield Draw(Path(name).stem, given_genotype(replace(config, genotype=name)))
+        genotype = given_genotype(replace(config, genotype=name))
+        if not isinstance(genotype, Genotype):
+            raise SurveyError(f"{name} is of space {genotype.space}; a survey trains ESFormers")
+        yield Draw(Path(name).stem, genotype)
 
 
 def drawn(config: Config, arguments: Any, folder: Path) -> Iterator[Draw]:

@@ -26,7 +26,7 @@ from pipelines.runtime.signals import stop
 if TYPE_CHECKING:
     from wandb import Run
 
-    from esformer.genotype import Genotype
+    from esformer.benchmarks.trained import AnyArchitecture
 
 log = logging.getLogger("esformer")
 
@@ -169,9 +169,9 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
         mode = "online" if known else "offline"
     facts: dict[str, Any] = {**asdict(config), "pipeline": pipeline, "command": run.command, "version": code_version()}
     if run.genotype.exists():
-        from esformer.genotype import Genotype
+        from esformer.benchmarks.trained import read_architecture
 
-        facts["genotype"] = Genotype.load(run.genotype).to_dict()
+        facts["genotype"] = read_architecture(run.genotype).to_dict()
     how: dict[str, Any] = dict(
         project=config.wandb.project,
         group=(config.wandb.group or run.path.resolve().name)[:128],
@@ -210,7 +210,7 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
         return []
 
 
-def log_genotype(made: Sequence[Logger], genotype: "Genotype", **costs: float) -> None:
+def log_genotype(made: Sequence[Logger], genotype: "AnyArchitecture", **costs: float) -> None:
     """Add the architecture to the run's configuration, where it is known only after the search.
 
     Args:

@@ -1,6 +1,7 @@
-"""The training stage: an ESFormer is trained with the recipe of Table 2, or its training goes on."""
+"""The training stage: a network is trained with a recipe, such as Table 2, or its training goes on."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ from lightning.pytorch.loggers import Logger
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.speed import Speed
-from configs.budget import price_of
 from configs.schema import Config
+from esformer.benchmarks.trained import AnyArchitecture, price, read_architecture
 from esformer.checkpoint import Checkpoint, CheckpointError, read
 from esformer.checkpoint.training_state import StateError, TrainingState, check_training_state
 from esformer.data.datamodule import device_batch_size
 from esformer.errors import out_of_memory
 from esformer.files import FileError
 from esformer.genotype import Genotype
+from esformer.recipe import Recipe
 from esformer.training.module import ESFormerModule, TrainingError, optimizer_of
 from pipelines.runtime import tracking
 from pipelines.runtime.build import accumulation, network, prepare, trainer
@@ -32,7 +34,7 @@ from pipelines.runtime.start import descent
 log = logging.getLogger("esformer")
 
 
-def train_alone(plan: Plan, genotype: Genotype, start: Checkpoint | None = None) -> dict[str, Any]:
+def train_alone(plan: Plan, genotype: AnyArchitecture, start: Checkpoint | None = None) -> dict[str, Any]:
     """A run that is a training and nothing else, from its folder to its summary.
 
     Args:
@@ -47,22 +49,22 @@ def train_alone(plan: Plan, genotype: Genotype, start: Checkpoint | None = None)
     with prepare(plan, genotype) as loggers:
         if summary := run.finished():
             return summary
-        if run.genotype.exists() and Genotype.load(run.genotype) != genotype:
+        if run.genotype.exists() and read_architecture(run.genotype) != genotype:
             raise RunError(f"{run.path} trains another genotype; choose another run.dir")
         if is_main():
             named = config.genotype or config.init or "the shipped one"
             genotype.save(run.genotype, comment=f"given as {named}")
-        price = price_of(config, genotype)
-        if genotype.space.partition("-")[0] != config.size:
+        if isinstance(genotype, Genotype) and genotype.space.partition("-")[0] != config.size:
             log.info("the genotype is of space %s, the recipe that of size %s", genotype.space, config.size)
-        about = {"size": genotype.space, "genotype": str(run.genotype), "params": price.params, "macs": price.macs}
+        about = {"size": genotype.space, "genotype": str(run.genotype)}
+        about |= asdict(price(genotype, config.data.img_size, config.data.known_classes))
         metrics = train(plan, genotype, loggers, {"command": run.command, **descent(start)}, start)
         return run.finish({**about, **metrics, "commands": [run.command]})
 
 
 def train(
     plan: Plan,
-    genotype: Genotype,
+    genotype: AnyArchitecture,
     loggers: list[Logger],
     provenance: dict[str, Any],
     start: Checkpoint | None = None,
@@ -147,21 +149,36 @@ def _say_settings(config: Config, fit: Trainer, module: ESFormerModule) -> None:
     layers = f" (x {r.layer_decay} with each block away from the classifier)" if r.layer_decay < 1 else ""
     lines = {
         "network": f"{sum(p.numel() for p in module.model.parameters()):,} parameters{frozen}, {config.data.img_size}"
-        f" pixels, {config.data.num_classes} classes, drop path 0 to {r.drop_path}",
+        f" pixels, {config.data.num_classes} classes, drop path 0 to {r.drop_path} with the {r.drop_path_schedule}"
+        + (f", an auxiliary classifier of weight {r.auxiliary}" if r.auxiliary else ""),
         "batch": f"{r.batch_size} = {fit.world_size} {fit.strategy.root_device.type} devices x {each}"
         f" x {accumulate} accumulated, {fit.precision}, {config.data.loaders} processes load images",
-        "optimiser": f"AdamW, learning rate {r.warmup_lr} to {r.lr} in {r.warmup_epochs} epochs, cosine to {r.min_lr}"
-        f" in epoch {r.epochs}{layers}, weight decay {r.weight_decay}, clipping {r.clip_mode} {r.clip_grad}",
+        "optimiser": f"{f'SGD with momentum {r.momentum}' if r.optimizer == 'sgd' else 'AdamW'}, learning rate"
+        f" {r.warmup_lr} to {r.lr} in {r.warmup_epochs} epochs, {_schedule(r)}{layers}, weight decay {r.weight_decay},"
+        f" clipping {r.clip_mode} {r.clip_grad}",
         "augmentation": f"{r.auto_augment or 'no RandAugment'}, erasing {r.random_erasing}, Mixup {r.mixup} / CutMix"
-        f" {r.cutmix} in {r.mixup_prob:.0%} of the groups, {r.mixup_switch_prob:.0%} of them CutMix",
-        "loss": f"binary cross-entropy, smoothing {r.smoothing}; weights averaged with"
+        f" {r.cutmix} in {r.mixup_prob:.0%} of the groups, {r.mixup_switch_prob:.0%} of them CutMix"
+        + "".join(f", {name} {value}" for name, value in _other_augmentation(r).items()),
+        "loss": f"{'binary ' if r.loss == 'bce' else ''}cross-entropy, smoothing {r.smoothing}; weights averaged with"
         f" {r.ema_decay if r.ema else 'nothing'}",
     }
     for name, line in lines.items():
         log.info("%s: %s", name, line)
 
 
-def _resume_from(plan: Plan, genotype: Genotype, fit: Trainer) -> Path | None:
+def _schedule(recipe: Recipe) -> str:
+    if recipe.schedule == "exponential":
+        return f"times {recipe.lr_decay} after each of {recipe.epochs} epochs, {recipe.min_lr} at least"
+    return f"cosine to {recipe.min_lr} in epoch {recipe.epochs}"
+
+
+def _other_augmentation(recipe: Recipe) -> dict[str, Any]:
+    """What Table 2 has not, where it is on."""
+    found = {name: getattr(recipe, name) for name in ("crop_padding", "color_jitter", "cutout")}
+    return {name.replace("_", " "): value for name, value in found.items() if value}
+
+
+def _resume_from(plan: Plan, genotype: AnyArchitecture, fit: Trainer) -> Path | None:
     """The last whole checkpoint of the run, if there is one; it must be of this genotype, and of this training.
 
     Raises:
@@ -189,7 +206,7 @@ def _resume_from(plan: Plan, genotype: Genotype, fit: Trainer) -> Path | None:
     return None
 
 
-def _fresh_state(genotype: Genotype, config: Config, fit: Trainer) -> TrainingState:
+def _fresh_state(genotype: AnyArchitecture, config: Config, fit: Trainer) -> TrainingState:
     """What a checkpoint of this training must fit; nothing of it takes memory, or draws random numbers."""
     assert config.data.num_classes is not None
     classes, img_size = config.data.num_classes, config.data.img_size

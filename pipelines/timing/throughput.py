@@ -18,6 +18,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from configs.schema import Config, ConfigError
+from esformer.benchmarks.trained import AnyArchitecture
 from esformer.data.base import DataError
 from esformer.data.datamodule import ImageDataModule, device_batch_size
 from esformer.data.datasets import resolve
@@ -48,11 +49,14 @@ TURNS = 6
 """Turns that each side has of a whole loop."""
 PRECISIONS = {"32-true": False, "bf16-mixed": True}
 """What train.py has too, and whether it is mixed precision."""
+TABLE_2: dict[str, Any] = {"optimizer": "adamw", "schedule": "cosine", "loss": "bce"}
+TABLE_2 |= {"crop_padding": 0, "color_jitter": [], "cutout": 0}
+"""What timm's training, as it is set up here, knows nothing else of."""
 EPOCH = 1_281_167
 """Images of an epoch in memory: as ImageNet has."""
 
 
-def speed(config: Config, genotype: Genotype, steps: int = 20) -> dict[str, Any]:
+def speed(config: Config, genotype: AnyArchitecture, steps: int = 20) -> dict[str, Any]:
     """Measure, print a table, and return what it shows.
 
     Args:
@@ -65,6 +69,13 @@ def speed(config: Config, genotype: Genotype, steps: int = 20) -> dict[str, Any]
         NoMemoryError: the device does not hold both trainings.
     """
     start_logging()
+    if not isinstance(genotype, Genotype):
+        raise ConfigError(f"--speed compares ESFormers, and this network is of space {genotype.space}")
+    for name, value in TABLE_2.items():
+        if getattr(config.recipe, name) != value:
+            raise ConfigError(
+                f"recipe.{name} is {getattr(config.recipe, name)}; --speed trains as Table 2, so it needs {value}"
+            )
     if steps < 1:
         raise ESFormerError(f"{steps} steps are too few to measure; give at least 1")
     arithmetic = precision(config.trainer)

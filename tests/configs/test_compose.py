@@ -59,7 +59,7 @@ def test_choices_come_before_single_settings():
         ("recipe.epochs=3", "recipe.warmup_epochs is 20; it must be from 0 to the 3 epochs"),
         ("search.unit=hours", "search.unit is 'hours'; it must be minutes or evaluations"),
         ("recipe.epochs", "is not a setting; write key=value"),
-        ("data=mnist", "data=mnist: there is no such choice; there are cifar10, digits, folder, imagenet"),
+        ("data=mnist", "data=mnist: there is no such choice; there are cifar10, cifar100, digits, folder, imagenet"),
         ("data=../recipe/s2", "there is no such choice"),
         ("size=S9", "size is 'S9'; it must be one of S0, S1, S2"),
         ("wandb=off", "wandb is a section; set one of its fields, such as wandb.mode"),
