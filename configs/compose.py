@@ -58,7 +58,7 @@ def compose(size: str | None = None, quick: bool = False, overrides: Sequence[st
     size = next((value for key, value in reversed(pairs) if key == "size"), size) or _size_of(init)
     if size not in SIZES:
         raise ConfigError(f"size is {show(size)}; it must be one of {', '.join(SIZES)}")
-    chosen = {"data": "imagenet", "search": "paper", "recipe": "s0-s1"}
+    chosen = {"data": "imagenet", "search": "naswot", "recipe": "s0-s1"}
     of_table = next((value for key, value in reversed(pairs) if key == "space.name"), "null") != "null"
     layers: list[dict[str, Any]] = [
         {} if of_table else {"budget": {"params": f"{size_of(size).params:.1f}", "macs": AUTO}}

@@ -21,22 +21,20 @@ def test_every_setting_is_explained():
 
 
 @pytest.mark.parametrize(
-    ("size", "params", "total", "clip"), [("S0", 3.5e6, 45, 2.0), ("S1", 6e6, 45, 2.0), ("S2", 12.5e6, 55, 0.01)]
+    ("size", "params", "clip"), [("S0", 3.5e6, 2.0), ("S1", 6e6, 2.0), ("S2", 12.5e6, 0.01)]
 )
-def test_a_size_sets_its_defaults(size, params, total, clip):
+def test_a_size_sets_its_defaults(size, params, clip):
     config = compose(size)
-    assert (config.size, config.budget.params, config.search.total, config.recipe.clip_grad) == (
-        size,
-        params,
-        total,
-        clip,
-    )
-    assert (config.data.name, config.data.num_classes, config.search.unit) == ("imagenet", 1000, "minutes")
+    assert (config.size, config.budget.params, config.recipe.clip_grad) == (size, params, clip)
+    assert (config.data.name, config.data.num_classes) == ("imagenet", 1000)
+    assert config.search == compose(size, overrides=["search=naswot"]).search
 
 
 def test_the_library_and_the_configuration_files_agree():
-    paper = compose("S0")
+    paper = compose("S0", overrides=["search=paper"])
     assert (paper.recipe, paper.search.to_dict()) == (Recipe(), Schedule().to_dict())
+    s2 = compose("S2", overrides=["search=paper-s2"]).search
+    assert s2.to_dict() == Schedule(phase_length=6, total=55).to_dict()
     for size in ("S0", "S1", "S2"):
         assert compose(size).budget.params == Budget.for_size(size).params
 
