@@ -56,7 +56,7 @@ def load(
     Examples:
         >>> backbone = load("esformer_s0", features_only=True, img_size=64)  # or the path of a checkpoint
         >>> backbone.feature_info.channels()
-        [48, 56, 128, 176]
+        [32, 48, 112, 176]
     """
     asked = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size, **settings}
     asked = {name: value for name, value in asked.items() if value is not None}

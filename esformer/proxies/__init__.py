@@ -194,7 +194,7 @@ def score(
 
     Examples:
         >>> round(score("entropic_score", Genotype.shipped("esformer_s0"), seed=0, img_size=64), 2)
-        10.03
+        10.13
     """
     proxy = get(proxy) if isinstance(proxy, str) else proxy
     if not isinstance(subject, Genotype | Topology | nn.Module):

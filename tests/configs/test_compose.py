@@ -20,9 +20,7 @@ def test_every_setting_is_explained():
     assert [s.key for s in settings() if not s.explanation.endswith(".")] == []
 
 
-@pytest.mark.parametrize(
-    ("size", "params", "clip"), [("S0", 3.5e6, 2.0), ("S1", 6e6, 2.0), ("S2", 12.5e6, 0.01)]
-)
+@pytest.mark.parametrize(("size", "params", "clip"), [("S0", 3.5e6, 2.0), ("S1", 6e6, 2.0), ("S2", 12.5e6, 0.01)])
 def test_a_size_sets_its_defaults(size, params, clip):
     config = compose(size)
     assert (config.size, config.budget.params, config.recipe.clip_grad) == (size, params, clip)

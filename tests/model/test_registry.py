@@ -6,19 +6,22 @@ import torch
 from torch.testing import assert_close
 
 import esformer.model.registry  # noqa: F401 (registers the names)
+from esformer.choices import size_of
 from esformer.errors import ESFormerError
-from esformer.genotype import Genotype, GenotypeError, shipped_names
+from esformer.genotype import Genotype, GenotypeError
 from esformer.model.cost import Budget, cost
 from esformer.model.esformer import ESFormer
 
-NAMES = ("esformer_s0", "esformer_s1", "esformer_s2")
+NAMES = ("esformer_s0", "esformer_s0_paper", "esformer_s1", "esformer_s2")
 
 
 @pytest.fixture(params=NAMES)
 def name(request):
-    if request.param not in shipped_names():
-        pytest.skip(f"the genotype of {request.param} is not shipped yet")
     return request.param
+
+
+def size(name):
+    return name.split("_")[1].upper()
 
 
 def test_the_names_are_timms():
@@ -29,7 +32,7 @@ def test_the_names_are_timms():
 def test_a_shipped_name_builds_its_genotype(name):
     network = timm.create_model(name, pretrained=False).eval()
     assert isinstance(network, ESFormer)
-    assert network.genotype == Genotype.shipped(name) and network.genotype.space == name[-2:].upper()
+    assert network.genotype == Genotype.shipped(name) and network.genotype.space == size(name)
     assert network.img_size == (224, 224) and network.num_classes == 1000
     assert sum(p.numel() for p in network.parameters()) == cost(network.genotype).params
     assert network.default_cfg["first_conv"] == "stem.conv1.conv" and network.default_cfg["classifier"] == "head"
@@ -37,7 +40,12 @@ def test_a_shipped_name_builds_its_genotype(name):
 
 
 def test_a_shipped_genotype_keeps_the_papers_budget(name):
-    assert Budget.for_size(name[-2:].upper()).allows(cost(Genotype.shipped(name)))
+    assert Budget.for_size(size(name)).allows(cost(Genotype.shipped(name)))
+
+
+def test_what_the_default_search_found_keeps_to_the_macs_too():
+    assert cost(Genotype.shipped("esformer_s0")).macs <= size_of("S0").macs
+    assert cost(Genotype.shipped("esformer_s0_paper")).macs > size_of("S0").macs
 
 
 @torch.no_grad()
