@@ -95,10 +95,10 @@ def test_python_of_the_page_on_checkpoints_runs(folder, monkeypatch):
         exec(compile(block, "checkpoints.md", "exec"), {})
 
 
-def test_the_differences_of_the_page_on_the_survey_are_those_of_the_shipped_table(capsys):
-    page = PAGES["survey.md"]
+def test_the_differences_between_searches_are_those_of_the_shipped_table(capsys):
+    page = PAGES["results/equal-cost.md"]
     (block,), (printed,) = blocks(page, "python"), blocks(page, "text")
-    exec(compile(block, "survey.md", "exec"), {})
+    exec(compile(block, "equal-cost.md", "exec"), {})
     assert capsys.readouterr().out == printed
 
 
