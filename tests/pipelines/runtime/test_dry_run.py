@@ -30,7 +30,7 @@ def test_the_whole_job_in_small_leaves_nothing(tmp_path, capsys):
     assert found["run"].startswith("runs/full-S0-digits-") and found["run"].endswith("(not there yet)")
     assert (found["steps_per_epoch"], found["epochs"], found["steps"]) == (179, 10, 1790)  # of 1,437 images
     assert (found["processes"], found["images_per_step"], found["validation_batches"]) == (1, 8, 45)
-    assert 3e6 < found["params"] <= 3.5e6 and 0 < found["macs"] < 4e7
+    assert 2e6 < found["params"] <= 3.5e6 and 0 < found["macs"] < 4e7
     assert 2**28 < found["memory_bytes"] < 2**34
     assert 0 < found["images_per_second"] < 1e5
     assert found["training_seconds"] == pytest.approx(1790 * 8 / found["images_per_second"])
@@ -73,7 +73,7 @@ def test_steps_are_those_that_the_real_run_takes(tmp_path, monkeypatch):
 
 
 def test_a_search_is_rehearsed_alone():
-    found = search.main(["--dry-run", "data=imagenet", "search.workers=1"])
+    found = search.main(["--dry-run", "search=paper", "data=imagenet", "search.workers=1"])
     assert found["search_seconds"] == found["seconds"] == 45 * 60
     assert found["search_evaluations_per_second"] > 0 and "training_seconds" not in found
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.loggers import WandbLogger
 
 from configs.compose import compose
 from configs.schema import ConfigError
@@ -25,7 +26,15 @@ from pipelines.runtime.plan import Plan
 from pipelines.runtime.processes import Processes
 from pipelines.runtime.run_folder import RunFolder
 
-FAST = ["data=digits", "data.limit=64", "data.workers=0", "recipe=quick", "recipe.batch_size=16", "trainer.threads=1"]
+FAST = [
+    "search=paper",
+    "data=digits",
+    "data.limit=64",
+    "data.workers=0",
+    "recipe=quick",
+    "recipe.batch_size=16",
+    "trainer.threads=1",
+]
 FAST += ["trainer.accelerator=cpu", "wandb.mode=disabled"]
 FOUR = [*FAST, "search.finalists=4"]
 
@@ -107,10 +116,10 @@ def rows(run):
     return list(csv.DictReader((run / "finalists.csv").open()))
 
 
-class Logger:
+class Logger(WandbLogger):
     """Stands in for W&B's; keeps the names of what it is told."""
 
-    version = "1"
+    version, experiment = "1", None
 
     def __init__(self):
         self.told = []
@@ -118,6 +127,9 @@ class Logger:
 
     def log_hyperparams(self, params):
         self.told.append(sorted(params))
+
+    def finalize(self, status):
+        assert status == "success"
 
     def log_image(self, name, pictures):
         self.told += [name, *(Path(picture).exists() for picture in pictures)]

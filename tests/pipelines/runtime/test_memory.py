@@ -33,7 +33,7 @@ QUICK = [
 
 @pytest.fixture
 def s0():
-    return Genotype.shipped("esformer_s0")
+    return Genotype.shipped("esformer_s0_paper")
 
 
 @pytest.fixture
