@@ -15,10 +15,9 @@ from lightning.pytorch.loggers import WandbLogger
 
 from esformer.errors import STOPPED
 from esformer.files import FileError, unwritable, write_text
-from esformer.genotype import Genotype
 from esformer.model.cost import Cost
+from esformer.plots.architecture import draw_architecture
 from esformer.plots.family import draw_family
-from esformer.plots.genotype import draw_genotype
 from esformer.plots.search import draw_search
 from esformer.search.callback import Search, SearchCallback, SearchResult
 from esformer.search.family import read_family, references, write_family
@@ -196,12 +195,9 @@ def search_metrics(trajectory: Trajectory, limits: dict[str, float | None], last
 
 
 def draw_found(genotype: Architecture, cost: Cost, path: Path) -> bool:
-    """The ESFormer that a search found, with its cost as the title; False, and no picture, for any other network."""
-    if not isinstance(genotype, Genotype):
-        return False
+    """What a search found, with its cost as the title; False, and no picture, where nobody can draw such a network."""
     price = f"{cost.params / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} GMACs"
-    draw_genotype(genotype, path, f"The network found in space {genotype.space}: {price}")
-    return True
+    return draw_architecture(genotype, path, f"The network found in space {genotype.space}: {price}")
 
 
 def send_genotype(logger: WandbLogger, file: Path, facts: dict[str, Any]) -> None:

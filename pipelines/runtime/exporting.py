@@ -19,7 +19,7 @@ from esformer.export.comparing import images_for
 from esformer.export.formats import OPSETS, Format
 from esformer.files import atomic_output
 from esformer.genotype import Genotype
-from esformer.plots.genotype import draw_genotype
+from esformer.plots.architecture import draw_architecture
 from pipelines.runtime.checkpoint import beside, check_size, evaluation_of
 from pipelines.runtime.report import show
 from pipelines.runtime.run_folder import start_logging
@@ -168,15 +168,15 @@ def write_card(
     head = front_matter(options.license) if kind.is_folder else ""
     usage = kind.usage.format(name=json.dumps(out.name)[1:-1])  # within quotes
     evaluation = evaluated(options.checkpoint, found.digest(not options.raw), about["img_size"])
-    shown = picture.name if isinstance(found.genotype, Genotype) else None
+    kind_of_network = "ESFormer" if isinstance(found.genotype, Genotype) else "Network of space"
+    title = f"{kind_of_network} {found.genotype.space}, genotype {found.genotype.digest}"
+    drawn = draw_architecture(found.genotype, place / picture.relative_to(out.parent), title)
     limits = {"any_number": kind.any_number, "was_run": was_run}
-    text = head + model_card(about, usage, shown, kind.is_graph, options.license, evaluation, **limits)
+    text = head + model_card(
+        about, usage, picture.name if drawn else None, kind.is_graph, options.license, evaluation, **limits
+    )
     (place / card.relative_to(out.parent)).write_text(text, encoding="utf-8")
-    if not isinstance(found.genotype, Genotype):
-        return {"card": str(card)}
-    title = f"ESFormer {found.genotype.space}, genotype {found.genotype.digest}"
-    draw_genotype(found.genotype, place / picture.relative_to(out.parent), title)
-    return {"card": str(card), "picture": str(picture)}
+    return {"card": str(card)} | ({"picture": str(picture)} if drawn else {})
 
 
 def evaluated(checkpoint: str, digest: str, img_size: list[int]) -> dict[str, Any]:
