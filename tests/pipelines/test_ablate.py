@@ -39,7 +39,7 @@ def train(folder, *arguments):
 def _no_pictures_of_searches():
     with pytest.MonkeyPatch.context() as patch:  # they take longer than so short searches
         patch.setattr("callbacks.search.draw_search", lambda *args: None)
-        patch.setattr("callbacks.search.draw_genotype", lambda *args: None)
+        patch.setattr("callbacks.search.draw_architecture", lambda *args: None)
         yield
 
 
