@@ -70,7 +70,7 @@ def test_the_table_holds_every_evaluation(run, tmp_path):
 
 @pytest.mark.parametrize("kill", [3, 37, 70])
 def test_a_killed_search_leaves_the_same_record(run, tmp_path, kill, monkeypatch):
-    for name in ("draw_search", "draw_genotype"):  # these take their time
+    for name in ("draw_search", "draw_architecture"):  # these take their time
         monkeypatch.setattr(module, name, lambda *args: None)
     records = []
     for deaths in ([None], [kill, None]):
