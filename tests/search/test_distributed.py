@@ -83,7 +83,9 @@ def test_a_rank_that_dies_ends_the_job_and_the_restart_resumes(alone, tmp_path, 
     """Under Fabric's own launcher, which does not look after its processes as torchrun does."""
     command = [script, tmp_path, json.dumps(SCHEDULE.to_dict()), 2, 1]
     died = warm.start([*command, 1])
-    assert died.wait(timeout=120) != 0 and "rank 1 is gone; the same command goes on from where it was" in died.output
+    assert died.wait(timeout=120) != 0
+    ends = ("rank 1 is gone; the same command goes on from where it was", "terminated with code -9")
+    assert any(end in died.output for end in ends)  # Lightning's own observer may be quicker
     left = timeless(read(tmp_path / "journal.jsonl"))
     assert 0 < len(left) < 48 and left == timeless(alone.journal)[: len(left)]
     for process in warm.start_ranks(2, [*command, -1]):
