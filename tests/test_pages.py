@@ -52,6 +52,12 @@ def test_a_command_can_be_typed(name, arguments, capsys, monkeypatch, tmp_path):
         assert not end.value.code, capsys.readouterr().err  # W&B makes a 0 of None
 
 
+def test_commands_stand_apart_from_the_text():
+    for page, text in PAGES.items():
+        outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        assert not re.findall(r"^(?:python -m|slurm/submit|pip install) .*$", outside, re.MULTILINE), page
+
+
 def test_code_is_run_or_says_why_not():
     assert set(RUN) < set(PAGES)
     for page, text in PAGES.items():

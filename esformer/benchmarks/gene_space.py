@@ -9,7 +9,6 @@ from functools import cached_property
 from operator import contains
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from esformer.benchmarks.architecture import SCALE, GeneArchitecture, NetworkSettings, Standing, digest, said_of
@@ -18,7 +17,7 @@ from esformer.benchmarks.tables import entries, read_csv
 from esformer.choices import Group
 from esformer.model.cost import Budget, Cost
 from esformer.proxies import Proxy, ProxyError, Subject, score
-from esformer.proxies.macs import count_macs
+from esformer.proxies.macs import cost_of
 from esformer.topology import Topology
 
 GROUPS: tuple[Group, ...] = ("topology", "size")
@@ -281,9 +280,7 @@ class GeneSpace(ABC):
             values: a value of each gene.
         """
         with said_of(self.name, self.spell(values)):
-            network = self.network(values)
-            params = sum(parameter.numel() for parameter in network.parameters())
-            return Cost(params, count_macs(network, torch.zeros(1, 3, self.img_size, self.img_size)))
+            return cost_of(self.network(values), self.img_size)
 
     def cost(self, architecture: GeneArchitecture) -> Cost:
         """Parameters and MACs of its network, counted once.

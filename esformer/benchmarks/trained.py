@@ -17,7 +17,7 @@ from esformer.errors import ESFormerError
 from esformer.files import FileError, read_json, read_yaml
 from esformer.genotype import Genotype
 from esformer.model.cost import Cost, cost
-from esformer.proxies.macs import count_macs
+from esformer.proxies.macs import cost_of
 
 AnyArchitecture = Genotype | GeneArchitecture
 """What a training can train: an ESFormer, or a network of another space."""
@@ -154,8 +154,7 @@ def _count(architecture: GeneArchitecture, settings: NetworkSettings) -> Cost:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
         network = _build(architecture, settings)
         with said_of(architecture.space, architecture.notation):
-            macs = count_macs(network, torch.zeros(1, 3, settings.img_size, settings.img_size))
-            return Cost(sum(parameter.numel() for parameter in network.parameters()), macs)
+            return cost_of(network, settings.img_size)
 
 
 @lru_cache(maxsize=64)

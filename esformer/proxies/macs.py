@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from esformer.genotype import Genotype
-from esformer.model.cost import cost
+from esformer.model.cost import Cost, cost
 from esformer.proxies.base import Draw, Needs, Proxy
 
 
@@ -38,3 +38,14 @@ def count_macs(network: nn.Module, image: Tensor) -> int:
     analysis = FlopCountAnalysis(network.eval(), image).unsupported_ops_warnings(False)
     total: int = analysis.uncalled_modules_warnings(False).total()
     return total
+
+
+def cost_of(network: nn.Module, img_size: int) -> Cost:
+    """Parameters of any network, and MACs of one image, by tracing it.
+
+    Args:
+        network: takes B, 3, H, W.
+        img_size: height and width of the image in pixels.
+    """
+    params = sum(parameter.numel() for parameter in network.parameters())
+    return Cost(params, count_macs(network, torch.zeros(1, 3, img_size, img_size)))

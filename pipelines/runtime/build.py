@@ -41,7 +41,7 @@ from esformer.space import SearchSpace
 from esformer.training.module import ESFormerModule
 from esformer.training.sync_batchnorm import SyncNorms
 from pipelines.runtime import memory
-from pipelines.runtime.loggers import finish, loggers
+from pipelines.runtime.loggers import finish, open_loggers
 from pipelines.runtime.notify import notify
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.signals import stop
@@ -76,7 +76,7 @@ def prepare(plan: Plan, genotype: AnyArchitecture | None = None) -> Iterator[lis
         over = run.summary.exists()
         if plan.trains and not over:  # in the folder: nobody else trains in it now
             try_memory(plan, genotype or (Genotype.load(run.genotype) if run.genotype.exists() else None))
-        made = [] if over else loggers(plan.config, run)
+        made = [] if over else open_loggers(plan.config, run)
         close = partial(finish, made)
         watchdog.farewells.append(close)
         code, state = 1, "failed"

@@ -72,7 +72,7 @@ class MLflow(MLFlowLogger):
             log.warning("MLflow could not take an entry (%s); %s", str(error).partition("\n")[0][:120], then)
 
 
-def loggers(config: Config, run: RunFolder) -> list[Logger]:
+def open_loggers(config: Config, run: RunFolder) -> list[Logger]:
     """Those that the configuration asks for; in processes that are not the first, and where W&B cannot start, none.
 
     Raises:

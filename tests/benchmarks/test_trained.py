@@ -5,11 +5,11 @@ import torch
 from test_darts import DARTS_V2
 from timm.layers import DropPath
 from torch import nn
+from toy import Toy
 
 from esformer.benchmarks import spaces
 from esformer.benchmarks.architecture import GeneArchitecture, NetworkSettings
 from esformer.benchmarks.darts import auxiliary_tower, parse
-from esformer.benchmarks.gene_space import GeneSpace
 from esformer.benchmarks.trained import architecture_of, network_for, price, read_architecture, shapes
 from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
@@ -18,17 +18,6 @@ DARTS = GeneArchitecture("darts", repr(parse(DARTS_V2)))
 SMALL = GeneArchitecture("darts", DARTS.notation, channels=4, layers=5)
 CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|skip_connect~0|none~1|avg_pool_3x3~2|"
 TABLE = GeneArchitecture("nats-tss/cifar10", CELL)
-
-
-class Toy(GeneSpace):
-    """As somebody writes one who knows of `network` alone."""
-
-    name, genes = "toy", (("4", "8"),)
-
-    def network(self, values):
-        width = int(values[0])
-        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, self.num_classes))
-        return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), head)
 
 
 class Stubborn(Toy):

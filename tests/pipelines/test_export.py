@@ -4,16 +4,14 @@ import signal
 import time
 import zipfile
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import pytest
 import timm
 import torch
 import yaml
-from safetensors import safe_open
+from exported import APPS, KEYS, Exports, description, metadata, opened
 from torch.testing import assert_close
 
 import esformer
@@ -32,11 +30,6 @@ ROOT = Path(__file__).parent.parent.parent
 CLASSES = [f"class {number}" for number in range(7)]
 DATA = {"name": "folder", "classes": CLASSES, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
 DATA |= {"interpolation": "bilinear", "crop_pct": 0.875}
-OPTIONS = {"onnx": ["--opset", "21"], "timm-folder": ["--license", "mit"]}
-
-
-APPS = ("onnx", "openvino", "litert", "executorch", "coreml")
-KEYS = ("esformer", "image_size", "image_mean", "image_std", "class_names")
 
 
 @pytest.fixture(scope="module")
@@ -68,85 +61,9 @@ def checkpoint(tmp_path_factory, genotype, networks):
     return path
 
 
-class Exports(dict):
-    """What each kind of export gave, beside the checkpoint; made when it is first asked for."""
-
-    def __init__(self, checkpoint):
-        super().__init__()
-        self.checkpoint = checkpoint
-
-    def __missing__(self, kind):
-        if missing := [name for name in FORMATS[kind].needs if find_spec(name) is None]:
-            pytest.skip(f"needs {' and '.join(missing)}")
-        self[kind] = export.main([str(self.checkpoint), "--to", kind, *OPTIONS.get(kind, [])])
-        return self[kind]
-
-
 @pytest.fixture(scope="module")
 def exported(checkpoint):
     return Exports(checkpoint)
-
-
-def opened(kind, path):
-    """The exported network as its users open it, images -> outputs."""
-    if kind == "safetensors":
-        return esformer.load(path)
-    if kind == "timm-folder":
-        return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
-    if kind == "torch-export":
-        return torch.export.load(path).module()
-    if kind == "openvino":
-        import openvino
-
-        network = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        return lambda images: torch.tensor(network({"image": images})["logits"])
-    if kind == "litert":
-        from ai_edge_litert.interpreter import Interpreter
-
-        run = Interpreter(str(path)).get_signature_runner()
-        return lambda images: torch.cat([torch.tensor(run(image=image[None].numpy())["logits"]) for image in images])
-    if kind == "executorch":
-        from executorch.runtime import Runtime
-
-        program = Runtime.get().load_program(path)
-        method = program.load_method("forward")
-        return lambda images: torch.cat([method.execute([image[None]])[0].clone() for image in images])
-    session = onnxruntime.InferenceSession(path)
-    return lambda images: torch.tensor(session.run(["logits"], {"image": images.numpy()})[0])
-
-
-def metadata(kind, path):
-    """What a format holds, by its keys, as its users read it."""
-    if kind == "onnx":
-        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    if kind == "openvino":
-        import openvino
-
-        info = openvino.Core().read_model(path).rt_info
-        return {key: info[key].value for key in KEYS}
-    if kind == "litert":
-        with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".json"): archive.read(name).decode() for name in archive.namelist()}
-    if kind == "executorch":
-        from executorch.runtime import Runtime
-
-        program = Runtime.get().load_program(path)
-        return {key: program.load_method(key).execute([])[0] for key in KEYS}
-    import coremltools
-
-    return coremltools.models.MLModel(str(path), skip_model_load=True).user_defined_metadata
-
-
-def description(kind, path):
-    """What travels with the weights."""
-    if kind in APPS:
-        return json.loads(metadata(kind, path)["esformer"])
-    if kind == "torch-export":
-        with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read(next(name for name in archive.namelist() if name.endswith("esformer.json"))))
-    path = Path(path) / "model.safetensors" if kind == "timm-folder" else path
-    with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["esformer"])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "coreml"])
@@ -300,13 +217,6 @@ def test_core_ml_is_described_and_says_that_it_was_not_run(exported, networks, c
     assert {path.name for path in Path(result["written"]).iterdir()} == FORMATS["coreml"].holds
 
 
-@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
-def test_openvino_reports_to_nobody(fresh_process, tmp_path):
-    from_ours = "from esformer.export.runtimes import _openvino; print(_openvino().__name__)"
-    assert fresh_process("-c", from_ours, HOME=str(tmp_path), CI="").strip() == "openvino"
-    assert not (tmp_path / "intel").exists()
-
-
 def test_a_package_that_does_not_fit_is_a_sentence(checkpoint, tmp_path, monkeypatch):
     def broken(*_):
         raise ImportError("cannot import name 'x'\nmore")
@@ -336,12 +246,6 @@ def test_places_of_exports_that_are_several_files(checkpoint, tmp_path, monkeypa
             export.main([str(checkpoint), "--to", kind, "--out", out])
     with pytest.raises(ESFormerError, match=f"--opset is for --to onnx, not for {kind}"):
         export.main([str(checkpoint), "--to", kind, "--opset", "20"])
-
-
-def test_the_command_knows_every_format():
-    assert list(FORMATS) == list(export.KINDS)
-    for kind in FORMATS:
-        assert f"\n  {kind} " in export.EPILOG
 
 
 def test_norms_are_kept_if_asked(checkpoint, exported, tmp_path):

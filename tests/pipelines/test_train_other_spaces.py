@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from cpu_sync_batchnorm import SYNCED_TRAIN
-from torch import nn
+from toy import Toy
 
 import esformer
 from esformer.benchmarks import spaces
 from esformer.benchmarks.architecture import GeneArchitecture
-from esformer.benchmarks.gene_space import GeneSpace
 from esformer.checkpoint import open_checkpoint, read
 from esformer.data.datamodule import ImageDataModule, SampleIndex, collate
 from esformer.data.datasets import DataConfig
@@ -30,15 +29,6 @@ NOTATION = (
 SMALL = GeneArchitecture("darts", NOTATION, channels=4, layers=3)
 SHORT = ["recipe.epochs=2", "recipe.batch_size=32", "data.limit=64", "trainer.accelerator=cpu", "wandb.mode=disabled"]
 DARTS = ["recipe=darts", "data=digits", *SHORT]
-
-
-class Toy(GeneSpace):
-    name, genes = "toy", (("4", "8"),)
-
-    def network(self, values):
-        width = int(values[0])
-        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, self.num_classes))
-        return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), head)
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ class Logger(WandbLogger):
 def test_the_winner_is_the_genotype_of_the_run(searched, stub, capsys, monkeypatch):
     run, found = searched("search", FOUR)
     logger = Logger()
-    monkeypatch.setattr("pipelines.runtime.build.loggers", lambda *_: [logger])
+    monkeypatch.setattr("pipelines.runtime.build.open_loggers", lambda *_: [logger])
     summary = search.main([*FOUR, f"run.dir={run}"])
     table = rows(run)
     assert [(row["rung"], row["epochs"]) for row in table] == [("1", "3")] * 4 + [("2", "9")] * 2

@@ -10,7 +10,7 @@ from configs.schema import ConfigError
 from esformer.errors import STOPPED
 from esformer.genotype import Genotype
 from pipelines import full
-from pipelines.runtime.loggers import finish, loggers
+from pipelines.runtime.loggers import finish, open_loggers
 from pipelines.runtime.run_folder import RunFolder
 from pipelines.runtime.tracking import log_genotype, send_checkpoints
 
@@ -22,7 +22,7 @@ SHORT += ["trainer.accelerator=cpu", "trainer.log_every=1"]
 def start(folder, *settings):
     config = compose("S0", True, [f"run.dir={folder}", *settings])
     run = RunFolder.of("full", config, []).open(config)
-    return run, loggers(config, run)
+    return run, open_loggers(config, run)
 
 
 def events(folder):
