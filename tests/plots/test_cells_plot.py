@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
 
 from esformer import open_space
 from esformer.benchmarks.architecture import GeneArchitecture
@@ -21,6 +22,9 @@ def test_every_operation_stands_on_the_page(tmp_path, monkeypatch):
         architecture = open_space("darts").sample(random.Random(seed))
         assert draw_architecture(architecture, tmp_path / "cells.png", "two cells")
         assert (tmp_path / "cells.png").read_bytes().startswith(b"\x89PNG")
+        for ax in figures[-1].axes:
+            ends = [arrow._posA_posB for arrow in ax.findobj(FancyArrowPatch)]
+            assert len(ends) == 12 and all(start[0] < end[0] for start, end in ends)  # from left to right
         page = figures[-1].bbox
         texts = [text for ax in figures[-1].axes for text in ax.texts if text.get_text()]
         genotype = parse(architecture.notation)
