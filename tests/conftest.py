@@ -29,6 +29,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_testnodedown(node, error):
+    """One of pytest-xdist's processes that dies says nothing by itself, if a signal killed it."""
+    if error:
+        print(f"\n{node.gateway.id} ended with {node.gateway._io.popen.wait(10)}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _light_process():
     torch.set_num_threads(1)  # two threads on two busy cores wait for each other: 0.01 s becomes 2 s

@@ -5,6 +5,7 @@ reads at random, wants index files that few shards have and maps shards into mem
 kills the process instead of raising an error.
 """
 
+import io
 import json
 import os
 import re
@@ -88,6 +89,17 @@ class _File:
             os.close(self.number)
 
 
+class _Tar(io.BufferedReader):
+    """A file that is asked for no more bytes than it has.
+
+    tarfile reads as many as a header says, and Python sets memory for them aside first: 8 GB for a broken header.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def scan(path: Path) -> Table:
     """Byte, size and class of each image in a tar, from its headers and labels alone: N, 3.
 
@@ -96,7 +108,7 @@ def scan(path: Path) -> Table:
     """
     rows: list[tuple[int, int, int]] = []
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with _Tar(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             number, key, sample = file.fileno(), "", dict[str, tarfile.TarInfo]()
             length, before = os.fstat(number).st_size, -1
             for member in tar:

@@ -3,6 +3,7 @@
 import os
 import sys
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -179,6 +180,18 @@ def test_what_is_wrong_is_said_before_training(spoil, message, images, tmp_path)
     with pytest.raises(DataError, match=message) as error:
         opened(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [b"L", b"x"])
+def test_a_header_cannot_ask_for_more_memory_than_the_file_has(kind, images, tmp_path):
+    more_tar(said_size(2**33 - 1, kind) + bytes(512))(images, tmp_path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=NO_TAR):
+            opened(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_classes_and_counts_of_shards(images, tmp_path):
