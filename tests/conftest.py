@@ -32,7 +32,8 @@ def pytest_collection_modifyitems(items):
 def pytest_testnodedown(node, error):
     """One of pytest-xdist's processes that dies says nothing by itself, if a signal killed it."""
     if error:
-        print(f"\n{node.gateway.id} ended with {node.gateway._io.popen.wait(10)}")
+        code = node.gateway._io.popen.wait(10)
+        node.config.get_terminal_writer().line(f"\n{node.gateway.id} ended with {code}")
 
 
 @pytest.fixture(scope="session", autouse=True)
