@@ -134,6 +134,7 @@ def test_a_training_and_an_evaluation_find_images_of_another_package(python, tmp
     )
 
 
+@pytest.mark.nightly
 def test_a_package_that_cannot_be_imported_is_said_and_left_out(package, python, tmp_path):
     broken = tmp_path / "broken-1.0.dist-info"
     broken.mkdir()

@@ -33,6 +33,7 @@ def test_coefficients_with_ties():
     assert found.spearman == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
 
+@pytest.mark.nightly
 def test_only_the_order_of_the_scores_counts():
     accuracies, scores = pairs(200, 0.5)
     found = correlate(accuracies, scores)
@@ -42,6 +43,7 @@ def test_only_the_order_of_the_scores_counts():
     assert correlate(accuracies[shuffled], scores[shuffled]).kendall == pytest.approx(found.kendall)
 
 
+@pytest.mark.nightly
 def test_intervals_are_as_wide_as_theory_says():
     accuracies, scores = pairs(1000, 0.6)
     found = correlate(accuracies, scores)

@@ -159,6 +159,7 @@ def test_scores_are_those_of_correlate(sss):
     assert [space.score(proxy(name), one, seed=5) for name in names] == [score.score for score in scored]
 
 
+@pytest.mark.nightly
 def test_workers_find_what_one_process_finds(sss):
     space = sss(keep=40)
     schedule = plain("naswot", 8, start_population=4, start_tournament=2, in_flight=2)

@@ -98,7 +98,7 @@ def test_stopped_at_every_kind_of_moment(tmp_path, calm, orders):
     assert_same(tmp_path / "r", calm)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_checkpoint_from_within_a_validation_has_both_weights_in_their_places(tmp_path, orders):
     orders[0, "validation", 1] = STOP
     with pytest.raises(SystemExit):
@@ -212,7 +212,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_checkpoint_that_cannot_be_gone_on_from_is_passed_over(tmp_path, calm, capsys):
     shutil.copytree(calm[0], tmp_path / "r")
     (tmp_path / "r" / "summary.json").unlink()

@@ -130,6 +130,7 @@ def test_the_points_say_what_the_journal_says(run, tmp_path):
         assert point["search/evaluations_per_second"] == pytest.approx(speed)
 
 
+@pytest.mark.nightly
 def test_wandb_gets_points_pictures_and_the_genotype(run, tmp_path, monkeypatch):
     import wandb
 

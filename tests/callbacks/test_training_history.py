@@ -26,6 +26,7 @@ def without_clock(file):
     return [{name: row[name] for name in STEPS[:5]} for row in csv.DictReader(file.open())]
 
 
+@pytest.mark.nightly
 def test_a_killed_run_leaves_the_files_of_a_calm_one(tmp_path):
     calm, killed, checkpoint = tmp_path / "calm", tmp_path / "killed", tmp_path / "last.ckpt"
     fit(callbacks(calm))

@@ -44,6 +44,7 @@ def told(found):
     return found.describe() | {"raw": found.raw, "averaged": found.averaged}
 
 
+@pytest.mark.nightly
 def test_bits_of_a_checkpoint(trained, content, tmp_path):
     whole, path = trained.read_bytes(), tmp_path / "w.ckpt"
     with zipfile.ZipFile(trained) as archive:

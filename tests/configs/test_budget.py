@@ -85,6 +85,7 @@ def test_a_search_keeps_to_it_and_says_so(tmp_path):
     )
 
 
+@pytest.mark.nightly
 def test_a_run_of_before_goes_on_without_a_limit_of_macs(tmp_path, capsys):
     whole = search.main([*FAST, "budget.macs=null", "run.dir=r"])
     for name in ("genotype.yaml", "summary.json"):

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import pytest
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
 def test_openvino_reports_to_nobody(fresh_process, tmp_path):
     from_ours = "from esformer.export.runtimes import _openvino; print(_openvino().__name__)"

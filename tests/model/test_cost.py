@@ -17,6 +17,9 @@ from esformer.space import SearchSpace
 logging.getLogger("fvcore").setLevel(logging.ERROR)
 aten = torch.ops.aten
 IMAGES = (224, 97, (64, 160), 33)
+EVERY_SIZE = pytest.mark.parametrize(
+    "size", ["S0", *(pytest.param(size, marks=pytest.mark.nightly) for size in ("S1", "S2"))]
+)
 
 
 class Counter(TorchDispatchMode):
@@ -62,8 +65,7 @@ def fvcores(network, image):
     return count.total()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", ["S0", "S1", "S2"])
+@EVERY_SIZE
 def test_cost_is_that_of_the_built_network(size):
     rng = random.Random(size)
     spaces = [SearchSpace.for_size(size), SearchSpace.for_size(size, extended=True)]
@@ -78,7 +80,7 @@ def test_cost_is_that_of_the_built_network(size):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("img_size", [224, 97, (64, 160)])
 @pytest.mark.parametrize("extended", [False, True])
-@pytest.mark.parametrize("size", ["S0", "S1", "S2"])
+@EVERY_SIZE
 def test_macs_are_fvcores(draw, size, extended, img_size):
     genotype = draw(size, seed=str(img_size), extended=extended)
     network, image = build(genotype, img_size)

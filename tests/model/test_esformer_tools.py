@@ -124,6 +124,7 @@ def test_channels_last_gives_the_same(network, image):
     assert_close(network(image.contiguous(memory_format=torch.channels_last)), plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.nightly
 @torch.no_grad()
 def test_export_gives_the_same_and_leaves_the_network_alone(network, image):
     eager = network(image)

@@ -160,6 +160,7 @@ def test_following_in_half_precision_and_in_double(dynamic):
     assert_close(dynamic.double()(x.double()).float(), full, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.nightly
 @torch.no_grad()
 def test_following_compiled(dynamic):
     layer = dynamic.stages[3].blocks[-1]  # a Transformer layer; all of the network takes a minute
@@ -170,6 +171,7 @@ def test_following_compiled(dynamic):
     torch._dynamo.reset()
 
 
+@pytest.mark.nightly
 @torch.no_grad()
 def test_following_exported_for_the_size_of_the_example(dynamic):
     x = torch.randn(1, 3, 64, 96)

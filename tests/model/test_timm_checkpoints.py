@@ -177,6 +177,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.nightly
 def test_timms_weights_come_from_its_cache_without_a_network(fresh_process, tmp_path, randomise):
     network = randomise(timm.create_model("efficientformerv2_s0"))
     cache = tmp_path / "models--timm--efficientformerv2_s0.snap_dist_in1k"

@@ -110,6 +110,7 @@ def test_intermediates(make, images):
     assert_close(network.forward_intermediates(images)[0], final, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.nightly
 @torch.no_grad()
 def test_scripted(make, images):
     network = make(scriptable=True)
@@ -147,6 +148,7 @@ def traced(network):
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["esformer_s0"])
 def test_traced_by_fx(make, images):
     network = make(num_classes=42)

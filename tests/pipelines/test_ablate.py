@@ -158,6 +158,7 @@ def test_what_is_finished_is_only_read(done, copied, monkeypatch):
     assert contents(copied / "search") == before
 
 
+@pytest.mark.nightly
 def test_killed_anywhere_it_goes_on(done, copied):
     search = copied / "search"
     (search / "sum-0/summary.json").write_text("{")

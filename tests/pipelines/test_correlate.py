@@ -151,6 +151,7 @@ def test_stopped_on_the_way(warm, tmp_path):
     assert figures("stopped") == figures("calm")
 
 
+@pytest.mark.nightly
 def test_a_worker_that_is_killed_changes_nothing(monkeypatch, warm):
     started = []
     popen = lambda *args, **kwargs: started.append(warm.popen(*args, **kwargs)) or started[-1]  # noqa: E731

@@ -109,7 +109,7 @@ def given(path):
     return {"img_size": 32} | {word: data[word] for word in ("mean", "std", "interpolation", "crop_pct")}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_several_processes_count_each_image_once(weights, warm, digits_in_folders, tmp_path):
     images = digits_in_folders(37, 37)  # shares are not equal; the last image is alone on one process, not on two
     corrupt = sorted((images / "val").rglob("*.png"))[5]

@@ -177,6 +177,7 @@ def _umask():
     return mask
 
 
+@pytest.mark.nightly
 def test_raw_weights_at_another_size(checkpoint, networks, tmp_path, caplog):
     out = tmp_path / "new" / "wide.safetensors"
     caplog.set_level("WARNING")
@@ -248,6 +249,7 @@ def test_places_of_exports_that_are_several_files(checkpoint, tmp_path, monkeypa
         export.main([str(checkpoint), "--to", kind, "--opset", "20"])
 
 
+@pytest.mark.nightly
 def test_norms_are_kept_if_asked(checkpoint, exported, tmp_path):
     out = tmp_path / "kept.pt2"
     result = export.main([str(checkpoint), "--to", "torch-export", "--no-fold", "--out", str(out)])
@@ -345,6 +347,7 @@ def spoil(monkeypatch, kind):
     monkeypatch.setitem(FORMATS, kind, replace(right, write=spoiled))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["safetensors", "timm-folder"])
 def test_what_differs_is_not_kept_and_what_is_whole_replaces(checkpoint, tmp_path, monkeypatch, kind):
     out = tmp_path / f"x{FORMATS[kind].suffix}"

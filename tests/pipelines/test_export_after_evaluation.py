@@ -42,6 +42,7 @@ def on_card(checkpoint, *options):
     return "68.75%" in card and "4,321 validation images of digits" in card
 
 
+@pytest.mark.nightly
 def test_an_evaluation_is_on_the_card_until_the_weights_change(checkpoint, weights):
     images = ["data=digits", "data.limit=40", "data.workers=0", "trainer.accelerator=cpu"]
     report = evaluate.main([str(checkpoint), *images])

@@ -56,6 +56,7 @@ def test_it_starts_from_the_averaged_weights(parent, caplog):
     assert not all(torch.equal(value, raw[name]) for name, value in own.items())
 
 
+@pytest.mark.nightly
 def test_what_it_becomes(command, parent, tmp_path):
     folder = tmp_path / "tuned"
     summary = train.main([*command, f"run.dir={folder}", "recipe.freeze=2", "recipe.lr=0.0005"])
@@ -115,6 +116,7 @@ def test_killed_and_on_two_processes(command, warm, tmp_path):
         assert float(b["lr"]) == float(a["lr"])
 
 
+@pytest.mark.nightly
 def test_a_rehearsal_leaves_nothing(command, tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.runtime.dry_run.STEPS", 2)
     found = train.main([*command, f"run.dir={tmp_path / 'run'}", "--dry-run"])

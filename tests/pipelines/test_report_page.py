@@ -324,7 +324,7 @@ def test_a_long_search_is_thinned_and_the_page_of_a_usual_one_is_small(finished,
     assert len(page.html()) < 5_000_000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_writes_its_report(tmp_path, monkeypatch):
     tiny = [
         "data.limit=32",

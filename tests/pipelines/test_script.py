@@ -30,6 +30,7 @@ def validate(tmp_path):
     return tmp_path / "scripts/validate.py"
 
 
+@pytest.mark.nightly
 def test_a_script_runs_as_python_runs_it_and_knows_our_names(validate, fresh_process):
     # a warm process would know them without
     said = fresh_process("-m", "pipelines.script", validate, "--model", "esformer_s1", "--img-size", "32")

@@ -38,6 +38,7 @@ def macs(genotype):
     return cost(genotype, 64, 10).macs
 
 
+@pytest.mark.nightly
 def test_named_points_get_the_best_within_them_and_later_ones_without_a_search(run, tmp_path, monkeypatch):
     found = run("--points", "1.5e7,2.5e7")
     front = rows(tmp_path / "r")
@@ -71,6 +72,7 @@ def test_points_that_cannot_be_are_refused_in_a_sentence(run, tmp_path, capsys):
         assert "must be costs above 0, such as 2e8,3e8,4e8" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_killed_before_its_files_are_written_it_leaves_them_later(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("callbacks.search.draw_family", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

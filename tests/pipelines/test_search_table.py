@@ -84,6 +84,7 @@ def test_its_report_shows_every_architecture():
     assert "None was found yet" not in page and "FFN.kernel" not in page
 
 
+@pytest.mark.nightly
 def test_a_killed_search_goes_on_to_the_same_end(tmp_path):
     whole = search.main([*COMMAND, "run.dir=whole"])
     search.main([*COMMAND, "run.dir=killed"])

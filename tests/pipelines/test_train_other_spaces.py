@@ -54,6 +54,7 @@ def test_what_a_run_leaves(trained):
     assert not (folder / "run/genotype.png").exists()
 
 
+@pytest.mark.nightly
 def test_a_training_that_was_killed_ends_with_the_same_weights(trained, tmp_path, monkeypatch):
     folder, _ = trained
     command = [f"genotype={folder / 'architecture.yaml'}", *DARTS, f"run.dir={tmp_path}"]
@@ -111,6 +112,7 @@ def test_evaluated_reported_and_listed(trained, capsys, tmp_path):
 ONNX = pytest.param("onnx", marks=pytest.mark.nightly)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["safetensors", "torch-export", ONNX])
 def test_exports_compute_the_same(trained, kind, tmp_path):
     suffix = {"torch-export": ".pt2"}.get(kind, f".{kind}")

@@ -36,6 +36,7 @@ AZ_NAS = ("az_expressivity", "az_progressivity", "az_trainability")
 ENTROPIC = ("entropic_score", "entropic_score_position", "entropic_score_channel", "entropic_score_batch")
 WITHOUT_ATTENTION = [name for name in NAMES if name != "dss"]
 """What can score the small networks here."""
+LARGE = ("convnext", "vit", "esformer", "resnet")
 every_proxy = pytest.mark.parametrize("name", WITHOUT_ATTENTION)
 
 
@@ -74,17 +75,18 @@ def test_proxies_are_reached_by_name_and_state_their_contract():
         assert (proxy.needs == "genotype") == (name == "sed")
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.nightly) if kind in LARGE else kind for kind in NETWORKS]
+)
 def test_a_network_scores_by_its_architecture_alone(kind):
     build = NETWORKS[kind]
-    slow = kind in ("convnext", "vit", "esformer", "resnet")
     one, other = build(), scrambled(build()).eval().requires_grad_(False)
     for name in (name for name in NAMES if defined(name, kind)):
-        if slow and name in (*ENTROPIC[1:], "synflow"):
+        if kind in LARGE and name in (*ENTROPIC[1:], "synflow"):
             continue  # as entropic_score and log_synflow
         expected = scored(name, one)
         assert math.isfinite(expected), name
-        assert slow or scored(name, one) == expected, name
+        assert kind in LARGE or scored(name, one) == expected, name
         if kind != "vit":  # its position embedding stays as it stands
             assert scored(name, other) == expected, name
 

@@ -53,7 +53,7 @@ def script(tmp_path):
     return tmp_path / "search.py"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_find_what_one_process_finds(alone, tmp_path, request, workers):
     if workers > 2:
@@ -62,11 +62,8 @@ def test_workers_find_what_one_process_finds(alone, tmp_path, request, workers):
     assert timeless(result.journal) == timeless(alone.journal) and result.genotype == alone.genotype
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("ranks", "workers"),
-    [(2, 1), pytest.param(4, 1, marks=pytest.mark.nightly), pytest.param(2, 2, marks=pytest.mark.nightly)],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize(("ranks", "workers"), [(2, 1), (4, 1), (2, 2)])
 def test_ranks_find_what_one_process_finds(alone, tmp_path, script, warm, fresh_process, ranks, workers):
     command = [script, tmp_path, json.dumps(SCHEDULE.to_dict()), ranks, workers, -1]
     if (ranks, workers) == (2, 1):

@@ -111,7 +111,7 @@ def test_in_bfloat16_the_loss_is_close(tmp_path):
         assert b.item() == pytest.approx(a.item(), rel=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("clip", "precision"), [(("norm", 2.0), "float32"), (("agc", 0.01), "bfloat16")], ids=["norm", "agc"]
 )

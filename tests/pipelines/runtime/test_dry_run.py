@@ -24,6 +24,7 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.setattr(dry_run, "EVALUATIONS", 3)
 
 
+@pytest.mark.nightly
 def test_the_whole_job_in_small_leaves_nothing(tmp_path, capsys):
     found = full.main([*FAST, "--dry-run", "recipe.batch_size=8"])
     assert not list(tmp_path.iterdir())
@@ -78,6 +79,7 @@ def test_a_search_is_rehearsed_alone():
     assert found["search_evaluations_per_second"] > 0 and "training_seconds" not in found
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("wrong", ["last", "nothing"])
 def test_a_checkpoint_that_cannot_be_had_again_ends_it(tmp_path, monkeypatch, wrong):
     if wrong == "last":  # as after a crash of the file system: another step's

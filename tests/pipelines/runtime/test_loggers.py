@@ -34,6 +34,7 @@ def events(folder):
     return found
 
 
+@pytest.mark.nightly
 def test_tensorboard_holds_every_metric_of_both_stages(tmp_path):
     pytest.importorskip("tensorboard")
     full.main([*SHORT, "logger=tensorboard", f"run.dir={tmp_path / 'run'}"])

@@ -116,7 +116,8 @@ def test_a_killed_training_takes_its_stopped_processes_along_and_its_folder_is_f
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("workers", [2, 0])
 def test_no_number_of_sigterms_to_all_processes_is_a_want_of_memory(warm, script, training, tmp_path, workers):
     process = warm.start([script(), *training, f"data.workers={workers}"])
     trains(process)
@@ -143,7 +144,7 @@ def test_a_process_that_loads_images_and_dies_of_something_else_is_no_want_of_me
 SILENT = "rank 1 has given no sign of life for 4 seconds: it is stopped, or its machine hangs. The same command goes on"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stopped_rank_ends_the_others(warm, script, training):
     ranks = warm.start_ranks(2, [script(), *training, "data.workers=0"])
     trains(ranks[0])
@@ -204,10 +205,8 @@ def failing(where, rank, error="ESFormerError"):
     return f"{functions}\nfrom {module} import {kind}\nfails({kind}, '{method}', {rank}, {times})"
 
 
-@pytest.mark.parametrize(
-    ("where", "rank", "error"),
-    [("training", 1, "ESFormerError"), pytest.param("validation", 0, "OSError", marks=pytest.mark.nightly)],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize(("where", "rank", "error"), [("training", 1, "ESFormerError"), ("validation", 0, "OSError")])
 def test_a_rank_that_fails_alone_takes_the_others_along(warm, script, training, where, rank, error):
     ranks = warm.start_ranks(2, [script(before=failing(where, rank, error)), *training, "data.workers=1"])
     codes = [process.wait(60) for process in ranks]

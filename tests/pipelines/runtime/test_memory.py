@@ -237,7 +237,7 @@ def test_a_number_that_does_not_fit_is_refused_before_the_search(tmp_path, monke
     assert full.main(command) == {"top1": 1}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_auto_trains_and_a_checkpoint_keeps_its_number(tmp_path, smallest, monkeypatch, digits_in_folders):
     room = room_for(4, smallest)
     monkeypatch.setattr(memory, "_found", {})

@@ -80,7 +80,7 @@ def test_a_survey_is_one_process_whatever_else_is_wrong(tmp_path):
         preflight("survey", config_of(tmp_path / "nowhere", "trainer.devices=2", "genotype=x"), [])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_job_asks_once(tmp_path, monkeypatch):
     asked = Counter()
 

@@ -27,7 +27,7 @@ def timeless(summary):
     return {name: value for name, value in summary.items() if name != "waiting_for_images"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_damaged_checkpoint_costs_what_came_after_the_one_before(tmp_path, smallest, caplog):
     command = [*QUICK, f"genotype={smallest}", "recipe.epochs=2", f"run.dir={tmp_path / 'r'}"]
     calm = timeless(train.main(command))
@@ -42,7 +42,7 @@ def test_a_damaged_checkpoint_costs_what_came_after_the_one_before(tmp_path, sma
     assert timeless(json.loads((tmp_path / "r" / "summary.json").read_text())) == calm
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_rank_that_dies_ends_the_others(tmp_path, smallest, warm):
     command = ["pipelines.train", *QUICK, f"genotype={smallest}", "recipe.epochs=500", f"run.dir={tmp_path / 'r'}"]
     ranks = warm.start_ranks(2, command)
@@ -54,7 +54,7 @@ def test_a_rank_that_dies_ends_the_others(tmp_path, smallest, warm):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_images_that_vanish_end_it(tmp_path, smallest, warm, digits_in_folders):
     root = digits_in_folders(200, 40)
     settings = ["data=folder", f"data.root={root}", "data.img_size=32", "data.workers=2", "recipe=quick"]

@@ -114,6 +114,7 @@ def test_what_is_refused_claims_no_folder(tmp_path):
     assert not (tmp_path / "claimed").exists()
 
 
+@pytest.mark.nightly
 def test_a_started_run_refuses_damaged_or_other_files(tmp_path):
     Genotype.shipped("efficientformerv2_s0").save(tmp_path / "mine.yaml")
     command = [*FAST, "genotype=mine.yaml", "run.dir=t", "recipe.epochs=1", "recipe.batch_size=1024"]
@@ -136,7 +137,8 @@ def test_a_started_run_refuses_damaged_or_other_files(tmp_path):
         train.main(command)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("workers", [0, 2])
 def test_images_that_cannot_be_read_are_named_and_skipped_up_to_a_limit(tmp_path, workers):
     for split in ("train", "val"):
         for label in ("a", "b"):

@@ -113,7 +113,7 @@ def service():
     return [pid for pid in pids if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_offline_run_holds_every_metric_of_both_stages(tmp_path):
     folder = tmp_path / "run"
     settings = ["search.total=60", "search.start_length=10", "search.phase_length=10", "search.seeds=1"]
@@ -153,6 +153,7 @@ def test_an_offline_run_holds_every_metric_of_both_stages(tmp_path):
     assert sent == {"genotype": {"latest"}, "model": {"best", "last", "latest"}}
 
 
+@pytest.mark.nightly
 def test_a_run_that_goes_on_is_the_same_run(tmp_path, caplog, monkeypatch):
     folder = tmp_path / "run"
     for code in (STOPPED, 0):
@@ -199,6 +200,7 @@ def test_a_server_that_does_not_answer_costs_a_line(tmp_path, caplog, server_dow
     assert [row["train/loss"] for row in history(records(file)) if "train/loss" in row]
 
 
+@pytest.mark.nightly
 def test_a_service_that_dies_is_started_again(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(tracking, "FLUSH", 0.1)
     folder = tmp_path / "run"

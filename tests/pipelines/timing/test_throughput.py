@@ -54,6 +54,7 @@ class Both(Callback):
         seen.append(values)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("accumulate", "clip"), [(1, 0.3), (2, 0.0)])
 def test_timms_loop_takes_the_same_steps(tmp_path, accumulate, clip):
     settings = [f"recipe.clip_grad={clip}", "recipe.warmup_lr=1e-5"]
@@ -136,6 +137,7 @@ def test_ratios_are_of_neighbouring_turns(tmp_path):
     assert line[OURS]["median"] == 20 and line[TIMM] == {"median": 10.0, "low": pytest.approx(25 / 3), "high": 25.0}
 
 
+@pytest.mark.nightly
 def test_the_command_prints_what_it_finds(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(throughput, "TURNS", 1)
