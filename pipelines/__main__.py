@@ -1,6 +1,7 @@
 """The commands by their names: `esformer train ...` is `python -m pipelines.train ...`."""
 
 import ast
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,10 @@ COMMANDS = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command with its arguments; without one, say which there are."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks how the line can go on
+        from pipelines.runtime.completion import complete_command
+
+        argv = [complete_command(COMMANDS)]
     command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print("usage: esformer COMMAND ...\n")

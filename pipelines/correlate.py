@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.runtime import cli
+from pipelines.runtime.completion import complete
 
 TABLES = """
 tables are CSV files, plain or gzipped, with these columns among others (accuracies in percent), or official files:
@@ -56,6 +57,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--batch-size", type=_count, default=64, help="how many of these images (default 64)")
     add("--out", type=cli.path, metavar="DIR", help="where it all goes (default runs/correlate-BENCHMARK-DATASET)")
+    complete(parser)
     return parser.parse_args(argv)
 
 

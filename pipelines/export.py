@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.runtime import cli
+from pipelines.runtime.completion import complete
 
 EPILOG = """
 --to is one of
@@ -53,6 +54,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--opset", type=int, metavar="N", help="of onnx: the version of its operators (default PyTorch's)")
     add("--no-fold", action="store_true", help="keep batch norms as they are")
     add("--license", metavar="NAME", help="of the weights, for the card (default: not stated)")
+    complete(parser)
     return parser.parse_args(argv)
 
 

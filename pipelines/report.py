@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.runtime import cli
+from pipelines.runtime.completion import complete
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -22,6 +23,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="what to write (default report.html: in the run's folder; of several runs, here)",
     )
+    complete(parser)
     return parser.parse_args(argv)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.runtime import cli
+from pipelines.runtime.completion import complete
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -18,6 +19,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     default = [Path("runs")]
     help = "where runs are looked for (default runs, where they are without run.dir)"
     parser.add_argument("folders", type=cli.path, nargs="*", default=default, metavar="FOLDER", help=help)
+    complete(parser)
     return parser.parse_args(argv)
 
 

@@ -16,6 +16,7 @@ from configs.values import ValueTypeError, path_text
 from esformer.choices import SIZES, size_of
 from esformer.errors import STOPPED, USER_ERROR, ESFormerError, ProcessLostError
 from pipelines.runtime import signals
+from pipelines.runtime.completion import complete
 from pipelines.runtime.errors import explain
 from pipelines.runtime.watchdog import INTERRUPTED, connected, leave_at_once, watchdog
 
@@ -98,6 +99,7 @@ def parse_with(
         parser.add_argument(name, **flag)
     parser.add_argument("--print-config", action="store_true", help="print the configuration that would run, and stop")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="any setting listed below")
+    complete(parser)
     arguments = parser.parse_intermixed_args(argv)
     config = compose(arguments.size, arguments.quick, [*defaults(arguments), *arguments.settings])
     if arguments.print_config:
