@@ -11,6 +11,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_c
 from torch import nn
 
 import esformer.model.registry  # noqa: F401 (timm knows the names)
+from esformer.checkpoint.artifacts import WANDB, fetch
 from esformer.checkpoint.content import Checkpoint, CheckpointError
 from esformer.checkpoint.files import PREPARATION, open_checkpoint
 from esformer.checkpoint.other_spaces import network_of_other_space
@@ -39,7 +40,8 @@ def load(
 
     Args:
         path_or_name: a checkpoint of the training, a safetensors file, a folder as timm saves models, any file of
-            weights alone; a name such as `esformer_s0`; or `timm:efficientformerv2_s0` for timm's pretrained weights.
+            weights alone; a name such as `esformer_s0`; `timm:efficientformerv2_s0` for timm's pretrained weights; or
+            `wandb:ENTITY/PROJECT/NAME:ALIAS` for a checkpoint that Weights & Biases keeps.
         num_classes: of the classifier; 0 leaves the pooled features. None is the file's.
         features_only: give timm's wrapper that returns the outputs of the four stages, at strides 4, 8, 16 and 32. It
             takes images of any size.
@@ -138,7 +140,7 @@ def fitted(found: Checkpoint, network: nn.Module, ema: bool = True) -> tuple[Wei
 
 
 def find(name: str) -> Checkpoint:
-    """The trained weights of a file or folder, or timm's by a name such as `timm:efficientformerv2_s0`.
+    """The trained weights of a file or folder, of timm's (`timm:efficientformerv2_s0`), or that W&B keeps (`wandb:...`).
 
     Args:
         name: a path, or a name.
@@ -148,6 +150,8 @@ def find(name: str) -> Checkpoint:
     """
     if name in shipped_names():
         raise CheckpointError(f"{name} is an architecture without trained weights")
+    if name.startswith(WANDB):
+        return open_checkpoint(fetch(name.removeprefix(WANDB)))
     return _of_timm(name.removeprefix(TIMM)) if name.startswith(TIMM) else open_file(name)
 
 
@@ -183,7 +187,7 @@ def open_file(name: str) -> Checkpoint:
         names = ", ".join(shipped_names())
         raise CheckpointError(
             f"{name or 'an empty name'} is neither a file nor one of {names},"
-            " nor timm's, such as timm:efficientformerv2_s0"
+            " nor timm's, such as timm:efficientformerv2_s0, nor W&B's, such as wandb:me/esformer/checkpoint-ID:best"
         )
     return open_checkpoint(name)
 

@@ -1,0 +1,37 @@
+"""Checkpoints that Weights & Biases keeps, by names such as `wandb:me/esformer/checkpoint-1a2b3c4d:best`.
+
+Runs with `wandb.checkpoints=true` send them there.
+"""
+
+from pathlib import Path
+
+from esformer.checkpoint.content import CheckpointError
+
+WANDB = "wandb:"
+WEIGHTS = (".ckpt", ".safetensors", ".pth", ".bin")
+"""How files of weights end."""
+
+
+def fetch(name: str) -> Path:
+    """The file of weights in an artifact; what was fetched before is not fetched again (W&B's cache).
+
+    Args:
+        name: ENTITY/PROJECT/NAME:ALIAS, where an alias is `best`, `last`, `latest` or a version such as `v3`.
+
+    Raises:
+        CheckpointError: there is none, W&B cannot be reached, or the artifact does not hold one file of weights.
+    """
+    import wandb
+
+    if name.count("/") != 2 or not all(part for word in name.split("/") for part in word.split(":")):
+        raise CheckpointError(f"{WANDB}{name} is no artifact; write {WANDB}ENTITY/PROJECT/NAME:ALIAS, such as ...:best")
+    try:
+        folder = Path(wandb.Api().artifact(name).download())
+    except (wandb.Error, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{WANDB}{name} cannot be fetched: {reason}") from None
+    files = sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS)
+    if len(files) != 1:
+        there = ", ".join(path.name for path in files) or "none"
+        raise CheckpointError(f"{WANDB}{name} must hold one file of weights; it has {there}")
+    return files[0]
