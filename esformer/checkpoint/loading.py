@@ -140,7 +140,7 @@ def fitted(found: Checkpoint, network: nn.Module, ema: bool = True) -> tuple[Wei
 
 
 def find(name: str) -> Checkpoint:
-    """The trained weights of a file or folder, of timm's (`timm:efficientformerv2_s0`), or that W&B keeps (`wandb:...`).
+    """The trained weights of a file or folder, of timm's (`timm:efficientformerv2_s0`), or that W&B keeps (`wandb:`).
 
     Args:
         name: a path, or a name.
