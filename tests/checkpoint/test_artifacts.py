@@ -3,7 +3,7 @@
 import pytest
 import torch
 import wandb
-from wandb_server import serving
+from wandb_server import serving_artifact
 
 import esformer
 from esformer.checkpoint import CheckpointError
@@ -29,7 +29,7 @@ def online(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_by_its_name(online, trained, known):
-    with serving({"best.ckpt": trained.read_bytes()}) as (address, fetched):
+    with serving_artifact({"best.ckpt": trained.read_bytes()}) as (address, fetched):
         online(address)
         found = esformer.load(f"wandb:{NAME}").state_dict()
         esformer.load(f"wandb:{NAME}")
@@ -46,7 +46,7 @@ def test_a_checkpoint_by_its_name(online, trained, known):
     ],
 )
 def test_an_artifact_that_is_no_checkpoint(online, files, said):
-    with serving(files) as (address, _):
+    with serving_artifact(files) as (address, _):
         online(address)
         with pytest.raises(CheckpointError, match=said):
             esformer.load(f"wandb:{NAME}")
@@ -54,7 +54,7 @@ def test_an_artifact_that_is_no_checkpoint(online, files, said):
 
 @pytest.mark.nightly  # W&B's client waits for a server
 def test_what_is_not_there(online):
-    with serving({}) as (address, _):
+    with serving_artifact({}) as (address, _):
         online(address)
         with pytest.raises(CheckpointError, match=r"^wandb:me/digits/checkpoint-2:best cannot be fetched: "):
             fetch("me/digits/checkpoint-2:best")

@@ -20,7 +20,7 @@ except SystemExit:
 heavy = "torch torchvision lightning timm numpy scipy sklearn matplotlib wandb pandas onnx rich".split()
 print([name for name in heavy if name in sys.modules], file=sys.stderr)
 """
-WITHOUT_SETTINGS = ("correlate", "export", "report", "runs", "script")
+WITHOUT_SETTINGS = ("correlate", "dashboard", "export", "report", "runs", "script")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -41,6 +41,7 @@ def test_every_command_is_listed_with_what_it_does(capsys):
     names = [
         "ablate",
         "correlate",
+        "dashboard",
         "evaluate",
         "export",
         "full",

@@ -1,0 +1,101 @@
+"""The workspace of a project: what is drawn is what is logged, and there is never a second one."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import wandb
+from wandb_server import ABOUT, serving
+
+from esformer.errors import ESFormerError
+from pipelines import dashboard
+from pipelines.runtime import workspace
+
+PAGE = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1")
+NAMES = [name.replace("PROXY", "entropic_score") for name in re.findall(r"^\| `(.+?)` \|", PAGE, re.MULTILINE)]
+"""What docs/metrics.md names; another test compares it with what a run logs."""
+AXES = {"search/evaluation", "trainer/global_step"}
+ELSEWHERE = {"ablate"}
+"""A table, which stands among the panels that W&B makes by itself."""
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A project without workspaces; gives those that are saved."""
+    views = {}
+
+    def answer(question, variables, address):
+        if "upsertView" in question:
+            number = variables.get("id") or f"id-{len(views)}"
+            views[number] = variables
+            return {"upsertView": {"view": {"id": number, "name": variables["name"]}, "inserted": True}}
+        if "allViews" in question:
+            if variables["projectName"] != "digits":
+                return {"project": None}
+            nodes = [
+                {"node": {"id": number, "displayName": view["displayName"], "spec": view["spec"]}}
+                for number, view in views.items()
+                if view["name"] == variables["viewName"]
+            ]
+            return {"project": {"allViews": {"edges": nodes}}}
+        return next((ABOUT[word] for word in ABOUT if word in question), {})
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.chdir(tmp_path)
+    with serving(answer) as (address, _):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        wandb.teardown()
+        yield views
+    wandb.teardown()
+
+
+def test_every_metric_that_is_logged_is_drawn_and_no_other():
+    drawn = [names for lines in workspace.LINES.values() for names in lines.values()]
+    pictures = [name for names in workspace.PICTURES.values() for name in names]
+    for name in {*NAMES} - AXES - ELSEWHERE - {*pictures}:
+        assert any(re.fullmatch(names, name) for names in drawn), name
+    for names in drawn:
+        assert any(re.fullmatch(names, name) for name in NAMES), names
+    assert {*pictures} <= {*NAMES} and {*workspace.STEPS.values()} <= {*NAMES}
+    for column in workspace.COLUMNS:
+        kind, _, name = column.partition(":")
+        assert name in (NAMES if kind == "summary" else ("size", "params", "macs")), column
+
+
+def test_a_second_call_brings_it_up_to_date(server, capsys, monkeypatch):
+    address = dashboard.main(["--project", "digits"])
+    assert capsys.readouterr().out == f"{address}\n" and address.endswith("/me/digits?nw=esformer")
+    monkeypatch.setattr(workspace, "PAPER", {"S0": 1, "S1": 2, "S2": 3})
+    assert dashboard.main(["--project", "digits"]) == address
+    (view,) = server.values()
+    assert view["displayName"] == "ESFormer" and "12.5 M | 1.4 G | 3 |" in view["spec"]
+
+
+def test_what_would_be_sent_can_be_seen(monkeypatch, capsys):
+    monkeypatch.setattr(wandb, "Api", None)
+    shown = json.loads(dashboard.main(["--show"]))
+    assert json.loads(capsys.readouterr().out) == shown
+    sections = shown["section"]["panelBankConfig"]["sections"]
+    assert [section["name"] for section in sections] == ["Networks", "Search", "Training", "Speed", "Ablation"]
+
+
+def test_what_cannot_be(server, monkeypatch, tmp_path):
+    with pytest.raises(
+        ESFormerError, match=r"workspace of project other cannot be saved: Project `me/other` not found"
+    ):
+        dashboard.main(["--project", "other"])
+    with pytest.raises(ESFormerError, match="project is 'a/b'; it must be letters"):
+        dashboard.main(["--project", "a/b"])
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    wandb.teardown()
+    with pytest.raises(ESFormerError, match="cannot be saved: No API key configured. Use `wandb login`"):
+        dashboard.main(["--project", "digits"])
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
+    with pytest.raises(ESFormerError, match=r"install what a dashboard needs: pip install 'esformer\[dashboard\]'"):
+        dashboard.main(["--project", "digits"])
+    assert not server
