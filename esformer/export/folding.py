@@ -1,7 +1,8 @@
-"""Batch norms folded into the convolutions before them: the same outputs, faster, for inference only.
+"""Batch norms and layer scales folded into the convolutions before them: the same outputs, faster, for inference only.
 
-In evaluation a batch norm scales and shifts each channel by constants, which the weights and the bias of a convolution
-do as well. Source: common practice, such as `torch.nn.utils.fuse_conv_bn_eval`, which does the arithmetic here.
+In evaluation a batch norm scales and shifts each channel by constants, and a layer scale scales it, which the weights
+and the bias of a convolution do as well. Source: common practice; `torch.nn.utils.fuse_conv_bn_eval` does the arithmetic
+of norms here.
 """
 
 import itertools
@@ -11,21 +12,21 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, LayerScale2d
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from esformer.model.esformer import ESFormerBlock
 from esformer.model.latency import MOST, Latency, runs, summarise
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def fold(network: Network) -> Network:
-    """A copy in evaluation mode without the batch norms that follow a convolution.
+    """A copy in evaluation mode without the batch norms that follow a convolution, and without layer scales.
 
-    Outputs and features are the same to float rounding. The last norm of an ESFormer follows a sum, so it stays.
-    Layer scales stay too: they cost next to nothing. The copy is not for training, and its weights are not for
-    `esformer.load`, which expects the norms.
+    Outputs and features are the same to float rounding. The last norm of an ESFormer follows a sum, so it stays. The
+    copy is not for training, and its weights are not for `esformer.load`, which expects the norms.
     """
     folded = deepcopy(network).eval()
     for module in folded.modules():
@@ -34,7 +35,22 @@ def fold(network: Network) -> Network:
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):  # timm's ConvNorm and ConvNormAct
             pair.conv = fuse_conv_bn_eval(conv, norm)
             pair.bn = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+    for block in folded.modules():
+        if isinstance(block, ESFormerBlock):
+            block.ls2 = _scaled(block.mlp.fc2.conv, block.ls2)
+            if block.token_mixer is not None:
+                block.ls1 = _scaled(block.token_mixer.proj.conv, block.ls1)
     return folded
+
+
+@torch.no_grad()
+def _scaled(conv: nn.Conv2d, scale: nn.Module) -> nn.Module:
+    """Have a convolution with a bias do what a layer scale after it does; gives what is left of that."""
+    if isinstance(scale, LayerScale2d):
+        assert conv.bias is not None
+        conv.weight *= scale.gamma.view(-1, 1, 1, 1)
+        conv.bias *= scale.gamma
+    return nn.Identity()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from timm.layers import LayerScale2d
 from torch import nn
 from torch.testing import assert_close
 
@@ -53,7 +54,15 @@ def test_only_the_last_norm_is_left(every_kind):
     folded = fold(network.train())
     norms = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms == ["norm"] and not folded.training
+    assert not any(isinstance(module, LayerScale2d) for module in folded.modules())
     assert network.training and sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()) > 50
+
+
+@torch.no_grad()
+def test_a_network_without_layer_scales(every_kind, randomise):
+    network = randomise(ESFormer(every_kind, num_classes=7, img_size=64, layer_scale_init_value=None)).double()
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    assert_close(fold(network)(images), network(images), rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
