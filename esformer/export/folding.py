@@ -1,8 +1,8 @@
 """Batch norms and layer scales folded into the convolutions before them: the same outputs, faster, for inference only.
 
 In evaluation a batch norm scales and shifts each channel by constants, and a layer scale scales it, which the weights
-and the bias of a convolution do as well. Source: common practice; `torch.nn.utils.fuse_conv_bn_eval` does the arithmetic
-of norms here.
+and the bias of a convolution do as well. Source: common practice. The arithmetic of norms is that of
+`torch.nn.utils.fuse_conv_bn_eval`.
 """
 
 import itertools
