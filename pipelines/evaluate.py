@@ -3,7 +3,8 @@
 The checkpoint is anything that esformer.load opens, and what it knows is the default: on which images it was trained,
 how they are prepared, its image size. So `python -m pipelines.evaluate last.ckpt data.root=/my/images` is enough for a
 folder of images with a folder a class under val; no training images are needed. Every image counts once, on any number
-of devices. Prints a table and leaves evaluation.json, classes.csv and confusion.png.
+of devices. Prints a table and leaves evaluation.json, classes.csv, confusion.png, and
+mistakes.png with the images that it is most wrong about.
 """
 
 import argparse

@@ -20,6 +20,26 @@ from torchmetrics.utilities import dim_zero_cat
 from esformer.data.base import IGNORE
 from esformer.data.datamodule import Batch
 
+SHOWN = 24
+"""Images that are kept to be looked at."""
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """The images that a network is most wrong about, the one whose own class it thinks least likely first.
+
+    Args:
+        images: M, 3, H, W, as the network was shown them; M is at most 24.
+        classes: M.
+        taken_for: M: the likeliest class of each.
+        confidence: M: the probability of that.
+    """
+
+    images: Tensor
+    classes: Tensor
+    taken_for: Tensor
+    confidence: Tensor
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -32,12 +52,14 @@ class Evaluation:
         calibration_error: mean distance of the likeliest class's probability from how often it is right, over 15 equal
             bins of that probability, weighted by their images (the ECE of Guo et al. 2017, arXiv:1706.04599). The
             recipe trains each output as a sigmoid, so the softmax of its networks is of little confidence at first.
+        mistakes: some, to be looked at.
     """
 
     confusion: NDArray[np.int64]
     in_top5: NDArray[np.int64]
     loss: float
     calibration_error: float
+    mistakes: Mistakes
 
     @property
     def images(self) -> int:
@@ -98,6 +120,7 @@ class Evaluator(LightningModule):
         self.top5 = MulticlassStatScores(num_classes, top_k=min(5, num_classes), average=None, ignore_index=IGNORE)
         self.loss = SummedLoss()
         self.calibration = ExactCalibrationError(num_classes, n_bins=15, norm="l1", ignore_index=IGNORE)
+        self.wrongest = Wrongest()
 
     def forward(self, images: Tensor) -> Tensor:
         """B, 3, H, W -> B, num_classes"""
@@ -112,12 +135,14 @@ class Evaluator(LightningModule):
         self.top5.update(logits, targets)
         self.loss.update(logits, targets)
         self.calibration.update(logits.softmax(1), targets)
+        self.wrongest.update(batch.images, logits, targets)
 
     def on_validation_epoch_end(self) -> None:
         confusion = self.confusion.compute().cpu().numpy()  # `compute` is of all ranks
         in_top5 = self.top5.compute()[:, 0].cpu().numpy()
         loss, error = float(self.loss.compute()), float(self.calibration.compute())
-        self.found = Evaluation(confusion, in_top5, loss / max(1, int(confusion.sum())), error)
+        mistakes = Mistakes(*self.wrongest.compute())
+        self.found = Evaluation(confusion, in_top5, loss / max(1, int(confusion.sum())), error, mistakes)
 
 
 class SummedLoss(Metric):
@@ -136,6 +161,40 @@ class SummedLoss(Metric):
     def compute(self) -> Tensor:
         """The sum."""
         return dim_zero_cat(self.losses).sum()
+
+
+class Wrongest(Metric):
+    """The images that are taken for another class, by the cross-entropy of their own: the highest."""
+
+    images: list[Tensor]
+    facts: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("images", [], dist_reduce_fx="cat")
+        self.add_state("facts", [], dist_reduce_fx="cat")
+
+    def update(self, images: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Take some images, B, 3, H, W, their float64 logits, B, C, and their classes, B."""
+        loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+        confidence, likeliest = logits.softmax(1).max(1)
+        wrong = (likeliest != targets) & (targets != IGNORE)
+        loss = torch.where(wrong, loss, -torch.inf)  # of what is right, so that no process is left without
+        self.images.append(images.float())
+        self.facts.append(torch.stack([loss, targets, likeliest, confidence], 1))
+        self.images, self.facts = ([part] for part in self._worst())
+
+    def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The fields of `Mistakes`, of all processes."""
+        images, facts = self._worst()
+        wrong = facts[:, 0] > -torch.inf
+        images, facts = images[wrong].cpu(), facts[wrong].cpu()
+        return images, facts[:, 1].long(), facts[:, 2].long(), facts[:, 3]
+
+    def _worst(self) -> tuple[Tensor, Tensor]:
+        images, facts = dim_zero_cat(self.images), dim_zero_cat(self.facts)
+        order = facts[:, 0].argsort(descending=True, stable=True)[:SHOWN]
+        return images[order], facts[order]
 
 
 class ExactCalibrationError(MulticlassCalibrationError):

@@ -31,6 +31,7 @@ from esformer.errors import ESFormerError, out_of_memory
 from esformer.files import write_text
 from esformer.model.latency import time_network
 from esformer.plots.confusion import draw_confusion
+from esformer.plots.mistakes import draw_mistakes
 from esformer.text import printable
 from esformer.training.evaluation import Evaluation, Evaluator
 from esformer.version import code_version
@@ -266,7 +267,13 @@ def write(folder: Path, report: dict[str, Any], found: Evaluation) -> None:
     rows = report["classes"]
     network = f"{Path(report['checkpoint']).name}, {report['weights']} weights"
     title = f"{network}: top-1 {report['top1']:.2%} of {report['images']:,} images"
-    draw_confusion(found.confusion, [row["class"] for row in rows], title, folder / "confusion.png")
+    names, data = [row["class"] for row in rows], report["data"]
+    draw_confusion(found.confusion, names, title, folder / "confusion.png")
+    if wrong := len(found.mistakes.images):
+        title = f"{network}: the {wrong} images that it is most wrong about"
+        draw_mistakes(found.mistakes, names, data["mean"], data["std"], title, folder / "mistakes.png")
+    else:
+        (folder / "mistakes.png").unlink(missing_ok=True)  # of another evaluation
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
     writer.writeheader()

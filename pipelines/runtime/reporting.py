@@ -231,6 +231,7 @@ def evaluated(folder: Path, found: Mapping[str, Any]) -> str:
             f"<p>The {len(worst)} of {len(classes)} classes that are told worst:</p>" if worst else "",
             table([column.replace("_", " ") for column in columns], below) if worst else "",
             picture(folder / "confusion.png", "which classes are taken for which"),
+            picture(folder / "mistakes.png", "the images that it is most wrong about"),
         ]
     )
 

@@ -74,7 +74,9 @@ def test_it_finds_what_the_training_reported(trained, capsys):
     assert (report["params"], report["macs"]) == (summary["params"], summary["macs"])
     assert report["latency"]["ms"] > 0 < report["images_per_second"]
     results = folder / "checkpoints" / "last-evaluation"
-    assert sorted(path.name for path in results.iterdir()) == ["classes.csv", "confusion.png", "evaluation.json"]
+    assert sorted(path.name for path in results.iterdir()) == [
+        *("classes.csv", "confusion.png", "evaluation.json", "mistakes.png")
+    ]
     assert json.loads((results / "evaluation.json").read_text()) == report
     rows = list(csv.DictReader((results / "classes.csv").open()))
     assert [row["class"] for row in rows] == list("0123456789")
@@ -125,6 +127,7 @@ def test_several_processes_count_each_image_once(weights, warm, digits_in_folder
         assert two[name] == pytest.approx(one.pop(name), rel=1e-12), name
     assert {name: two[name] for name in one if name not in CLOCK} == {n: one[n] for n in one if n not in CLOCK}
     assert said.count("most often taken for") == 1  # one process speaks
+    assert (tmp_path / "one/mistakes.png").read_bytes() == (tmp_path / "two/mistakes.png").read_bytes()
     assert said.count(f"{corrupt} is not an image that can be read") == 1
 
 

@@ -77,6 +77,23 @@ def test_batches_and_order_do_not_show():
     assert other.calibration_error == pytest.approx(one.calibration_error, rel=1e-13, abs=0)
 
 
+@pytest.mark.parametrize("batch_size", [16, 203])
+def test_the_images_that_it_is_most_wrong_about(drawn, batch_size):
+    logits, targets = drawn
+    found = evaluate(logits, targets, batch_size).mistakes
+    loss = torch.nn.functional.cross_entropy(logits.double(), targets, ignore_index=IGNORE, reduction="none")
+    loss[(logits.argmax(1) == targets) | (targets == IGNORE)] = 0
+    worst = loss.argsort(descending=True)[:24]
+    assert torch.equal(found.images, logits[worst][:, None, None].expand(-1, 3, 1, -1))
+    assert torch.equal(found.classes, targets[worst]) and torch.equal(found.taken_for, logits[worst].argmax(1))
+    assert torch.allclose(found.confidence, logits[worst].double().softmax(1).max(1)[0])
+
+
+def test_images_that_are_all_taken_for_what_they_are():
+    found = evaluate(torch.eye(CLASSES), torch.arange(CLASSES)).mistakes
+    assert [len(part) for part in (found.images, found.classes, found.taken_for, found.confidence)] == [0] * 4
+
+
 def test_sums_keep_their_precision_where_the_network_has_less(drawn):
     evaluator = Evaluator(Told(), CLASSES, 256).to(torch.bfloat16)
     logits, targets = drawn
@@ -89,7 +106,7 @@ def test_sums_keep_their_precision_where_the_network_has_less(drawn):
 
 def test_a_row_a_class():
     confusion = np.array([[6, 1, 3, 0], [0, 0, 0, 0], [2, 2, 0, 0], [0, 0, 0, 5]])
-    found = Evaluation(confusion, np.array([9, 0, 4, 5]), 0.5, 0.1)
+    found = Evaluation(confusion, np.array([9, 0, 4, 5]), 0.5, 0.1, None)
     assert (found.images, found.top1, found.top5) == (19, 11 / 19, 18 / 19)
     columns = ("class", "images", "top1", "top5", "precision", "taken_for", "taken_for_images")
     assert [tuple(row[column] for column in columns) for row in found.per_class(["a", "b", "c", "d"])] == [
