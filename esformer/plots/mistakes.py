@@ -39,9 +39,9 @@ def draw_mistakes(
     for place, (image, (own, other, confidence)) in enumerate(zip(pixels, figures, strict=True)):
         ax = figure.add_subplot(rows, COLUMNS, place + 1)
         ax.imshow(image.clip(0, 1))
-        ax.set_axis_off()
+        ax.set(xticks=[], yticks=[])
         words = f"{_short(classes[own])}\ntaken for {_short(classes[other])} ({confidence:.0%})"
-        ax.set_title(words, fontsize=8, y=-0.02, va="top", parse_math=False)
+        ax.set_xlabel(words, fontsize=8, parse_math=False)
     figure.suptitle(printable(title), fontsize=10, parse_math=False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")

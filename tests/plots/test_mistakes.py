@@ -28,4 +28,4 @@ def test_each_image_as_it_was_with_its_classes_below(count, monkeypatch, tmp_pat
         (image,) = ax.get_images()
         np.testing.assert_allclose(image.get_array(), pixels[place].permute(1, 2, 0), atol=1e-6)
         confidence = f"{mistakes.confidence[place]:.0%}"
-        assert ax.get_title() == f"{words[place % 3]}\ntaken for {words[(place + 1) % 3]} ({confidence})"
+        assert ax.get_xlabel() == f"{words[place % 3]}\ntaken for {words[(place + 1) % 3]} ({confidence})"
