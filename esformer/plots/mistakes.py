@@ -12,7 +12,7 @@ from esformer.training.evaluation import Mistakes
 
 COLUMNS, INCHES, DPI = 6, 2.0, 110
 """Images in a row; of an image and its words; dots an inch."""
-LENGTH = 20
+LENGTH = 16
 """Letters of a class's name, at most."""
 
 

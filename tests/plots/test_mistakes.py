@@ -23,7 +23,7 @@ def test_each_image_as_it_was_with_its_classes_below(count, monkeypatch, tmp_pat
     names = ["cat", "<b>", "a name that is far too long to stand here"]
     draw_mistakes(mistakes, names, MEAN, STD, "the title", tmp_path / "m.png")
     assert len(figures[0].axes) == count and (tmp_path / "m.png").stat().st_size > 1000
-    words = ["cat", "<b>", "a name that is far …"]
+    words = ["cat", "<b>", "a name that is …"]
     for place, ax in enumerate(figures[0].axes):
         (image,) = ax.get_images()
         np.testing.assert_allclose(image.get_array(), pixels[place].permute(1, 2, 0), atol=1e-6)
