@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -104,11 +105,23 @@ def write_onnx(network: nn.Module, about: About, path: Path, opset: int | None =
 
 
 def read_onnx(path: Path) -> Computes:
-    """The graph in onnxruntime, on the CPU."""
+    """The graph in onnxruntime, on as many threads of the CPU as PyTorch has."""
+    session = _session(path)
+    return lambda images: torch.from_numpy(session.run(None, {runtimes.INPUT: images.numpy()})[0])
+
+
+def told_onnx(path: Path) -> str | None:
+    """What the file says of itself."""
+    told: str | None = _session(path).get_modelmeta().custom_metadata_map.get(KEY)
+    return told
+
+
+def _session(path: Path) -> Any:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {runtimes.INPUT: images.numpy()})[0])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)
@@ -127,6 +140,8 @@ class Format:
         any_number: whether it takes any number of images, not one at a time.
         holds: what lies in the folder that it is; nothing if it is a file.
         weights: with which the name of a second file ends, if it is two.
+        told: gives what a file says of itself, as JSON, so that it can be evaluated; None if it says nothing.
+        runtime: packages that run it, which may be fewer than write it.
     """
 
     suffix: str
@@ -140,6 +155,8 @@ class Format:
     any_number: bool = True
     holds: frozenset[str] = frozenset()
     weights: str = ""
+    told: Callable[[Path], str | None] | None = None
+    runtime: tuple[str, ...] = ()
 
     @property
     def is_folder(self) -> bool:
@@ -163,6 +180,18 @@ class Format:
                 f"{' and '.join(missing)} cannot be imported; install what this export needs{where}: {self.install}"
             )
 
+    def check_runtime(self) -> None:
+        """Refuse to run a file without what runs it.
+
+        Raises:
+            ExportError: a package is missing; says how to install it.
+        """
+        if missing := [name for name in self.runtime if importlib.util.find_spec(name) is None]:
+            install = self.install if self.extra else f"pip install {' '.join(self.runtime).replace('_', '-')}"
+            raise ExportError(
+                f"{' and '.join(missing)} cannot be imported; install what runs {self.suffix} files: {install}"
+            )
+
 
 FORMATS = {
     "safetensors": Format(
@@ -180,6 +209,8 @@ FORMATS = {
         needs=("onnx", "onnxscript", "onnxruntime"),
         extra="export",
         is_graph=True,
+        told=told_onnx,
+        runtime=("onnxruntime",),
     ),
     "torch-export": Format(
         ".pt2",
@@ -206,6 +237,8 @@ FORMATS = {
         extra="openvino",
         is_graph=True,
         weights=".bin",
+        told=runtimes.told_openvino,
+        runtime=("openvino",),
     ),
     "litert": Format(
         ".tflite",
@@ -218,6 +251,8 @@ FORMATS = {
         " && litert/bin/pip install 'litert-torch>=0.10,<0.11'",
         is_graph=True,
         any_number=False,
+        told=runtimes.told_litert,
+        runtime=("ai_edge_litert",),
     ),
     "executorch": Format(
         ".pte",
@@ -229,6 +264,8 @@ FORMATS = {
         extra="executorch",
         is_graph=True,
         any_number=False,
+        told=runtimes.told_executorch,
+        runtime=("executorch",),
     ),
     "coreml": Format(
         ".mlpackage",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from esformer.data.datasets import LARGEST_IMAGE
 from esformer.errors import ESFormerError
+from esformer.export.exported import exported_kind
 
 
 def check_size(height: int, width: int) -> None:
@@ -25,5 +26,8 @@ def beside(checkpoint: str, ending: str) -> Path:
 
 
 def evaluation_of(checkpoint: str) -> Path:
-    """The folder in which pipelines.evaluate leaves its results unless told otherwise."""
-    return beside(checkpoint, "-evaluation")
+    """The folder in which pipelines.evaluate leaves its results unless told otherwise.
+
+    That of an exported file has the file's whole name, so that it is not that of the checkpoint beside it.
+    """
+    return Path(f"{checkpoint}-evaluation") if exported_kind(checkpoint) else beside(checkpoint, "-evaluation")
