@@ -103,7 +103,7 @@ def open_exported(path: Path, kind: Format) -> Exported:
         kind: its format.
 
     Raises:
-        ExportError: a package that runs it is missing, it cannot be read, or says nothing of itself, for it is not ours.
+        ExportError: a package that runs it is missing, it cannot be read, or says nothing of itself.
         CheckpointError: it says what cannot be.
     """
     assert kind.told is not None

@@ -6,7 +6,7 @@ the runtimes of apps are written in `runtimes.py`.
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import timm
 import torch
 from timm.models._hub import save_config_for_hf
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim
 
 from esformer.checkpoint.content import KEY, save_weights
@@ -23,6 +23,7 @@ from esformer.checkpoint.loading import load
 from esformer.export import runtimes
 from esformer.export.comparing import About, Computes, ExportError, hushed, images_for, program_of
 from esformer.export.metadata import metadata
+from esformer.export.quantizing import quantize_onnx, quantize_openvino
 from esformer.files import write_bytes
 from esformer.genotype import Genotype
 
@@ -142,6 +143,8 @@ class Format:
         weights: with which the name of a second file ends, if it is two.
         told: gives what a file says of itself, as JSON, so that it can be evaluated; None if it says nothing.
         runtime: packages that run it, which may be fewer than write it.
+        quantize: writes a graph in int8, from that in float32, as `quantizing.quantize` has it; None if it cannot.
+        quantizer: packages that this needs beside.
     """
 
     suffix: str
@@ -157,6 +160,8 @@ class Format:
     weights: str = ""
     told: Callable[[Path], str | None] | None = None
     runtime: tuple[str, ...] = ()
+    quantize: Callable[[Path, Path, Tensor, Sequence[str], About], None] | None = None
+    quantizer: tuple[str, ...] = ()
 
     @property
     def is_folder(self) -> bool:
@@ -168,13 +173,17 @@ class Format:
         """The command that installs what it needs."""
         return self.environment or f"pip install 'esformer[{self.extra}]'"
 
-    def check_packages(self) -> None:
+    def check_packages(self, quantize: bool = False) -> None:
         """Refuse to begin without what it needs.
+
+        Args:
+            quantize: to int8.
 
         Raises:
             ExportError: a package is missing; says how to install it.
         """
-        if missing := [name for name in self.needs if importlib.util.find_spec(name) is None]:
+        needs = self.needs + (self.quantizer if quantize else ())
+        if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
             where = " into an environment of its own, since it changes others' packages" if self.environment else ""
             raise ExportError(
                 f"{' and '.join(missing)} cannot be imported; install what this export needs{where}: {self.install}"
@@ -211,6 +220,7 @@ FORMATS = {
         is_graph=True,
         told=told_onnx,
         runtime=("onnxruntime",),
+        quantize=quantize_onnx,
     ),
     "torch-export": Format(
         ".pt2",
@@ -239,6 +249,8 @@ FORMATS = {
         weights=".bin",
         told=runtimes.told_openvino,
         runtime=("openvino",),
+        quantize=quantize_openvino,
+        quantizer=("nncf",),
     ),
     "litert": Format(
         ".tflite",

@@ -30,7 +30,7 @@ CHECK = "check"
 """Under which a Core ML model has the outputs that it should have for `ramp`, for whoever runs it on a Mac."""
 
 
-_UNREPORTED = {"CI": "true"}
+UNREPORTED = {"CI": "true"}
 """The environment in which OpenVINO does not report to Intel that it is imported or converts something."""
 
 
@@ -56,14 +56,19 @@ def output_of(about: About) -> str:
 def write_openvino(network: nn.Module, about: About, path: Path) -> None:
     """OpenVINO's graph, for any number of images, and its weights beside it; metadata in the graph's `rt_info`."""
     openvino = _openvino()
-    with hushed(), patch.dict(os.environ, _UNREPORTED):
+    with hushed(), patch.dict(os.environ, UNREPORTED):
         model = openvino.convert_model(program_of(_Named(network)))
     model.inputs[0].get_tensor().set_names({INPUT})
     model.outputs[0].get_tensor().set_names({output_of(about)})
+    save_openvino(model, about, path)
+
+
+def save_openvino(model: Any, about: About, path: Path) -> None:
+    """Write a graph of OpenVINO's with metadata."""
     for key, text in metadata(about).items():
         model.set_rt_info(text, key)
     with _writing(path):
-        openvino.save_model(model, path, compress_to_fp16=False)
+        _openvino().save_model(model, path, compress_to_fp16=False)
 
 
 def read_openvino(path: Path) -> Computes:
@@ -83,7 +88,7 @@ def told_openvino(path: Path) -> str | None:
 
 
 def _openvino() -> Any:
-    with patch.dict(os.environ, _UNREPORTED):
+    with patch.dict(os.environ, UNREPORTED):
         import openvino
     return openvino
 

@@ -115,13 +115,27 @@ def checkpoint_defaults(arguments: argparse.Namespace) -> list[str]:
     start_logging()
     name, kind = arguments.checkpoint, exported_kind(arguments.checkpoint)
     arguments.found = found = open_exported(Path(name), kind) if kind else opened(name)
+    return defaults_of(found, arguments.settings, arguments.quick)
+
+
+def defaults_of(found: Checkpoint, settings: Sequence[str], quick: bool = False) -> list[str]:
+    """The settings that what is known of a network brings with it: which images, and how they are prepared.
+
+    Args:
+        found: what is known of it.
+        settings: those that a person writes, which come after and win.
+        quick: whether `--quick` chooses the images.
+
+    Raises:
+        EvaluationError: it takes no square colour images, or tells no classes apart.
+    """
     if found.num_classes < 2:
         raise EvaluationError(f"{found.path} holds no classifier of at least 2 classes")
     if found.in_chans != 3:
         raise EvaluationError(f"{found.path} takes images of {found.in_chans} channels; ours have 3")
     height, width = found.img_size
-    given = {setting.partition("=")[0] for setting in arguments.settings}
-    if height != width and kind:
+    given = {setting.partition("=")[0] for setting in settings}
+    if height != width and isinstance(found, Exported):
         raise EvaluationError(f"{found.path} takes images of {height} x {width} pixels, and ours are square")
     if height != width and "data.img_size" not in given:
         raise EvaluationError(
@@ -133,10 +147,10 @@ def checkpoint_defaults(arguments: argparse.Namespace) -> list[str]:
         name = "folder"
     prepared = {word: found.data[word] for word in PREPARATION if word in found.data}
     prepared = {word: list(value) if isinstance(value, tuple) else value for word, value in prepared.items()}
-    settings = {"img_size": height} | prepared
-    choice = [] if arguments.quick else [f"data={name}", *foreign]  # which has images of its own
-    device = ["trainer.accelerator=cpu"] if kind else []
-    return [*choice, *device, *(f"data.{key}={value}" for key, value in settings.items())]
+    known = {"img_size": height} | prepared
+    choice = [] if quick else [f"data={name}", *foreign]  # which has images of its own
+    device = ["trainer.accelerator=cpu"] if isinstance(found, Exported) else []
+    return [*choice, *device, *(f"data.{key}={value}" for key, value in known.items())]
 
 
 def check_exported(found: Exported, flags: argparse.Namespace, plan: Plan) -> None:
