@@ -253,7 +253,7 @@ def describe(found: Checkpoint, plan: Plan, ema: bool) -> dict[str, Any]:
         "command": plan.run.command,
         "version": code_version(),
         "checkpoint": str(found.path),
-        "weights": found.describe(ema)["weights"],
+        **{word: value for word, value in found.describe(ema).items() if word in ("weights", "quantized")},
         "weights_digest": found.digest(ema),
         "size": found.genotype.space,
         "genotype": found.genotype.digest,
@@ -325,6 +325,8 @@ def show(report: dict[str, Any], folder: Path) -> None:
     """The figures and the classes as tables."""
     latency, data = report["latency"], report["data"]
     lines = {name: report[name] for name in ("checkpoint", "weights", "size", "params", "macs")}
+    if "quantized" in report:
+        lines["weights"] += f", int8, in float: {', '.join(report['quantized']['float']) or 'no part that was tried'}"
     lines["data"] = f"{data['root'] or data['name']} at {data['img_size']} pixels"
     lines |= {name: report[name] for name in ("images", "top1", "top5", "loss", "calibration_error")}
     if report["corrupt"]:
