@@ -31,9 +31,9 @@ Beside a file NAME lie its card NAME.md and the network drawn, NAME.png; a folde
 of images; those of litert, executorch and coreml one at a time, as apps do. In graphs each batch norm is folded into
 the convolution before it; by how much that speeds up the network is measured on one thread of this machine's CPU.
 
---quantize writes onnx and openvino with weights and activations in int8, about a quarter of the size. What the
-checkpoint was trained on is the default, as of pipelines.evaluate: it is calibrated on training images, and kept if its
-top-1 on the validation images falls by no more than --largest-drop. Parts that would lose too much stay in float.
+--quantize writes onnx and openvino with weights and activations in int8, in less than a third of the bytes. Images of
+the checkpoint's kind are the default, as of pipelines.evaluate: it is calibrated on training images, and kept only if
+its top-1 on the validation images falls by no more than --largest-drop. Parts stay in float where that helps.
 """
 KINDS = ("safetensors", "onnx", "torch-export", "timm-folder", "openvino", "litert", "executorch", "coreml")
 

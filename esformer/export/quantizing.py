@@ -183,6 +183,9 @@ def quantize_onnx(source: Path, target: Path, images: Tensor, kept: Sequence[str
             reduce_range=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
+            extra_options={
+                "CalibMovingAverage": True
+            },  # the mean of the batches' ranges, in which one image counts less
             nodes_to_exclude=_named(list(_onnx_ops(onnx.load(prepared).graph)), kept),
         )
         model = onnx.load(made)
