@@ -1,7 +1,8 @@
 """Evaluate: what the network of a checkpoint makes of validation images, and how fast it is on this device.
 
-The checkpoint is anything that esformer.load opens, and what it knows is the default: on which images it was trained,
-how they are prepared, its image size. So `python -m pipelines.evaluate last.ckpt data.root=/my/images` is enough for a
+The checkpoint is anything that esformer.load opens, or a file that pipelines.export wrote (.onnx, .xml, .tflite, .pte),
+run by its own runtime on the CPU. What it knows is the default: on which images it was trained, how they are prepared,
+its image size. So `python -m pipelines.evaluate last.ckpt data.root=/my/images` is enough for a
 folder of images with a folder a class under val; no training images are needed. Every image counts once, on any number
 of devices. Prints a table and leaves evaluation.json, classes.csv, confusion.png, and
 mistakes.png with the images that it is most wrong about.
@@ -17,7 +18,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "checkpoint": dict(
         type=cli.path_or_name,
         metavar="CHECKPOINT",
-        help="a file or folder of weights, or a name such as timm:efficientformerv2_s0",
+        help="a file or folder of weights, an exported file, or a name such as timm:efficientformerv2_s0",
     ),
     "--raw": dict(action="store_true", help="the weights as the last step left them, not their average"),
     "--out": dict(

@@ -29,8 +29,13 @@ EPILOG = """
                 what was written is looked at and not run; its card has the lines that compare it on a Mac
 
 Beside a file NAME lie its card NAME.md and the network drawn, NAME.png; a folder has them in it. Graphs take any number
-of images; those of litert, executorch and coreml one at a time, as apps do. In graphs each batch norm is folded into
-the convolution before it; by how much that speeds up the network is measured on one thread of this machine's CPU.
+of images; those of litert, executorch and coreml one at a time, as apps do. In graphs batch norms and layer scales
+are folded into the convolutions before them; by how much that speeds up the network is measured on one thread of this
+machine's CPU.
+
+--quantize writes onnx and openvino with weights and activations in int8, in less than a third of the bytes. Images of
+the checkpoint's kind are the default, as of pipelines.evaluate: it is calibrated on training images, and kept only if
+its top-1 on the validation images falls by no more than --largest-drop. Parts stay in float where that helps.
 """
 KINDS = ("safetensors", "onnx", "torch-export", "timm-folder", "openvino", "litert", "executorch", "coreml")
 
@@ -53,9 +58,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--img-size", type=_size, metavar="PIXELS", help="height and width, 256 or 160x320 (default the checkpoint's)")
     add("--opset", type=int, metavar="N", help="of onnx: the version of its operators (default PyTorch's)")
     add("--no-fold", action="store_true", help="keep batch norms as they are")
+    add("--quantize", action="store_true", help="to int8, calibrated and judged on images; see below")
+    add("--calibration-images", type=int, metavar="N", help="training images to calibrate on (default 256)")
+    add("--evaluate-images", type=int, metavar="N", help="validation images to judge on, drawn at random (default all)")
+    add("--largest-drop", type=float, metavar="POINTS", help="of top-1 that may be lost in int8 (default 0.5)")
     add("--license", metavar="NAME", help="of the weights, for the card (default: not stated)")
+    add("settings", nargs="*", metavar="key=value", help="with --quantize: which images, such as data.root=/my/images")
     complete(parser)
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def _size(text: str) -> tuple[int, int]:

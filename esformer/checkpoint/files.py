@@ -10,7 +10,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: it cannot be read, holds no ESFormer, or not the one that it says. Nothing in it is executed.
     """
     path = Path(path)
-    try:
+    with _in_a_sentence(path):
         config: Mapping[str, Any] = {}
         if path.is_dir():
             path, config = _in_folder(path), _config(path)
@@ -64,6 +65,39 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             raw = content  # weights alone
         raw, averaged = (None if weights is None else clean(weights) for weights in (raw, averaged))
         return _unknown(path, raw, averaged, config)
+
+
+def described(path: Path, text: str) -> dict[str, Any]:
+    """The fields of a `Checkpoint` but its weights, of a file that holds a network in another form.
+
+    Args:
+        path: the file.
+        text: what it says of the network: `Checkpoint.describe` as JSON.
+
+    Raises:
+        CheckpointError: that is not as this or an earlier version writes it.
+    """
+    with _in_a_sentence(path):
+        about = json.loads(text)
+        _refuse_newer(path, about)
+        classes, chans = (int(about[name]) for name in ("num_classes", "in_chans"))
+        return dict(
+            path=path,
+            genotype=architecture_of(about["genotype"]),
+            num_classes=classes,
+            in_chans=chans,
+            img_size=_pair(about["img_size"]),
+            version=about.get("version"),
+            random=about["weights"] == "random",
+            **_described(path, about, classes),
+        )
+
+
+@contextmanager
+def _in_a_sentence(path: Path) -> Iterator[None]:
+    """Say of whatever a file's content leads to that the file cannot be read, and why."""
+    try:
+        yield
     except CheckpointError:
         raise
     except ESFormerError as error:
@@ -164,16 +198,20 @@ def _safetensors(path: Path, config: Mapping[str, Any]) -> Checkpoint:
     if KEY not in metadata:
         return _unknown(path, clean(weights), None, config)
     about = json.loads(metadata[KEY])
-    if not is_known(about["format"]):
-        raise CheckpointError(
-            f"{path} is of format {about['format']!r}, and 1 to {FORMAT} are known here: update esformer"
-        )
+    _refuse_newer(path, about)
     if about["weights"] not in ("averaged", "raw", "random"):
         raise CheckpointError(f"{path} does not say whether its weights are averaged, raw or random")
     averaged = about["weights"] == "averaged"
     known = _known_of_other_space if _of_other_space(about) else _known
     weights = weights if _of_other_space(about) else clean(weights)
     return known(path, about, None if averaged else weights, weights if averaged else None)
+
+
+def _refuse_newer(path: Path, about: Mapping[str, Any]) -> None:
+    if not is_known(about["format"]):
+        raise CheckpointError(
+            f"{path} is of format {about['format']!r}, and 1 to {FORMAT} are known here: update esformer"
+        )
 
 
 def _config(folder: Path) -> dict[str, Any]:

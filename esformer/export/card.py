@@ -112,6 +112,7 @@ def _facts(about: Mapping[str, Any]) -> dict[str, str]:
     named = ", ".join(printable(name, 100) for name in classes[:SHOWN_CLASSES]) + (
         ", ..." if len(classes) > SHOWN_CLASSES else ""
     )
+    arithmetic = {"arithmetic": in_words(about["quantized"])} if "quantized" in about else {}
     return {
         "parameters": f"{costs.params:,}",
         "multiply-accumulates of one image": f"{costs.macs:,}",
@@ -119,6 +120,7 @@ def _facts(about: Mapping[str, Any]) -> dict[str, str]:
         "classes": f"{about['num_classes']:,}: {named or f'names {UNKNOWN}'}" if about["num_classes"] else "none",
         "search space": genotype.space,
         "genotype": genotype.digest,
+        **arithmetic,
         "code": f"esformer {about['version']}" if about["version"] else UNKNOWN,
     }
 
@@ -136,6 +138,21 @@ def _preparation(about: Mapping[str, Any], batch: str) -> str:
     )
 
 
+def in_words(quantized: Mapping[str, Any]) -> str:
+    """What an export in int8 is and reaches.
+
+    Args:
+        quantized: what was done, as the pipeline says it.
+    """
+    q, size = quantized, quantized["int8_bytes"] / quantized["float32_bytes"]
+    return (
+        f"weights (a scale a channel) and activations int8, calibrated on {q['calibration_images']:,} training images;"
+        f" in float: {', '.join(q['float']) or 'no part that was tried'}. Top-1 of {q['images']:,} validation"
+        f" images: {q['int8_top1']:.2%}, {q['float32_top1']:.2%} in float32. {q['int8_bytes']:,} bytes, {size:.0%} of"
+        " float32's"
+    )
+
+
 def _accuracy(about: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     if about["weights"] == "random":
         return "None: the weights are random."
@@ -148,6 +165,7 @@ def _accuracy(about: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     if evaluation:
         images = f"{evaluation['images']:,} validation images of {_text(evaluation['data']['name'])}"
         texts.append(f"By `pipelines.evaluate`, on {images}:\n\n{_figures(evaluation)}")
+    texts = [f"{text}\n\nThat is of float32." for text in texts] if "quantized" in about else texts
     return "\n\n".join(texts) or f"Top-1 and top-5 are {UNKNOWN}."
 
 

@@ -6,15 +6,16 @@ the runtimes of apps are written in `runtimes.py`.
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from timm.models._hub import save_config_for_hf
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim
 
 from esformer.checkpoint.content import KEY, save_weights
@@ -22,6 +23,7 @@ from esformer.checkpoint.loading import load
 from esformer.export import runtimes
 from esformer.export.comparing import About, Computes, ExportError, hushed, images_for, program_of
 from esformer.export.metadata import metadata
+from esformer.export.quantizing import quantize_onnx, quantize_openvino
 from esformer.files import write_bytes
 from esformer.genotype import Genotype
 
@@ -104,11 +106,23 @@ def write_onnx(network: nn.Module, about: About, path: Path, opset: int | None =
 
 
 def read_onnx(path: Path) -> Computes:
-    """The graph in onnxruntime, on the CPU."""
+    """The graph in onnxruntime, on as many threads of the CPU as PyTorch has."""
+    session = _session(path)
+    return lambda images: torch.from_numpy(session.run(None, {runtimes.INPUT: images.numpy()})[0])
+
+
+def told_onnx(path: Path) -> str | None:
+    """What the file says of itself."""
+    told: str | None = _session(path).get_modelmeta().custom_metadata_map.get(KEY)
+    return told
+
+
+def _session(path: Path) -> Any:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {runtimes.INPUT: images.numpy()})[0])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,10 @@ class Format:
         any_number: whether it takes any number of images, not one at a time.
         holds: what lies in the folder that it is; nothing if it is a file.
         weights: with which the name of a second file ends, if it is two.
+        told: gives what a file says of itself, as JSON, so that it can be evaluated; None if it says nothing.
+        runtime: packages that run it, which may be fewer than write it.
+        quantize: writes a graph in int8, from that in float32, as `quantizing.quantize` has it; None if it cannot.
+        quantizer: packages that this needs beside.
     """
 
     suffix: str
@@ -140,6 +158,10 @@ class Format:
     any_number: bool = True
     holds: frozenset[str] = frozenset()
     weights: str = ""
+    told: Callable[[Path], str | None] | None = None
+    runtime: tuple[str, ...] = ()
+    quantize: Callable[[Path, Path, Tensor, Sequence[str], About], None] | None = None
+    quantizer: tuple[str, ...] = ()
 
     @property
     def is_folder(self) -> bool:
@@ -151,16 +173,32 @@ class Format:
         """The command that installs what it needs."""
         return self.environment or f"pip install 'esformer[{self.extra}]'"
 
-    def check_packages(self) -> None:
+    def check_packages(self, quantize: bool = False) -> None:
         """Refuse to begin without what it needs.
+
+        Args:
+            quantize: to int8.
 
         Raises:
             ExportError: a package is missing; says how to install it.
         """
-        if missing := [name for name in self.needs if importlib.util.find_spec(name) is None]:
+        needs = self.needs + (self.quantizer if quantize else ())
+        if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
             where = " into an environment of its own, since it changes others' packages" if self.environment else ""
             raise ExportError(
                 f"{' and '.join(missing)} cannot be imported; install what this export needs{where}: {self.install}"
+            )
+
+    def check_runtime(self) -> None:
+        """Refuse to run a file without what runs it.
+
+        Raises:
+            ExportError: a package is missing; says how to install it.
+        """
+        if missing := [name for name in self.runtime if importlib.util.find_spec(name) is None]:
+            install = self.install if self.extra else f"pip install {' '.join(self.runtime).replace('_', '-')}"
+            raise ExportError(
+                f"{' and '.join(missing)} cannot be imported; install what runs {self.suffix} files: {install}"
             )
 
 
@@ -180,6 +218,9 @@ FORMATS = {
         needs=("onnx", "onnxscript", "onnxruntime"),
         extra="export",
         is_graph=True,
+        told=told_onnx,
+        runtime=("onnxruntime",),
+        quantize=quantize_onnx,
     ),
     "torch-export": Format(
         ".pt2",
@@ -206,6 +247,10 @@ FORMATS = {
         extra="openvino",
         is_graph=True,
         weights=".bin",
+        told=runtimes.told_openvino,
+        runtime=("openvino",),
+        quantize=quantize_openvino,
+        quantizer=("nncf",),
     ),
     "litert": Format(
         ".tflite",
@@ -218,6 +263,8 @@ FORMATS = {
         " && litert/bin/pip install 'litert-torch>=0.10,<0.11'",
         is_graph=True,
         any_number=False,
+        told=runtimes.told_litert,
+        runtime=("ai_edge_litert",),
     ),
     "executorch": Format(
         ".pte",
@@ -229,6 +276,8 @@ FORMATS = {
         extra="executorch",
         is_graph=True,
         any_number=False,
+        told=runtimes.told_executorch,
+        runtime=("executorch",),
     ),
     "coreml": Format(
         ".mlpackage",

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from esformer.checkpoint.content import KEY
 from esformer.export.comparing import About, Computes, ExportError, hushed, images_for, program_of
 from esformer.export.metadata import metadata
 from esformer.files import FileError, write_bytes
@@ -29,7 +30,7 @@ CHECK = "check"
 """Under which a Core ML model has the outputs that it should have for `ramp`, for whoever runs it on a Mac."""
 
 
-_UNREPORTED = {"CI": "true"}
+UNREPORTED = {"CI": "true"}
 """The environment in which OpenVINO does not report to Intel that it is imported or converts something."""
 
 
@@ -55,24 +56,39 @@ def output_of(about: About) -> str:
 def write_openvino(network: nn.Module, about: About, path: Path) -> None:
     """OpenVINO's graph, for any number of images, and its weights beside it; metadata in the graph's `rt_info`."""
     openvino = _openvino()
-    with hushed(), patch.dict(os.environ, _UNREPORTED):
+    with hushed(), patch.dict(os.environ, UNREPORTED):
         model = openvino.convert_model(program_of(_Named(network)))
     model.inputs[0].get_tensor().set_names({INPUT})
     model.outputs[0].get_tensor().set_names({output_of(about)})
+    save_openvino(model, about, path)
+
+
+def save_openvino(model: Any, about: About, path: Path) -> None:
+    """Write a graph of OpenVINO's with metadata."""
     for key, text in metadata(about).items():
         model.set_rt_info(text, key)
     with _writing(path):
-        openvino.save_model(model, path, compress_to_fp16=False)
+        _openvino().save_model(model, path, compress_to_fp16=False)
 
 
 def read_openvino(path: Path) -> Computes:
-    """The graph in OpenVINO on the CPU, which else would compute in bfloat16 where it can."""
-    network = _openvino().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    """The graph in OpenVINO on as many threads of the CPU as PyTorch has.
+
+    It would compute in bfloat16 else, where the CPU can.
+    """
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    network = _openvino().compile_model(path, "CPU", settings)
     return lambda images: torch.from_numpy(network(images.numpy())[0].copy())
 
 
+def told_openvino(path: Path) -> str | None:
+    """What the graph says of itself."""
+    model = _openvino().Core().read_model(path)
+    return str(model.rt_info[KEY].value) if model.has_rt_info(KEY) else None
+
+
 def _openvino() -> Any:
-    with patch.dict(os.environ, _UNREPORTED):
+    with patch.dict(os.environ, UNREPORTED):
         import openvino
     return openvino
 
@@ -91,11 +107,20 @@ def write_litert(network: nn.Module, about: About, path: Path) -> None:
 
 
 def read_litert(path: Path) -> Computes:
-    """The graph in LiteRT's interpreter."""
+    """The graph in LiteRT's interpreter, on as many threads as PyTorch has."""
     from ai_edge_litert.interpreter import Interpreter
 
-    run = Interpreter(str(path)).get_signature_runner()
+    run = Interpreter(str(path), num_threads=torch.get_num_threads()).get_signature_runner()
     return _one_by_one(lambda image: torch.from_numpy(next(iter(run(**{INPUT: image.numpy()}).values()))))
+
+
+def told_litert(path: Path) -> str | None:
+    """What stands in the archive at the end of the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(f"{KEY}.json").decode()
+    except (zipfile.BadZipFile, KeyError):
+        return None
 
 
 def write_executorch(network: nn.Module, about: About, path: Path) -> None:
@@ -126,6 +151,15 @@ def read_executorch(path: Path) -> Computes:
 
         method = Runtime.get().load_program(path).load_method("forward")
     return _one_by_one(lambda image: method.execute([image])[0].clone())  # whose memory is used again
+
+
+def told_executorch(path: Path) -> str | None:
+    """What the program's method of that name gives."""
+    with hushed():
+        from executorch.runtime import Runtime
+
+        program = Runtime.get().load_program(path)
+        return str(program.load_method(KEY).execute([])[0]) if KEY in program.method_names else None
 
 
 def write_coreml(network: nn.Module, about: About, path: Path) -> None:

@@ -124,7 +124,7 @@ class Evaluator(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """B, 3, H, W -> B, num_classes"""
-        kind = next(self.network.parameters()).dtype
+        kind = next((weight.dtype for weight in self.network.parameters()), torch.float32)
         return self.network(images.to(kind, memory_format=torch.channels_last))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

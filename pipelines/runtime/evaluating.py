@@ -28,6 +28,7 @@ from esformer.checkpoint.loading import network_of, opened
 from esformer.data.base import NAMES, registered_opener
 from esformer.data.datamodule import EvaluationDataModule
 from esformer.errors import ESFormerError, out_of_memory
+from esformer.export.exported import Exported, Program, exported_kind, open_exported
 from esformer.files import write_text
 from esformer.model.latency import time_network
 from esformer.plots.confusion import draw_confusion
@@ -75,17 +76,24 @@ def run(config: Config, flags: argparse.Namespace, argv: Sequence[str] | None) -
         raise EvaluationError(f"--batch-size is {flags.batch_size}; it must be at least 1")
     check_size(config.data.img_size, config.data.img_size)
     plan = preflight("evaluate", config, argv, folder)
+    if isinstance(found, Exported):
+        check_exported(found, flags, plan)
     config = plan.config
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
     data = EvaluationDataModule(config.data, flags.batch_size)
     data.setup("validate")
     classes = check(found, data)
     progress = EvaluationProgress(len(data.val_set), bar=sys.stdout.isatty())
     trainer = bare_trainer(plan, callbacks=[progress])
     check_precision(config.trainer, trainer.strategy.root_device, training=False)
-    network = network_of(found, ema=not flags.raw, img_size=config.data.img_size)
+    if isinstance(found, Exported):
+        network = found.network()
+    else:
+        network = network_of(found, ema=not flags.raw, img_size=config.data.img_size)
     evaluator = Evaluator(network, found.num_classes, flags.batch_size)
     with results(folder):
-        corrupt = evaluate(trainer, evaluator, data, config)
+        corrupt = evaluate(trainer, evaluator, data)
         report = describe(found, plan, ema=not flags.raw) | {"devices": trainer.world_size}
         report |= summarise(evaluator.found, corrupt, classes)
         if is_main():
@@ -100,19 +108,36 @@ def run(config: Config, flags: argparse.Namespace, argv: Sequence[str] | None) -
 
 
 def checkpoint_defaults(arguments: argparse.Namespace) -> list[str]:
-    """The settings that a checkpoint brings with it; it stays with the arguments as `found`.
+    """The settings that a checkpoint, or an exported file, brings with it; it stays with the arguments as `found`.
 
     Raises:
         ESFormerError: it cannot be opened, or has no network for square colour images that tells classes apart.
     """
     start_logging()
-    arguments.found = found = opened(arguments.checkpoint)
+    name, kind = arguments.checkpoint, exported_kind(arguments.checkpoint)
+    arguments.found = found = open_exported(Path(name), kind) if kind else opened(name)
+    return defaults_of(found, arguments.settings, arguments.quick)
+
+
+def defaults_of(found: Checkpoint, settings: Sequence[str], quick: bool = False) -> list[str]:
+    """The settings that what is known of a network brings with it: which images, and how they are prepared.
+
+    Args:
+        found: what is known of it.
+        settings: those that a person writes, which come after and win.
+        quick: whether `--quick` chooses the images.
+
+    Raises:
+        EvaluationError: it takes no square colour images, or tells no classes apart.
+    """
     if found.num_classes < 2:
         raise EvaluationError(f"{found.path} holds no classifier of at least 2 classes")
     if found.in_chans != 3:
         raise EvaluationError(f"{found.path} takes images of {found.in_chans} channels; ours have 3")
     height, width = found.img_size
-    given = {setting.partition("=")[0] for setting in arguments.settings}
+    given = {setting.partition("=")[0] for setting in settings}
+    if height != width and isinstance(found, Exported):
+        raise EvaluationError(f"{found.path} takes images of {height} x {width} pixels, and ours are square")
     if height != width and "data.img_size" not in given:
         raise EvaluationError(
             f"{found.path} takes images of {height} x {width} pixels, and ours are square: give data.img_size=PIXELS"
@@ -123,9 +148,31 @@ def checkpoint_defaults(arguments: argparse.Namespace) -> list[str]:
         name = "folder"
     prepared = {word: found.data[word] for word in PREPARATION if word in found.data}
     prepared = {word: list(value) if isinstance(value, tuple) else value for word, value in prepared.items()}
-    settings = {"img_size": height} | prepared
-    choice = [] if arguments.quick else [f"data={name}", *foreign]  # which has images of its own
-    return [*choice, *(f"data.{key}={value}" for key, value in settings.items())]
+    known = {"img_size": height} | prepared
+    choice = [] if quick else [f"data={name}", *foreign]  # which has images of its own
+    device = ["trainer.accelerator=cpu"] if isinstance(found, Exported) else []
+    return [*choice, *device, *(f"data.{key}={value}" for key, value in known.items())]
+
+
+def check_exported(found: Exported, flags: argparse.Namespace, plan: Plan) -> None:
+    """Refuse what is for networks of PyTorch's, and cannot be asked of a file that another runtime runs.
+
+    Raises:
+        EvaluationError: says what to leave out.
+    """
+    size, trainer = found.img_size[0], plan.config.trainer
+    if flags.raw:
+        raise EvaluationError(f"{found.path} has one kind of weights, those that were exported: leave out --raw")
+    if plan.config.data.img_size != size:
+        raise EvaluationError(
+            f"{found.path} takes images of {size} pixels, not of data.img_size={plan.config.data.img_size}: for those,"
+            f" export the checkpoint again with --img-size {plan.config.data.img_size}"
+        )
+    if trainer.accelerator != "cpu" or plan.processes.world_size > 1 or plan.precision != "32-true":
+        raise EvaluationError(
+            f"{found.path} is run by one process on the CPU, in the arithmetic that it was written for: leave out"
+            " trainer.accelerator, trainer.devices, trainer.num_nodes and trainer.precision"
+        )
 
 
 def check(found: Checkpoint, data: EvaluationDataModule) -> list[str]:
@@ -170,7 +217,7 @@ def results(folder: Path) -> Iterator[None]:
     disconnect()
 
 
-def evaluate(trainer: Trainer, evaluator: Evaluator, data: EvaluationDataModule, config: Config) -> list[str]:
+def evaluate(trainer: Trainer, evaluator: Evaluator, data: EvaluationDataModule) -> list[str]:
     """Show every image to the network; gives the corrupt ones of all ranks.
 
     Raises:
@@ -178,8 +225,6 @@ def evaluate(trainer: Trainer, evaluator: Evaluator, data: EvaluationDataModule,
     """
     import torch.distributed as dist
 
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
     try:
         trainer.validate(evaluator, data, verbose=False)
     except Exception as error:
@@ -209,7 +254,7 @@ def describe(found: Checkpoint, plan: Plan, ema: bool) -> dict[str, Any]:
         "command": plan.run.command,
         "version": code_version(),
         "checkpoint": str(found.path),
-        "weights": found.describe(ema)["weights"],
+        **{word: value for word, value in found.describe(ema).items() if word in ("weights", "quantized")},
         "weights_digest": found.digest(ema),
         "size": found.genotype.space,
         "genotype": found.genotype.digest,
@@ -239,8 +284,9 @@ def measure(trainer: Trainer, evaluator: Evaluator, data: EvaluationDataModule, 
     evaluator.eval().to(device)  # Lightning has put it away
     images = torch.rand(data.batch_size, 3, size, size, device=device)
     with trainer.precision_plugin.val_step_context():
-        latency = time_network(evaluator, images[:1], threads)
-        batch = time_network(evaluator, images, threads, seconds=SECONDS)
+        elsewhere = isinstance(evaluator.network, Program)
+        latency = time_network(evaluator, images[:1], threads, elsewhere=elsewhere)
+        batch = time_network(evaluator, images, threads, seconds=SECONDS, elsewhere=elsewhere)
     return {
         "latency": asdict(latency),
         "images_per_second": 1000 * data.batch_size / batch.ms,
@@ -286,6 +332,8 @@ def show(report: dict[str, Any], folder: Path) -> None:
     """The figures and the classes as tables."""
     latency, data = report["latency"], report["data"]
     lines = {name: report[name] for name in ("checkpoint", "weights", "size", "params", "macs")}
+    if "quantized" in report:
+        lines["weights"] += f", int8, in float: {', '.join(report['quantized']['float']) or 'no part that was tried'}"
     lines["data"] = f"{data['root'] or data['name']} at {data['img_size']} pixels"
     lines |= {name: report[name] for name in ("images", "top1", "top5", "loss", "calibration_error")}
     if report["corrupt"]:

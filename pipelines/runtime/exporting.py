@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
@@ -14,13 +15,14 @@ from torch import nn
 from esformer.checkpoint import Checkpoint
 from esformer.checkpoint.loading import network_of, opened
 from esformer.export import FORMATS, Difference, ExportError, compare, fold, speed_up
-from esformer.export.card import METRICS, front_matter, model_card
+from esformer.export.card import METRICS, front_matter, in_words, model_card
 from esformer.export.comparing import images_for
 from esformer.export.formats import OPSETS, Format
 from esformer.files import atomic_output
 from esformer.genotype import Genotype
 from esformer.plots.architecture import draw_architecture
 from pipelines.runtime.checkpoint import beside, check_size, evaluation_of
+from pipelines.runtime.quantizing import LARGEST_DROP, check_options, int8_images, write_int8
 from pipelines.runtime.report import show
 from pipelines.runtime.run_folder import start_logging
 from pipelines.runtime.signals import stop
@@ -40,11 +42,12 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
     """
     start_logging()
     kind = FORMATS[options.to]
+    check_options(options, kind)
     check(kind, options)
     found = opened(options.checkpoint)
     if options.to == "timm-folder" and not isinstance(found.genotype, Genotype):
         raise ExportError(f"{found.path} holds a network of space {found.genotype.space}, which timm cannot build")
-    out = options.out or beside(options.checkpoint, kind.suffix)
+    out = options.out or beside(options.checkpoint, f"{'-int8' if options.quantize else ''}{kind.suffix}")
     check_place(out, kind, Path(options.checkpoint))
     img_size = options.img_size or found.img_size
     check_size(*img_size)
@@ -53,10 +56,15 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
     about = describe(found, img_size, ema=not options.raw) | ({"folded": True} if folds else {})
     exported = fold(network) if folds else network
     settings = {"opset": options.opset} if options.to == "onnx" else {}
+    images = int8_images(options, found, img_size) if options.quantize else None
     with stop.deferred(), atomic_output(out) as place:  # a signal within a library in C++ would end it there and then
-        with importable(kind):
-            kind.write(exported, about, place / out.name, **settings)
-            difference = compared(network, kind, place / out.name)
+        with importable(kind), TemporaryDirectory(dir=place.parent) as room:
+            file = Path(room if images else place, out.name)
+            kind.write(exported, about, file, **settings)
+            difference = compared(network, kind, file)
+            if images:
+                drop = LARGEST_DROP if options.largest_drop is None else options.largest_drop
+                about["quantized"] = write_int8(kind, network, file, place / out.name, about, images, drop)
         extras = write_card(place, out, kind, found, about, options, was_run=difference is not None)
     summary = {
         "checkpoint": str(found.path),
@@ -65,9 +73,11 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
         **extras,
         **({"largest_difference": difference.largest, "largest_output": difference.scale} if difference else {}),
         **(measure(network, exported) if folds else {}),
+        **({"quantized": about["quantized"]} if images else {}),
         "command": command,
     }
-    show(summary | ({"largest_difference": f"{difference.largest:.1e}"} if difference else {}))
+    shown = {"largest_difference": f"{difference.largest:.1e}"} if difference else {}
+    show({**summary, **shown, **({"quantized": in_words(about["quantized"])} if images else {})})
     return summary
 
 
@@ -111,7 +121,7 @@ def check(kind: Format, options: argparse.Namespace) -> None:
     Raises:
         ExportError: a package is missing, or an option is not for this kind or not within its range.
     """
-    kind.check_packages()
+    kind.check_packages(options.quantize)
     if options.opset is not None and options.to != "onnx":
         raise ExportError(f"--opset is for --to onnx, not for {options.to}")
     if options.opset is not None and options.opset not in OPSETS:
