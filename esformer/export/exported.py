@@ -71,15 +71,20 @@ class Exported(Checkpoint):
         with _opening(self.path):
             computes = self.kind.read(self.path)
         assert computes is not None
-        return Program(computes)
+        return Program(computes, self.kind.own_threads)
 
 
 class Program(nn.Module):
-    """What a runtime computes as a module: B, C, H, W -> B, num_classes, float32, on the CPU."""
+    """What a runtime computes as a module: B, C, H, W -> B, num_classes, float32, on the CPU.
 
-    def __init__(self, computes: Computes) -> None:
+    Args:
+        computes: the same as a function.
+        own_threads: whether the runtime chooses how many threads it takes.
+    """
+
+    def __init__(self, computes: Computes, own_threads: bool = False) -> None:
         super().__init__()
-        self.computes = computes
+        self.computes, self.own_threads = computes, own_threads
 
     def forward(self, images: Tensor) -> Tensor:
         return self.computes(images.float().contiguous())

@@ -143,6 +143,7 @@ class Format:
         weights: with which the name of a second file ends, if it is two.
         told: gives what a file says of itself, as JSON, so that it can be evaluated; None if it says nothing.
         runtime: packages that run it, which may be fewer than write it.
+        own_threads: whether the runtime chooses how many threads it takes.
         quantize: writes a graph in int8, from that in float32, as `quantizing.quantize` has it; None if it cannot.
         quantizer: packages that this needs beside.
     """
@@ -160,6 +161,7 @@ class Format:
     weights: str = ""
     told: Callable[[Path], str | None] | None = None
     runtime: tuple[str, ...] = ()
+    own_threads: bool = False
     quantize: Callable[[Path, Path, Tensor, Sequence[str], About], None] | None = None
     quantizer: tuple[str, ...] = ()
 
@@ -278,6 +280,7 @@ FORMATS = {
         any_number=False,
         told=runtimes.told_executorch,
         runtime=("executorch",),
+        own_threads=True,
     ),
     "coreml": Format(
         ".mlpackage",

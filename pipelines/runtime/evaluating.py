@@ -98,6 +98,7 @@ def run(config: Config, flags: argparse.Namespace, argv: Sequence[str] | None) -
         report |= summarise(evaluator.found, corrupt, classes)
         if is_main():
             report |= measure(trainer, evaluator, data, config)
+            report |= {"precision": "int8"} if "quantized" in report else {}
             try:
                 write(folder, report, evaluator.found)
             except OSError as error:
@@ -279,12 +280,12 @@ def summarise(found: Evaluation, corrupt: list[str], classes: list[str]) -> dict
 def measure(trainer: Trainer, evaluator: Evaluator, data: EvaluationDataModule, config: Config) -> dict[str, Any]:
     """Milliseconds of one image, and images a second in batches, of the network alone on one device of this machine."""
     log.info("timing the network")
-    device, size = trainer.strategy.root_device, config.data.img_size
+    network, device, size = evaluator.network, trainer.strategy.root_device, config.data.img_size
     threads = config.trainer.threads or torch.get_num_threads()
     evaluator.eval().to(device)  # Lightning has put it away
     images = torch.rand(data.batch_size, 3, size, size, device=device)
     with trainer.precision_plugin.val_step_context():
-        elsewhere = isinstance(evaluator.network, Program)
+        elsewhere = isinstance(network, Program)
         latency = time_network(evaluator, images[:1], threads, elsewhere=elsewhere)
         batch = time_network(evaluator, images, threads, seconds=SECONDS, elsewhere=elsewhere)
     return {
@@ -292,7 +293,7 @@ def measure(trainer: Trainer, evaluator: Evaluator, data: EvaluationDataModule, 
         "images_per_second": 1000 * data.batch_size / batch.ms,
         "batch_size": data.batch_size,
         "device": device_name(device),
-        "threads": threads,
+        "threads": None if isinstance(network, Program) and network.own_threads else threads,
         "precision": trainer.precision,
     }
 
@@ -340,7 +341,7 @@ def show(report: dict[str, Any], folder: Path) -> None:
         lines["images that cannot be read"] = len(report["corrupt"])
     lines["latency"] = f"{latency['ms']:.2f} ± {latency['error_ms']:.2f} ms for one image"
     lines["images_per_second"] = f"{report['images_per_second']:,.1f}, {report['batch_size']} at a time"
-    lines["device"] = f"{report['device']}, {report['threads']} threads, {report['precision']}"
+    lines["device"] = f"{report['device']}, {report['threads'] or 'its own'} threads, {report['precision']}"
     show_summary(lines | {"results": str(folder)})
     table = Table("class", *(("images", "top-1", "top-5", "precision")), "most often taken for")
     rows = sorted(report["classes"], key=lambda row: -math.inf if row["top1"] is None else -row["top1"])

@@ -66,6 +66,8 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
                 drop = LARGEST_DROP if options.largest_drop is None else options.largest_drop
                 about["quantized"] = write_int8(kind, network, file, place / out.name, about, images, drop)
         extras = write_card(place, out, kind, found, about, options, was_run=difference is not None)
+    if images:
+        difference = None  # that was of the graph in float32
     summary = {
         "checkpoint": str(found.path),
         "weights": about["weights"],

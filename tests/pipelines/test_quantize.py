@@ -42,7 +42,7 @@ def copied(checkpoint, tmp_path):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("kind", ABLE)
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if FORMATS[kind].told])
 def test_an_exported_file_gives_the_figures_of_its_checkpoint(kind, in_float, checkpoint, capsys):
     path = Path(in_float[kind]["written"])
     report, own = (evaluate.main([str(file), *CPU]) for file in (path, checkpoint))
@@ -53,6 +53,7 @@ def test_an_exported_file_gives_the_figures_of_its_checkpoint(kind, in_float, ch
         assert report[name] == own[name], name
     assert report["loss"] == pytest.approx(own["loss"], rel=1e-5) and report["images"] == 360
     assert report["latency"]["ms"] > 0 < report["images_per_second"]
+    assert (report["threads"] is None) == (kind == "executorch") and report["precision"] == "32-true"
     folder = path.with_name(f"{path.name}-evaluation")
     assert sorted(one.name for one in folder.iterdir()) == ["classes.csv", "confusion.png", "evaluation.json"]
     assert json.loads((folder / "evaluation.json").read_text()) == report
@@ -77,6 +78,7 @@ def test_int8_keeps_the_accuracy_and_says_what_was_done(kind, copied, capsys):
     assert f"{done['int8_top1']:.2%} in int8" in capsys.readouterr().out
     report = evaluate.main([str(path), *CPU])
     assert report["top1"] == done["int8_top1"] and report["quantized"]["calibration_images"] == 64
+    assert report["precision"] == "int8" and "largest_difference" not in result
     names = {path.name, f"{path.name}.md", f"{path.name}.png", f"{path.name}-evaluation", "last.ckpt"}
     assert {one.name for one in copied.parent.iterdir()} == names | ({"last-int8.bin"} if kind == "openvino" else set())
 
