@@ -55,7 +55,8 @@ def test_an_exported_file_gives_the_figures_of_its_checkpoint(kind, in_float, ch
     assert report["latency"]["ms"] > 0 < report["images_per_second"]
     assert (report["threads"] is None) == (kind == "executorch") and report["precision"] == "32-true"
     folder = path.with_name(f"{path.name}-evaluation")
-    assert sorted(one.name for one in folder.iterdir()) == ["classes.csv", "confusion.png", "evaluation.json"]
+    left = ("classes.csv", "confusion.png", "evaluation.json", "mistakes.png")
+    assert sorted(one.name for one in folder.iterdir()) == [*left]
     assert json.loads((folder / "evaluation.json").read_text()) == report
     assert "most often taken for" in capsys.readouterr().out
 
