@@ -3,6 +3,7 @@
 Runs with `wandb.checkpoints=true` send them there.
 """
 
+import re
 from pathlib import Path
 
 from esformer.checkpoint.content import CheckpointError
@@ -23,7 +24,7 @@ def fetch(name: str) -> Path:
     """
     import wandb
 
-    if name.count("/") != 2 or not all(part for word in name.split("/") for part in word.split(":")):
+    if not re.fullmatch(r"[^/:]+/[^/:]+/[^/:]+(:[^/:]+)?", name):
         raise CheckpointError(f"{WANDB}{name} is no artifact; write {WANDB}ENTITY/PROJECT/NAME:ALIAS, such as ...:best")
     try:
         folder = Path(wandb.Api().artifact(name).download())

@@ -7,7 +7,6 @@ in its environment, answers and ends. Nothing is imported where nobody asks.
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from configs.compose import PATHS
 from configs.explain import SECTIONS_WITH_FILES, choices, settings
@@ -69,15 +68,8 @@ def _values(key: str, begun: str) -> Sequence[str]:
         return VALUES[key]
     if kinds.get(key) is bool:
         return ("true", "false")
-    return _paths(begun) if key in PATHS else ()
+    if key in PATHS:
+        from argcomplete.completers import FilesCompleter
 
-
-def _paths(begun: str) -> list[str]:
-    """Files and folders whose path begins so."""
-    folder, slash, name = begun.rpartition("/")
-    place = Path(folder + slash or ".").expanduser()
-    try:
-        found = sorted(path for path in place.iterdir() if path.name.startswith(name))
-    except OSError:
-        return []
-    return [f"{folder}{slash}{path.name}{'/' if path.is_dir() else ''}" for path in found]
+        return FilesCompleter()(begun)
+    return ()

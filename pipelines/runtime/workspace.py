@@ -118,7 +118,8 @@ def save(project: str, entity: str | None) -> str:
     Raises:
         ESFormerError: nobody is logged in, there is no such project, or the server cannot be reached.
     """
-    made = workspace(WandbConfig(project=project).project)
+    WandbConfig(project=project)  # refuses what no project can be called
+    made = workspace(project)
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
     from wandb_workspaces.workspaces.internal import View

@@ -75,3 +75,8 @@ def test_it_runs_the_command_as_python_does():
     assert ours == theirs and "size: S1\nseed: 3\n" in ours
     script = [point for point in entry_points(group="console_scripts") if point.name == "esformer"]
     assert not script or script[0].load() is main
+
+
+def test_a_process_ends_with_a_sentence_and_code_2(tmp_path, warm):
+    process = warm.start(["pipelines.export", "esformer_s0", "--to", "onnx", "--opset", "5"], tmp_path)
+    assert process.finish(2).strip() == "error: --opset is 5; it must be from 18 to 25"
