@@ -29,11 +29,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
-def pytest_testnodedown(node, error):
-    """One of pytest-xdist's processes that dies says nothing by itself, if a signal killed it."""
-    if error:
-        code = node.gateway._io.popen.wait(10)
-        node.config.get_terminal_writer().line(f"\n{node.gateway.id} ended with {code}")
+def pytest_configure(config):
+    if config.pluginmanager.hasplugin("xdist"):
+        import crashes
+
+        config.pluginmanager.register(crashes)
 
 
 @pytest.fixture(scope="session", autouse=True)
