@@ -9,6 +9,12 @@ from esformer.choices import choices_of
 from esformer.genotype import Genotype
 
 
+@pytest.fixture(autouse=True)
+def _one_batch_is_timed(monkeypatch):
+    """Else an evaluation times them for five seconds."""
+    monkeypatch.setattr("pipelines.runtime.evaluating.SECONDS", 0.01)
+
+
 @pytest.fixture
 def digits_in_folders(tmp_path):
     """Write real images of digits: the first ones for validation, the others for training."""
