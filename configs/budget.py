@@ -1,9 +1,11 @@
 """What a search makes of the settings of the budget."""
 
-from configs.schema import Config
-from esformer.choices import size_of
+from configs.schema import Config, ConfigError, table_and_limit
+from esformer.choices import EXTENDED, size_of
 from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost, cost, paper_macs
+from esformer.model.latency_fit import LatencyModel
+from esformer.model.latency_table import LatencyTable
 
 
 def price_of(config: Config, genotype: Genotype) -> Cost:
@@ -15,11 +17,35 @@ def budget(config: Config) -> Budget:
     """The budget of a configuration's search, in numbers."""
     b = config.budget
     macs = _auto(config) if isinstance(b.macs, str) else b.macs
+    predicted = None if b.latency is None else table_and_limit(b.latency)[1]
     return Budget(
         params=None if b.params is None else int(b.params),
         macs=None if macs is None else int(macs),
-        latency_ms=b.latency_ms,
+        latency_ms=predicted if b.latency_ms is None else b.latency_ms,
     )
+
+
+def latency_model(config: Config, space: str) -> LatencyModel | None:
+    """What predicts the latencies of a search; None where `budget.latency` names no table.
+
+    Args:
+        config: the configuration.
+        space: the name of what is searched.
+
+    Raises:
+        ESFormerError: the table cannot be read, is not filled yet, or is of other networks.
+    """
+    if config.budget.latency is None:
+        return None
+    path, _ = table_and_limit(config.budget.latency)
+    table = LatencyTable.read(path)
+    for what, theirs, ours in (
+        ("space", table.space, (space, space + EXTENDED)),
+        ("img_size", table.img_size, (config.data.img_size,)),
+    ):
+        if theirs not in ours:
+            raise ConfigError(f"budget.latency: {path} is of {what} {theirs}, and this search of {ours[0]}")
+    return LatencyModel.of(table)
 
 
 def explain_auto(config: Config) -> str:

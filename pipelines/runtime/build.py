@@ -25,7 +25,7 @@ from callbacks.ema import EMA
 from callbacks.history import History
 from callbacks.progress import EpochLines, TrainingBar
 from callbacks.speed import Speed, Waiting
-from configs.budget import budget
+from configs.budget import budget, latency_model
 from configs.schema import Config, ConfigError
 from esformer.benchmarks.spaces import open_space
 from esformer.benchmarks.trained import AnyArchitecture
@@ -122,6 +122,7 @@ def search_stage(config: Config, fabric: Fabric | None = None, space: Space | No
         num_classes=config.data.known_classes,
         workers=config.search.workers,
         batch_size=config.search.batch_size,
+        latency=latency_model(config, space.name),
         fabric=fabric,
         **_batch(config, space),
     )
