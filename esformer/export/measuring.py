@@ -13,17 +13,21 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from esformer.export.comparing import images_for
+from esformer.export.comparing import About, images_for
 from esformer.export.exported import Program
+from esformer.export.folding import fold
 from esformer.export.formats import FORMATS, Format
-from esformer.export.probes import about, probe_of
 from esformer.files import FileError, atomic_output, read_text
+from esformer.genotype import Genotype
+from esformer.model.esformer import ESFormer
 from esformer.model.latency import runs
 from esformer.model.latency_table import LatencyTable, LatencyTableError, Row
+from esformer.model.probe import Probe
 
 TURNS = 40
 """Runs of a network, each after one of the reference."""
@@ -160,6 +164,28 @@ class Bench:
         computes = kind.read(path)
         assert computes is not None
         return Program(computes), image
+
+
+def probe_of(row: Row, table: LatencyTable, folded: bool = True) -> nn.Module:
+    """What a row of a table measures: random weights, in evaluation mode.
+
+    Args:
+        row: of the table.
+        table: says for which images and classes.
+        folded: with norms and layer scales folded into the convolutions before them, as exports have them.
+    """
+    network: nn.Module
+    if isinstance(row.what, Genotype):
+        network = ESFormer(row.what, table.num_classes, img_size=table.img_size)
+    else:
+        network = Probe(row.what, row.times)
+    return fold(network) if folded else network.eval()
+
+
+def about(network: nn.Module) -> About:
+    """What a file of such a network says of itself."""
+    probe: Any = network
+    return {"num_classes": 0, "in_chans": probe.in_chans, "img_size": list(probe.img_size), "data": {}}
 
 
 def emit(table: LatencyTable, number: int, runtime: Runtime, folder: Path) -> Path:

@@ -98,8 +98,8 @@ class LatencyModel:
         if len(networks) < FEWEST:
             return model
         parts = [model._parts(network) for network, _ in networks if isinstance(network, Genotype)]
-        whole = _least_squares(np.array(parts), np.array([ms for _, ms in networks]))
-        return replace(model, whole=tuple(whole))
+        scale, param, run = _least_squares(np.array(parts), np.array([ms for _, ms in networks]))
+        return replace(model, whole=(scale, param, run))
 
     def __call__(self, genotype: Genotype, num_classes: int | None = None) -> float:
         """Milliseconds of one image.
@@ -143,8 +143,9 @@ class LatencyModel:
         predicted = np.array([self(genotype) for genotype, _ in held if isinstance(genotype, Genotype)])
         measured = np.array([ms for _, ms in held])
         apart = np.abs(predicted / measured - 1)
-        ranks = [values.argsort().argsort() for values in (predicted, measured)]
-        return LatencyError(float(apart.mean()), float(apart.max()), float(np.corrcoef(*ranks)[0, 1]), len(held))
+        first, second = (values.argsort().argsort() for values in (predicted, measured))
+        spearman = float(np.corrcoef(first, second)[0, 1])
+        return LatencyError(float(apart.mean()), float(apart.max()), spearman, len(held))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as a journal keeps it; `LatencyModel(**d)` is the way back."""

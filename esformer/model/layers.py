@@ -96,7 +96,7 @@ def drawn_layers(choices: Choices, img_size: int, num_classes: int, seed: int = 
     return [*found, *((Layer("classifier", chs, num_classes, pixels), 1) for chs in _spread(rng, last, 5))]
 
 
-def _conv_blocks(rng: random.Random, choices: Choices, number: int) -> Iterator[tuple[ConvBlock, int, int]]:
+def _conv_blocks(rng: random.Random, choices: Choices, number: int) -> Iterator[tuple[Block, int, int]]:
     """Blocks, the channels that come in, and how many in a row."""
     stage = choices.stages[number]
     if stage.blocks == stage.transformers:
@@ -107,17 +107,15 @@ def _conv_blocks(rng: random.Random, choices: Choices, number: int) -> Iterator[
             yield ConvBlock(ffn, kernel, out, next(ratios)), chs, times
 
 
-def _transformers(rng: random.Random, choices: Choices, number: int) -> Iterator[tuple[TransformerLayer, int, int]]:
+def _transformers(rng: random.Random, choices: Choices, number: int) -> Iterator[tuple[Block, int, int]]:
     stage = choices.stages[number]
     if not stage.transformers:
         return
-    kinds, ratios, heads, dims = (
-        cycle(rng.sample(one, len(one))) for one in (choices.ffn, choices.ratio, choices.heads, choices.head_dim)
-    )
+    kinds = cycle(rng.sample(choices.ffn, len(choices.ffn)))
+    ratios, heads, dims = (cycle(rng.sample(one, len(one))) for one in (choices.ratio, choices.heads, choices.head_dim))
     for index, (chs, out, times) in enumerate(_widths(rng, stage.out, DRAWN_TRANSFORMERS)):
-        if index % len(choices.head_dim) == 0:
-            next(dims)  # so that others meet
-        if index % len(choices.ratio) == 0:
+        if index % len(choices.head_dim) == 0:  # else the same would meet again
+            next(dims)
             next(ratios), next(ratios)
         yield TransformerLayer(next(kinds), next(heads), out, next(ratios), next(dims)), chs, times
 

@@ -36,7 +36,7 @@ class Evaluation:
         scores: what each proxy of the phase gives it; higher is better.
         params: parameters of the genotype.
         macs: multiply-accumulates of one image.
-        latency_ms: milliseconds of one image, if the budget limits them.
+        latency_ms: milliseconds of one image, if the budget limits them or a table predicts them.
         seconds: time the scoring took; 0 if the scores were known.
         elapsed: seconds of search until then, over all its sessions.
         genotype: as `Genotype.to_dict` gives it.

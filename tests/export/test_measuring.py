@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from esformer.export import measuring
-from esformer.export.measuring import RUNTIMES, Bench, emit, runtime_of, script, told
-from esformer.export.probes import Probe, probe_of
+from esformer.export.measuring import RUNTIMES, Bench, emit, probe_of, runtime_of, script, told
 from esformer.genotype import Genotype
 from esformer.model.cost import cost
 from esformer.model.latency_table import LatencyTable, LatencyTableError, Row
 from esformer.model.layers import layers
+from esformer.model.probe import Probe
 
 TOOLS = {  # what each tool prints, shortened
     "onnxruntime": "Session creation time cost: 0.0122 s\nAverage inference time cost total: 13.19 ms\n"

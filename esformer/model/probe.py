@@ -1,18 +1,9 @@
-"""Small networks that hold one layer of an ESFormer, or some of them in a row, to be measured in a runtime.
-
-They are folded and written as whole networks are, so that what is measured is what an app runs.
-"""
-
-from typing import Any
+"""A small network that holds one layer of an ESFormer, or some of it in a row: what a table of latencies measures."""
 
 from timm.models import efficientformer_v2 as timm_v2
 from torch import Tensor, nn
 
-from esformer.export.comparing import About
-from esformer.export.folding import fold
-from esformer.genotype import Genotype
-from esformer.model.esformer import Downsample, ESFormer, ESFormerBlock
-from esformer.model.latency_table import LatencyTable, Row
+from esformer.model.esformer import Downsample, ESFormerBlock
 from esformer.model.layers import Layer
 
 
@@ -53,25 +44,3 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(x).mean(dim=(2, 3)))
-
-
-def probe_of(row: Row, table: LatencyTable, folded: bool = True) -> nn.Module:
-    """What a row of a table measures: random weights, in evaluation mode.
-
-    Args:
-        row: of the table.
-        table: says for which images and classes.
-        folded: with norms and layer scales folded into the convolutions before them, as exports have them.
-    """
-    network: nn.Module
-    if isinstance(row.what, Genotype):
-        network = ESFormer(row.what, table.num_classes, img_size=table.img_size)
-    else:
-        network = Probe(row.what, row.times)
-    return fold(network) if folded else network.eval()
-
-
-def about(network: nn.Module) -> About:
-    """What a file of such a network says of itself."""
-    probe: Any = network
-    return {"num_classes": 0, "in_chans": probe.in_chans, "img_size": list(probe.img_size), "data": {}}
