@@ -1,11 +1,9 @@
 """What a search makes of the settings of the budget."""
 
-from configs.schema import Config, ConfigError, table_and_limit
-from esformer.choices import EXTENDED, size_of
+from configs.schema import Config, table_and_limit
+from esformer.choices import size_of
 from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost, cost, paper_macs
-from esformer.model.latency_fit import LatencyModel
-from esformer.model.latency_table import LatencyTable
 
 
 def price_of(config: Config, genotype: Genotype) -> Cost:
@@ -23,29 +21,6 @@ def budget(config: Config) -> Budget:
         macs=None if macs is None else int(macs),
         latency_ms=predicted if b.latency_ms is None else b.latency_ms,
     )
-
-
-def latency_model(config: Config, space: str) -> LatencyModel | None:
-    """What predicts the latencies of a search; None where `budget.latency` names no table.
-
-    Args:
-        config: the configuration.
-        space: the name of what is searched.
-
-    Raises:
-        ESFormerError: the table cannot be read, is not filled yet, or is of other networks.
-    """
-    if config.budget.latency is None:
-        return None
-    path, _ = table_and_limit(config.budget.latency)
-    table = LatencyTable.read(path)
-    for what, theirs, ours in (
-        ("space", table.space, (space, space + EXTENDED)),
-        ("img_size", table.img_size, (config.data.img_size,)),
-    ):
-        if theirs not in ours:
-            raise ConfigError(f"budget.latency: {path} is of {what} {theirs}, and this search of {ours[0]}")
-    return LatencyModel.of(table)
 
 
 def explain_auto(config: Config) -> str:
