@@ -133,7 +133,7 @@ class Bench:
     def __enter__(self) -> "Bench":
         torch.set_num_threads(self.threads)
         self._room = TemporaryDirectory()
-        self._reference = self._open(self.table.rows[0])
+        self._reference = self._open(self.table.rows[0], self._room.name)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -148,18 +148,19 @@ class Bench:
     @torch.inference_mode()
     def ratio(self, row: Row) -> float:
         """How many times as long as the reference the network of a row takes."""
-        turns = zip(runs(*self._reference, self._own), runs(*self._open(row), self._own), strict=False)
-        return statistics.median(other / reference for reference, other in islice(turns, TURNS))
+        with TemporaryDirectory(dir=self._room.name) as room:
+            turns = zip(runs(*self._reference, self._own), runs(*self._open(row, room), self._own), strict=False)
+            return statistics.median(other / reference for reference, other in islice(turns, TURNS))
 
-    def _open(self, row: Row) -> tuple[nn.Module, Tensor]:
-        """The network as the runtime has it, and an image."""
+    def _open(self, row: Row, room: str) -> tuple[nn.Module, Tensor]:
+        """The network as the runtime has it, and an image; a runtime may read its file as long as it lives."""
         kind = self.runtime.kind
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.no_grad():
             network = probe_of(row, self.table, folded=kind is not None)
             image = images_for(network, 1)
         if kind is None:
             return network.to(self.device), image.to(self.device)
-        path = Path(self._room.name, f"network{kind.suffix}")
+        path = Path(room, f"network{kind.suffix}")
         kind.write(network, about(network), path)
         computes = kind.read(path)
         assert computes is not None
