@@ -3,6 +3,7 @@
 import argparse
 import logging
 import time
+from contextlib import nullcontext
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def measure_table(options: argparse.Namespace) -> dict[str, Any]:
     bench = Bench(table, runtime, options.threads, str(device))
     if missing := table.missing:
         _write(table, path)
-        with importable(runtime.kind) if runtime.kind else stop.deferred(), stop.deferred(), bench:
+        with stop.deferred(), importable(runtime.kind) if runtime.kind else nullcontext(), bench:
             _measure(table, missing, bench, path)
     return _judged(table, path)
 
@@ -80,7 +81,7 @@ def emit_files(options: argparse.Namespace) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LatencyTableError(f"{unwritable(folder, error)}; choose another folder") from None
-    facts = {"runtime": runtime.package, "device": options.device or "not said"}
+    facts = {"runtime": runtime.package, "device": _named(options) or "not said"}
     table = _table(folder / TABLE, options, facts)
     _write(table, folder / TABLE)
     (folder / SCRIPT).write_text(script(table, runtime, options.threads))
@@ -111,8 +112,8 @@ def read_outputs(options: argparse.Namespace) -> dict[str, Any]:
     for number in range(len(table.rows)):
         if (output := options.read / f"{table.name(number)}.txt").exists():
             table.fill(number, told(output, runtime))
-    if options.device:
-        table.facts["device"] = options.device
+    if name := _named(options):
+        table.facts["device"] = name
     _write(table, path)
     return _judged(table, path)
 
@@ -162,6 +163,11 @@ def _write(table: LatencyTable, path: Path) -> None:
     except OSError as error:
         raise LatencyTableError(f"{unwritable(path, error)}; choose another file") from None
     table.write(path)
+
+
+def _named(options: argparse.Namespace) -> str:
+    """What a device that is elsewhere is called, as a line of a file can hold it."""
+    return " ".join((options.device or "").split())
 
 
 def _device(options: argparse.Namespace, runtime: Runtime) -> torch.device:
