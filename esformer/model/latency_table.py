@@ -157,10 +157,11 @@ class LatencyTable:
             LatencyTableError: it cannot be read, or is no latency table; names the line.
         """
         try:
-            lines = read_text(path, LARGEST).splitlines()
+            lines = read_text(path, LARGEST).removeprefix("\ufeff").splitlines()  # spreadsheets' byte order mark
         except FileError as error:
             raise LatencyTableError(str(error)) from None
-        head = dict(line[1:].strip().partition(": ")[::2] for line in lines if line.startswith("#"))
+        comments = (line[1:].strip(" ,") for line in lines if line.startswith("#"))  # and their empty cells
+        head = dict(comment.partition(": ")[::2] for comment in comments)
         if head.pop("latency table", None) != FORMAT:
             raise LatencyTableError(
                 f"{path}: is not a latency table of this version; its first line would be '# latency table: {FORMAT}'"

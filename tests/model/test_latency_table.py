@@ -92,6 +92,13 @@ def test_its_file_says_all_and_is_digested_by_what_was_measured(table, tmp_path)
     assert table.name(0) == "000-reference" and len({table.name(n) for n in range(len(table.rows))}) == len(table.rows)
 
 
+def test_a_spreadsheet_may_have_saved_it(table, tmp_path):
+    table.write(tmp_path / "t.csv")
+    lines = [line + "," * 7 * line.startswith("#") for line in (tmp_path / "t.csv").read_text().splitlines()]
+    (tmp_path / "t.csv").write_bytes("\r\n".join(["\ufeff" + lines[0], *lines[1:], ""]).encode())
+    assert LatencyTable.read(tmp_path / "t.csv") == table
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
