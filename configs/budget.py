@@ -1,6 +1,6 @@
 """What a search makes of the settings of the budget."""
 
-from configs.schema import Config
+from configs.schema import Config, table_and_limit
 from esformer.choices import size_of
 from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost, cost, paper_macs
@@ -15,10 +15,11 @@ def budget(config: Config) -> Budget:
     """The budget of a configuration's search, in numbers."""
     b = config.budget
     macs = _auto(config) if isinstance(b.macs, str) else b.macs
+    predicted = None if b.latency is None else table_and_limit(b.latency)[1]
     return Budget(
         params=None if b.params is None else int(b.params),
         macs=None if macs is None else int(macs),
-        latency_ms=b.latency_ms,
+        latency_ms=predicted if b.latency_ms is None else b.latency_ms,
     )
 
 

@@ -15,7 +15,7 @@ from configs.values import ValueTypeError, convert, dump, show
 from esformer.choices import SIZES, size_of
 from esformer.files import ContentError, parse_yaml, read_yaml
 
-PATHS = ("run.dir", "data.root", "space.table", "genotype", "init")
+PATHS = ("run.dir", "data.root", "space.table", "budget.latency", "genotype", "init")
 """Settings that are paths: `~` in front is the home."""
 NOT_THE_RUN = (
     *("run", "trainer", "wandb", "logger", "ablate"),
@@ -33,6 +33,7 @@ ADDED |= {"logger": "wandb"}
 ADDED |= {"space.name": None, "space.table": None, "space.dataset": None}
 ADDED |= {"recipe.schedule": "cosine", "recipe.lr_decay": 0.97, "recipe.optimizer": "adamw", "recipe.momentum": 0.9}
 ADDED |= {"recipe.crop_padding": 0, "recipe.color_jitter": [], "recipe.cutout": 0, "recipe.drop_path_schedule": "depth"}
+ADDED |= {"budget.latency": None}
 ADDED |= {"recipe.loss": "bce", "recipe.auxiliary": 0.0}
 """Settings that there once were not, and the values that change nothing: with them a run is the one that it was."""
 MOST_OF_ALL = 2**31 - 1

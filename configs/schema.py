@@ -116,6 +116,9 @@ class BudgetConfig:
     latency_ms: float | None = None
     """Most milliseconds for one image of the data's size, measured on what searches (search.accelerator), on one CPU
     thread; other load on the machine disturbs it, so on the CPU it wants search.workers=1."""
+    latency: str | None = None
+    """A table of pipelines.latency, and most milliseconds of one image as it predicts them, such as phone.csv:20ms. It
+    measures nothing, so the search is as fast as without; a table alone is for search.family=latency_ms."""
 
     def __post_init__(self) -> None:
         for name, least in (("params", 1), ("macs", 1), ("latency_ms", 0)):
@@ -125,6 +128,30 @@ class BudgetConfig:
                     raise ConfigError(f"{name} is {limit!r}; it must be a number, {AUTO} or null")
             elif limit is not None and not (least <= limit < math.inf and limit > 0):
                 raise ConfigError(f"{name} is {limit}; it must be {'at least 1' if least else 'above 0'}")
+        if self.latency is not None:
+            if self.latency_ms is not None:
+                raise ConfigError(
+                    "latency and latency_ms are both set: one is predicted by a table, one measured; choose"
+                )
+            table_and_limit(self.latency)
+
+
+def table_and_limit(text: str) -> tuple[str, float | None]:
+    """The table and the milliseconds that `budget.latency` names; None where it names a table alone.
+
+    Args:
+        text: such as `phone.csv:20ms`.
+
+    Raises:
+        ConfigError: the milliseconds are no number above 0.
+    """
+    table, colon, limit = text.rpartition(":")
+    if not colon or "/" in limit:
+        return text, None
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+) *(ms)?", limit)
+    if not found or not table or not float(found[1]) > 0:
+        raise ConfigError(f"latency is {text!r}; it must be a table and milliseconds above 0, such as phone.csv:20ms")
+    return table, float(found[1])
 
 
 @dataclass

@@ -226,6 +226,26 @@ def _block(text: str, transformer: bool) -> Block:
     return (TransformerLayer if transformer else ConvBlock)(ffn, *map(int, numbers))
 
 
+def parse_block(text: str) -> Block:
+    """The block that `notation` wrote: five genes are a Transformer layer's, four a convolution block's.
+
+    Args:
+        text: such as `ibn.3.32.4`.
+
+    Raises:
+        GenotypeError: it is no block of any space.
+    """
+    try:
+        block = _block(text, text.count(".") == 4)
+    except (TypeError, ValueError) as error:
+        raise GenotypeError(f"{text[:80]!r} must be a block, such as 'ibn.3.32.4': {str(error)[:300]}") from None
+    choices = choices_of(SPACES[-1])
+    for gene, value in block.genes().items():
+        if gene != "out" and value not in getattr(choices, gene):
+            raise GenotypeError(f"{text[:80]!r}: {gene} is {_show(value)}; it must be {_list(getattr(choices, gene))}")
+    return block
+
+
 def unchecked(space: str, stages: tuple[tuple[Block, ...], ...]) -> Genotype:
     """The genotype of blocks that are known to be a network of the space; who calls this vouches for them.
 

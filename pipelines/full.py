@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from pipelines.runtime.build import prepare
     from pipelines.runtime.dry_run import dry_run
     from pipelines.runtime.finalists import choose
+    from pipelines.runtime.predicting import predicted_and_measured
     from pipelines.runtime.preflight import preflight
     from pipelines.runtime.searching import compare, search, search_summary
     from pipelines.runtime.start import descent
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         chosen = choose(plan, flags, loggers, search(plan, loggers))
         compare(plan, chosen.genotype)
         found = search_summary(plan, chosen.genotype) | chosen.summary
+        found |= predicted_and_measured(plan, chosen.genotype)
         start = chosen.start(plan)
         provenance = {"command": run.command, **found, **descent(start)}
         metrics = train(plan, chosen.genotype, loggers, provenance, start)

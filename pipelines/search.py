@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from pipelines.runtime.build import prepare
     from pipelines.runtime.dry_run import dry_run
     from pipelines.runtime.finalists import choose
+    from pipelines.runtime.predicting import predicted_and_measured
     from pipelines.runtime.preflight import preflight
     from pipelines.runtime.run_folder import is_main
     from pipelines.runtime.searching import (
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             chosen = choose(plan, flags, loggers, search(plan, loggers))
             compare(plan, chosen.genotype)
             found = search_summary(plan, chosen.genotype) | chosen.summary
+            found |= predicted_and_measured(plan, chosen.genotype)
             summary = run.finish({**found, "commands": [run.command]})
         if flags.points and is_main():
             assert plan.stage is not None

@@ -44,7 +44,7 @@ def commands():
 def test_a_command_can_be_typed(name, arguments, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(f"pipelines.{name}")
-    if name in ("correlate", "export", "report", "runs"):
+    if name in ("correlate", "export", "latency", "report", "runs"):
         module.parse(arguments)
     elif name != "evaluate":  # which opens its checkpoint before anything else
         with pytest.raises(SystemExit) as end:

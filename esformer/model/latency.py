@@ -5,10 +5,13 @@ device does disturbs it. So it comes with an error, and a search has to keep it,
 """
 
 import math
+import platform
 import statistics
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,21 @@ FEWEST, MOST = 10, 30
 """Runs that count."""
 CLEAR = 4
 """A latency that is so many of its errors away from a limit is measured well enough."""
+
+
+def device_name(device: torch.device) -> str:
+    """Such as NVIDIA H100 or AMD EPYC.
+
+    Args:
+        device: of this machine.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True, slots=True)

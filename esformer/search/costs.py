@@ -1,4 +1,4 @@
-"""What the genotypes of a search cost, and which of them its budget allows; a latency is measured once."""
+"""What the genotypes of a search cost, and which of them its budget allows; latencies are predicted or measured."""
 
 import random
 from typing import Any
@@ -6,12 +6,13 @@ from typing import Any
 from esformer.errors import ESFormerError
 from esformer.model.cost import Budget, Cost, cost
 from esformer.model.latency import Latency, measure_latency
+from esformer.model.latency_fit import LatencyModel
 from esformer.search.journal import Journal
 from esformer.search.space import Architecture, ScoredSpace, Space
 
 
 class Costs:
-    """The costs of genotypes: parameters and MACs in closed form, a latency as it was measured.
+    """The costs of genotypes: parameters and MACs in closed form, a latency as a table predicts it or as measured.
 
     Args:
         space: the genotypes there are.
@@ -19,14 +20,24 @@ class Costs:
         img_size: pixels of the images for which MACs are counted and latencies measured.
         num_classes: classes of the classifier whose parameters are counted.
         device: on what latencies are measured.
-        timed: whether latencies are measured.
+        timed: whether latencies count.
+        predicted: gives them; None measures them.
 
     Raises:
         ESFormerError: no genotype fits the budget.
     """
 
-    def __init__(self, space: Space, budget: Budget, img_size: int, num_classes: int, device: str, timed: bool) -> None:
-        self.space, self.budget, self.device = space, budget, device
+    def __init__(
+        self,
+        space: Space,
+        budget: Budget,
+        img_size: int,
+        num_classes: int,
+        device: str,
+        timed: bool,
+        predicted: LatencyModel | None = None,
+    ) -> None:
+        self.space, self.budget, self.device, self.predicted = space, budget, device, predicted
         self.img_size, self.num_classes = img_size, num_classes
         self._priced = space if isinstance(space, ScoredSpace) else None
         self._latencies: dict[str, Latency] = {}
@@ -39,13 +50,19 @@ class Costs:
 
     def of(self, genotype: Architecture, name: str) -> float:
         """A single cost: params, macs or latency_ms."""
-        return self.latency(genotype).ms if name == "latency_ms" else getattr(self(genotype), name)
+        return self.latency_ms(genotype) if name == "latency_ms" else getattr(self(genotype), name)
 
     def allow(self, genotype: Architecture) -> bool:
         """Whether the budget does."""
         if not self.budget.allows(self(genotype)):
             return False
-        return self.budget.latency_ms is None or self.budget.allows_latency(self.latency(genotype).ms)
+        return self.budget.latency_ms is None or self.budget.allows_latency(self.latency_ms(genotype))
+
+    def latency_ms(self, genotype: Any) -> float:
+        """Milliseconds of one image."""
+        if self.predicted is not None:
+            return self.predicted(genotype, self.num_classes)
+        return self.latency(genotype).ms
 
     def latency(self, genotype: Any) -> Latency:
         """Measured once, and put on record: a resumed search must decide alike."""
@@ -70,15 +87,22 @@ class Costs:
             return self.space.sample(random.Random(0))  # nothing is too dear; to price a whole table can take a minute
         limits = {name: limit for name in ("params", "macs") if (limit := getattr(self.budget, name)) is not None}
 
+        if self.predicted is not None and self.budget.latency_ms is not None:
+            limits["latency_ms"] = self.budget.latency_ms
+
         def weigh(genotype: Architecture) -> float:
-            price = self(genotype)
-            return max((getattr(price, name) / limit for name, limit in limits.items()), default=float(price.macs))
+            shares = (self.of(genotype, name) / limit for name, limit in limits.items())
+            return max(shares, default=float(self(genotype).macs))
 
         genotype: Any = self.space.cheapest(weigh)
         price = self(genotype)
         costs = f"{price.params:,} params and {price.macs:,} macs"
         allowed = self.budget.allows(price)
-        if allowed and timed:
+        if timed and self.predicted is not None:
+            ms = self.predicted(genotype, self.num_classes)
+            costs = f"{price.params:,} params, {price.macs:,} macs and {ms:.3g} ms of predicted latency"
+            allowed = allowed and self.budget.allows_latency(ms)
+        elif allowed and timed:
             latency = measure_latency(genotype, self.img_size, self.num_classes, self.device)
             self._latencies[genotype.digest] = latency
             costs = f"{price.params:,} params, {price.macs:,} macs and {latency} of latency"

@@ -138,6 +138,7 @@ def references(stage: Search) -> dict[str, Scored]:
     """EfficientFormerV2 of the search's size as the guide sees it, where this is quickly known."""
     name, cost = size_of(stage.space.name.partition("-")[0]).reference, stage.schedule.family
     genotype = Genotype.shipped(name)
-    if cost is None or cost == "latency_ms" or (scores := stage.score(genotype)) is None:
+    measured = cost == "latency_ms" and stage.costs.predicted is None
+    if cost is None or measured or (scores := stage.score(genotype)) is None:
         return {}  # a latency that is measured now compares with none that was measured then
     return {name: Scored(genotype, scores, stage.costs.of(genotype, cost))}

@@ -36,7 +36,7 @@ class Evaluation:
         scores: what each proxy of the phase gives it; higher is better.
         params: parameters of the genotype.
         macs: multiply-accumulates of one image.
-        latency_ms: milliseconds of one image, if the budget limits them.
+        latency_ms: milliseconds of one image, if the budget limits them or a table predicts them.
         seconds: time the scoring took; 0 if the scores were known.
         elapsed: seconds of search until then, over all its sessions.
         genotype: as `Genotype.to_dict` gives it.
@@ -282,5 +282,7 @@ def _are(types: tuple[type, ...], *values: Any) -> bool:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict) and "digest" in value:  # of a latency model, whose numbers say nothing to people
+        return f"that of table {value['digest']}"
     text = str(value)
     return text if len(text) <= 300 else f"{text[:300]}..."

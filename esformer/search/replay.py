@@ -6,6 +6,7 @@ from typing import Any
 
 from esformer.choices import choices_of
 from esformer.model.cost import Budget
+from esformer.model.latency_fit import LatencyModel
 from esformer.search.callback import SearchResult
 from esformer.search.journal import JournalError, read_header
 from esformer.search.schedule import Schedule
@@ -31,6 +32,7 @@ def replay(path: str | os.PathLike[str], callbacks: Sequence[Any] = ()) -> Searc
         space = SearchSpace(choices_of(settings["space"]))
         budget, schedule = Budget(**settings["budget"]), Schedule(**settings["schedule"])
         known = {name: settings[name] for name in ("seed", "img_size", "draws", "cost_img_size", "num_classes")}
+        known |= {"latency": LatencyModel(**settings["latency"])} if "latency" in settings else {}
         stage = SearchStage(space, budget, schedule, callbacks=callbacks, checkpoint=path, batch_size=1, **known)
         stage.batch, stage.batch_facts = None, settings.get("batch")  # the images themselves are not needed
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:

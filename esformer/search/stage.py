@@ -16,6 +16,7 @@ from esformer.engine.start import executor_of_ranks
 from esformer.errors import ESFormerError
 from esformer.model.cost import Budget, Cost
 from esformer.model.latency import Latency
+from esformer.model.latency_fit import LatencyModel
 from esformer.proxies import Proxy, get, registered
 from esformer.proxies.cached_weights import forget_cached_weights
 from esformer.search.batch import Batch
@@ -71,6 +72,7 @@ class SearchStage:
         callbacks: SearchCallbacks; they are called on rank 0.
         loggers: Lightning loggers, for the callbacks to log to (as `callbacks.search.SearchLog` does).
         checkpoint: the journal's file; if it exists, the search goes on from it.
+        latency: predicts latencies, from a table; None measures them where the budget or the family asks for them.
         fabric: a launched Fabric to run on instead of one process on the CPU (it brings its own callbacks and loggers).
             Every rank scores, rank 0 evolves.
 
@@ -96,12 +98,13 @@ class SearchStage:
         callbacks: Sequence[Any] = (),
         loggers: Iterable[Any] = (),
         checkpoint: str | os.PathLike[str] | None = None,
+        latency: LatencyModel | None = None,
         fabric: Fabric | None = None,
     ) -> None:
         self.space, self.budget, self.schedule, self.seed = space, budget, schedule, seed
         self.img_size, self.draws = img_size, draws
         self.cost_img_size, self.num_classes = cost_img_size, num_classes
-        self.workers, self.checkpoint = workers, checkpoint
+        self.workers, self.checkpoint, self.latency = workers, checkpoint, latency
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1, callbacks=list(callbacks), loggers=list(loggers))
         self._scored = space if isinstance(space, ScoredSpace) else None
         self._check()
@@ -111,7 +114,7 @@ class SearchStage:
         self.batch = Batch.needed(self._proxies(), images, labels, batch_size, size, seed, classes)
         self.batch_facts = None if self.batch is None else self.batch.describe()
         self._began = 0.0
-        self.costs = Costs(space, budget, cost_img_size, num_classes, str(self.fabric.device), self._timed)
+        self.costs = Costs(space, budget, cost_img_size, num_classes, str(self.fabric.device), self._timed, latency)
         self.journal = Journal(self.header())
         self._start(())
 
@@ -154,8 +157,7 @@ class SearchStage:
 
     def _scorer(self) -> Scorer:
         foreign = registered(self._proxies())
-        device = str(self.fabric.device)
-        return Scorer(self.seed, self.img_size, self.draws, device, self.batch, foreign, self._scored)
+        return Scorer(self.seed, self.img_size, self.draws, str(self.fabric.device), self.batch, foreign, self._scored)
 
     def replay(self) -> SearchResult:
         """The result of a finished search, from its journal alone; the callbacks are called at its start and end.
@@ -179,6 +181,7 @@ class SearchStage:
             "schedule": self.schedule.to_dict(),
         }
         header |= {} if self._scored is None else {"table": self._scored.digest}
+        header |= {} if self.latency is None else {"latency": self.latency.to_dict()}
         return header if self.batch_facts is None else header | {"batch": self.batch_facts}
 
     def state_dict(self) -> dict[str, Any]:
@@ -293,7 +296,7 @@ class SearchStage:
         genotype, price = asked.offspring.genotype, self.cost(asked.offspring.genotype)
         # as the journal keeps it, for a resumed search must decide alike
         self._elapsed = round(self._resumed_at + time.perf_counter() - self._began, 4)
-        latency = self.costs.latency(genotype).ms if self._timed else None
+        latency = self.costs.latency_ms(genotype) if self._timed else None
         evaluation = Evaluation(
             self._asked,
             asked.evolution.phase.name,
@@ -340,8 +343,8 @@ class SearchStage:
 
     @property
     def _timed(self) -> bool:
-        """Whether latencies are measured."""
-        return self.budget.latency_ms is not None or self.schedule.family == "latency_ms"
+        """Whether latencies count."""
+        return self.latency is not None or self.budget.latency_ms is not None or self.schedule.family == "latency_ms"
 
     def _check(self) -> None:
         for term in {term for phase in self.schedule.phases() for term in phase.guide.terms}:
@@ -362,7 +365,7 @@ class SearchStage:
                     " module of its own, or use one worker"
                 )
         processes = self.workers * self.fabric.world_size
-        if self._timed and processes > 1 and self.fabric.device.type == "cpu":
+        if self._timed and self.latency is None and processes > 1 and self.fabric.device.type == "cpu":
             raise ESFormerError(
                 f"a latency cannot be measured while {processes} processes score on the same CPU: use one worker"
             )

@@ -26,14 +26,17 @@ from callbacks.history import History
 from callbacks.progress import EpochLines, TrainingBar
 from callbacks.speed import Speed, Waiting
 from configs.budget import budget
-from configs.schema import Config, ConfigError
+from configs.schema import Config, ConfigError, table_and_limit
 from esformer.benchmarks.spaces import open_space
 from esformer.benchmarks.trained import AnyArchitecture
 from esformer.checkpoint import Checkpoint
 from esformer.checkpoint.loading import install
+from esformer.choices import EXTENDED
 from esformer.data.sample import sample_images
 from esformer.errors import STOPPED
 from esformer.genotype import Genotype
+from esformer.model.latency_fit import LatencyModel
+from esformer.model.latency_table import LatencyTable
 from esformer.search.batch import looks_at_a_batch
 from esformer.search.space import ScoredSpace, Space
 from esformer.search.stage import SearchStage
@@ -122,9 +125,33 @@ def search_stage(config: Config, fabric: Fabric | None = None, space: Space | No
         num_classes=config.data.known_classes,
         workers=config.search.workers,
         batch_size=config.search.batch_size,
+        latency=latency_model(config, space.name),
         fabric=fabric,
         **_batch(config, space),
     )
+
+
+def latency_model(config: Config, space: str) -> LatencyModel | None:
+    """What predicts the latencies of a search; None where `budget.latency` names no table.
+
+    Args:
+        config: the configuration.
+        space: the name of what is searched.
+
+    Raises:
+        ESFormerError: the table cannot be read, is not filled yet, or is of other networks.
+    """
+    if config.budget.latency is None:
+        return None
+    path, _ = table_and_limit(config.budget.latency)
+    table = LatencyTable.read(path)
+    for what, theirs, ours in (
+        ("space", table.space, (space, space + EXTENDED)),
+        ("img_size", table.img_size, (config.data.img_size,)),
+    ):
+        if theirs not in ours:
+            raise ConfigError(f"budget.latency: {path} is of {what} {theirs}, and this search of {ours[0]}")
+    return LatencyModel.of(table)
 
 
 def _space(config: Config) -> Space:

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import math
-import platform
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from esformer.data.datamodule import EvaluationDataModule
 from esformer.errors import ESFormerError, out_of_memory
 from esformer.export.exported import Exported, Program, exported_kind, open_exported
 from esformer.files import write_text
-from esformer.model.latency import time_network
+from esformer.model.latency import device_name, time_network
 from esformer.plots.confusion import draw_confusion
 from esformer.plots.mistakes import draw_mistakes
 from esformer.text import printable
@@ -296,17 +295,6 @@ def measure(trainer: Trainer, evaluator: Evaluator, data: EvaluationDataModule, 
         "threads": None if isinstance(network, Program) and network.own_threads else threads,
         "precision": trainer.precision,
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Such as NVIDIA H100 or AMD EPYC."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def write(folder: Path, report: dict[str, Any], found: Evaluation) -> None:

@@ -72,6 +72,9 @@ def compare(plan: Plan, found: Genotype) -> None:
     prices = [price_of(config, genotype) for genotype in networks]
     rows = [["", "found", name]]
     rows += [[what, *(f"{getattr(price, what):,}" for price in prices)] for what in ("params", "macs")]
+    if plan.stage is not None and (latency := plan.stage.latency) is not None:
+        predicted = (latency(genotype, config.data.known_classes) for genotype in networks)
+        rows.append(["predicted latency", *(f"{ms:.3g} ms" for ms in predicted)])
     for proxy in PROXIES:
         scores = (score(proxy, genotype, config.seed ^ UNSEEN, get(proxy).search_img_size) for genotype in networks)
         rows.append([proxy, *(f"{one:.5g}" for one in scores)])

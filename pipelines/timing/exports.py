@@ -22,9 +22,9 @@ from esformer.checkpoint.loading import network_of
 from esformer.export.comparing import ExportError
 from esformer.export.exported import Exported, exported_kind, open_exported
 from esformer.files import write_text
-from esformer.model.latency import MOST, Latency, runs, summarise, time_network
+from esformer.model.latency import MOST, Latency, device_name, runs, summarise, time_network
 from pipelines.runtime.checkpoint import check_size, evaluation_of
-from pipelines.runtime.evaluating import EvaluationError, device_name, results
+from pipelines.runtime.evaluating import EvaluationError, results
 from pipelines.runtime.report import show_rows
 from pipelines.runtime.run_folder import is_main
 

@@ -8,8 +8,10 @@ import pytest
 
 from configs.explain import SECTIONS_WITH_FILES, choices, settings
 from esformer.export import FORMATS
+from esformer.export.measuring import RUNTIMES
 from pipelines.__main__ import COMMANDS, main
 from pipelines.export import KINDS
+from pipelines.latency import KINDS as TABLED
 
 HELP = """
 import importlib, sys
@@ -20,7 +22,7 @@ except SystemExit:
 heavy = "torch torchvision lightning timm numpy scipy sklearn matplotlib wandb pandas onnx rich".split()
 print([name for name in heavy if name in sys.modules], file=sys.stderr)
 """
-WITHOUT_SETTINGS = ("correlate", "dashboard", "export", "report", "runs", "script")
+WITHOUT_SETTINGS = ("correlate", "dashboard", "export", "latency", "report", "runs", "script")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -31,6 +33,8 @@ def test_help_is_light_and_explains_every_setting(command):
     if command not in WITHOUT_SETTINGS:
         assert [setting.key for setting in settings() if f"{setting.key}: {setting.type} = " not in said] == []
         assert all(f"{section}={'|'.join(choices(section))}" in said for section in SECTIONS_WITH_FILES)
+    if command == "latency":
+        assert tuple(RUNTIMES) == TABLED
     if command == "export":
         assert all(f"\n  {kind} " in done.stdout for kind in FORMATS) and tuple(FORMATS) == KINDS
 
@@ -45,6 +49,7 @@ def test_every_command_is_listed_with_what_it_does(capsys):
         "evaluate",
         "export",
         "full",
+        "latency",
         "report",
         "runs",
         "script",
