@@ -84,7 +84,7 @@ def test_a_room_of_the_library_imports_only_what_is_below(room):
 def test_every_room_is_named_and_on_the_map():
     found = {module.split(".")[1] for module in MODULES if module.startswith("esformer.")}
     assert found == set(ROOMS)
-    map_ = (ROOT / "README.md").read_text().partition("## Where things are")[2]
+    map_ = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where things are")[2]
     small = {"errors", "text", "version", "throttle", "children", "files"}
     assert [room for room in found - small if f"`{room}" not in map_] == []
 

@@ -17,6 +17,7 @@ NOT_RUN = "<!-- not run by a test: "
 RUN = {
     "README.md": "test_readme.py",
     "docs/checkpoints.md": "test_readme.py",
+    "docs/run.md": "test_readme.py",
     "docs/results/equal-cost.md": "test_readme.py",
     "docs/tables.md": "test_readme.py",
     "docs/proxy.md": "test_plugins.py",

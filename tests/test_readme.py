@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands there."""
+"""What the README and the pages behind it show runs as it stands there."""
 
 import os
 import re
@@ -17,8 +17,11 @@ from esformer.genotype import Genotype
 from pipelines import train
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
 PAGES = {str(page.relative_to(ROOT / "docs")): page.read_text() for page in (ROOT / "docs").rglob("*.md")}
+
+RUN = ("run.md", "checkpoints.md")
+"""Pages of docs/ whose Python runs with a checkpoint, as the README's does."""
 
 
 def blocks(text, language):
@@ -50,10 +53,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("block", blocks(README, "python"))
+@pytest.mark.parametrize(
+    "block", [block for page in (README, *map(PAGES.get, RUN)) for block in blocks(page, "python")]
+)
 def test_python_blocks_run(block, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    exec(compile(block, "README.md", "exec"), {})
+    exec(compile(block, "a page", "exec"), {})
     printed = capsys.readouterr().out
     for start, words in {
         "network = esformer.load": r"^\d$",
@@ -65,7 +70,7 @@ def test_python_blocks_run(block, folder, monkeypatch, capsys):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("block", blocks(README, "sh"), ids=lambda block: block.split("\n")[0])
+@pytest.mark.parametrize("block", blocks(PAGES["checkpoints.md"], "sh"), ids=lambda block: block.split("\n")[0])
 def test_commands_run(block, folder):
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     tools = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
@@ -83,16 +88,10 @@ def test_commands_run(block, folder):
 
 
 def test_what_people_do_with_a_checkpoint_takes_five_lines_at_most():
-    chapter = README.partition("## A trained network")[2].partition("\n## ")[0]
+    chapter = PAGES["checkpoints.md"].partition("## What people do with one")[2].partition("\n## ")[0]
     code = re.findall(r"```\w+\n(.*?)```", chapter, re.DOTALL)
     assert len(code) == 5
     assert all(len(list(filter(None, block.splitlines()))) <= 5 for block in code)
-
-
-def test_python_of_the_page_on_checkpoints_runs(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    for block in blocks(PAGES["checkpoints.md"], "python"):
-        exec(compile(block, "checkpoints.md", "exec"), {})
 
 
 def test_the_differences_between_searches_are_those_of_the_shipped_table(capsys):
@@ -116,7 +115,7 @@ def test_searches_of_a_table_find_what_the_page_says(tmp_path, monkeypatch, caps
 
 
 def test_settings_exist():
-    shell = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    shell = re.sub(r"```.*?```", "", README + PAGES["run.md"], flags=re.DOTALL)
     settings = {s for s in re.findall(r"\b(?:[a-z]+\.)?[a-z_]+=[\w./-]+", shell) if "..." not in s}
     assert len(settings) > 5
     for setting in settings:
@@ -124,9 +123,9 @@ def test_settings_exist():
 
 
 def test_files_exist():
-    for name in re.findall(r"`((?:esformer|pipelines|callbacks|configs)/[\w./]*)`", README):
+    for name in re.findall(r"`((?:esformer|pipelines|callbacks|configs)/[\w./]*)`", README + CONTRIBUTING):
         assert (ROOT / name).exists(), name
-    for page, text in (("README.md", README), *PAGES.items()):
+    for page, text in (("README.md", README), ("CONTRIBUTING.md", CONTRIBUTING), *PAGES.items()):
         for link in re.findall(r"\]\(([\w./]+)\)", text):
             there = ROOT / "docs" / Path(page).parent / link
             assert (ROOT / link).exists() or there.exists(), f"{page}: {link}"

@@ -20,6 +20,7 @@ from esformer.errors import ESFormerError
 from esformer.files import read_text, write_text
 from esformer.genotype import Genotype, notation, parse
 from esformer.model.cost import Budget, cost
+from esformer.plots.trainings import draw_trainings
 from esformer.space import SearchSpace
 from esformer.version import versions
 from pipelines.runtime.plan import Plan
@@ -96,6 +97,8 @@ def survey(plan: Plan, arguments: Any) -> list[Training]:
     table = run.path / "trainings.csv"
     trainings: list[Training] = fabric.broadcast(_known(table, arguments.known) if fabric.is_global_zero else [])
     done = {(training.genotype, training.seed) for training in trainings}
+    if trainings and fabric.is_global_zero:
+        draw_trainings(trainings, table.with_suffix(".png"))
     coming = jobs(config, arguments, run.path, done)
     at_work = Trainings(config, arguments, arguments.workers, own_gpus(plan.processes, plan.gpus))
     began, before = time.monotonic(), len(trainings)
@@ -105,6 +108,7 @@ def survey(plan: Plan, arguments: Any) -> list[Training]:
                 trainings.append(training)
                 if fabric.is_global_zero:
                     write_trainings(table, trainings)
+                    draw_trainings(trainings, table.with_suffix(".png"))
                 _say(training, len(trainings), (time.monotonic() - began) / (len(trainings) - before))
     finally:
         at_work.stop()

@@ -47,6 +47,7 @@ def test_killed_in_a_training_it_goes_on_there_and_trains_nothing_twice(tmp_path
     first = start(*arguments, "--workers", "2", f"run.dir={whole}")
     assert first.wait(400) == 0, first.communicate()[0]
     table = read_trainings(whole / "trainings.csv")
+    assert (whole / "trainings.png").stat().st_size > 10_000
     assert sorted((row.drawn, row.seed) for row in table) == [("at cost", 0), ("reference", 0), ("reference", 1)]
     assert all(len(row.top1) == len(row.ema_top1) == 2 for row in table)
     assert not list(whole.glob("networks/*/checkpoints"))
