@@ -79,8 +79,10 @@ class SearchProgress(SearchCallback):
 
     def on_phase_end(self, stage: Search, phase: Phase, best: Scored) -> None:
         price = stage.cost(best.genotype)
-        line = "search: %s ends at %s, %.2f M parameters, %.3f GMACs"
-        log.info(line, phase.name, _scores(best.scores), price.params / 1e6, price.macs / 1e9)
+        predicted = stage.costs.predicted is not None
+        ms = f", {stage.costs.latency_ms(best.genotype):.3g} ms" if predicted else ""
+        line = "search: %s ends at %s, %.2f M parameters, %.3f GMACs%s"
+        log.info(line, phase.name, _scores(best.scores), price.params / 1e6, price.macs / 1e9, ms)
 
     def on_search_end(self, stage: Search, result: SearchResult) -> None:
         if self._bar is not None:

@@ -1,6 +1,7 @@
 """`pipelines.latency` as a user types it, on an imaginary device; and a search under the latency that it predicts."""
 
 import json
+import re
 
 import pytest
 from latencies import RUN, filled, layer_ms, network_ms
@@ -160,7 +161,8 @@ def test_a_search_keeps_to_the_predicted_latency_and_measures_what_it_found(tmp_
     assert summary["measured_latency_ms"] == pytest.approx(found, rel=0.05)
     lines = [json.loads(line) for line in (tmp_path / "r" / "journal.jsonl").read_text().splitlines()]
     assert all(0 < line["latency_ms"] <= limit for line in lines[1:]) and len(lines) == 13
-    assert "predicted latency" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "predicted latency" in said and re.search(r"GMACs, \d+(\.\d+)? ms", said)
     again = search.main(["--replay", "r/journal.jsonl", "run.dir=again"])
     assert again["search_score"] == summary["search_score"]
 
