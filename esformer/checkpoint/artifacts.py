@@ -11,6 +11,8 @@ from esformer.checkpoint.content import CheckpointError
 WANDB = "wandb:"
 WEIGHTS = (".ckpt", ".safetensors", ".pth", ".bin")
 """How files of weights end."""
+UNREACHED = ("credentials", "API request", "service process")
+"""Words of W&B's client that say as well that no server answered."""
 
 
 def fetch(name: str) -> Path:
@@ -29,10 +31,19 @@ def fetch(name: str) -> Path:
     try:
         folder = Path(wandb.Api().artifact(name).download())
     except (wandb.Error, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{WANDB}{name} cannot be fetched: {reason}") from None
+        raise CheckpointError(f"{WANDB}{name} cannot be fetched: {reason_of(error)}") from None
     files = sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS)
     if len(files) != 1:
         there = ", ".join(path.name for path in files) or "none"
         raise CheckpointError(f"{WANDB}{name} must hold one file of weights; it has {there}")
     return files[0]
+
+
+def reason_of(error: BaseException) -> str:
+    """Why W&B failed, in a line.
+
+    Args:
+        error: of its client.
+    """
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{line} (or no server answers: is there a network?)" if any(word in line for word in UNREACHED) else line

@@ -38,7 +38,8 @@ def sample_images(config: DataConfig, size: int, img_size: int | None = None, se
         except CorruptImage:
             continue
     if len(found) < size:
-        raise DataError(f"there are {len(found)} training images that can be read, fewer than a batch of {size}")
+        place = config.root or config.name
+        raise DataError(f"of the training images of {place} {len(found)} can be read, fewer than the {size} asked for")
     mean, std = torch.tensor([config.mean, config.std]).mul(255).view(2, 1, 3, 1, 1)
     pixels = torch.stack([image for image, _ in found]).permute(0, 3, 1, 2).float()  # B, H, W, 3 -> B, 3, H, W
     return pixels.sub_(mean).div_(std).contiguous(), torch.tensor([label for _, label in found])

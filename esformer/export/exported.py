@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from esformer.checkpoint.content import KEY, Checkpoint, CheckpointError
@@ -63,14 +64,19 @@ class Exported(Checkpoint):
         return [self.path, *([self.path.with_suffix(self.kind.weights)] if self.kind.weights else [])]
 
     def network(self) -> nn.Module:
-        """The network, run by its runtime on the CPU.
+        """The network, run by its runtime on the CPU; tried on an image of the size that the file says.
 
         Raises:
-            ExportError: the runtime does not open it.
+            ExportError: the runtime does not open it, or it is not the network that it says it is.
         """
-        with _opening(self.path):
+        with _sentence("cannot be opened by its runtime; is it damaged?", self.path):
             computes = self.kind.read(self.path)
         assert computes is not None
+        height, width = self.img_size
+        with _sentence(f"does not take the images that it says it does, {height} x {width} pixels", self.path):
+            outputs = computes(torch.zeros(1, self.in_chans, height, width))
+        if outputs.shape != (1, self.num_classes):
+            raise ExportError(f"{self.path} says that it tells {self.num_classes} classes apart, and does not")
         return Program(computes, self.kind.own_threads)
 
 
@@ -116,22 +122,26 @@ def open_exported(path: Path, kind: Format) -> Exported:
     for needed in (path, *([path.with_suffix(kind.weights)] if kind.weights else [])):
         if not needed.is_file():
             raise ExportError(f"{needed} {'is not a file' if needed.exists() else 'does not exist'}")
-    with _opening(path):
+    with _sentence("cannot be opened by its runtime; is it damaged?", path):
         text = kind.told(path)
     if text is None:
         raise ExportError(
             f"{path} does not say what it is (it has no metadata {KEY!r}), so it is not one that pipelines.export wrote"
         )
-    return Exported(**described(path, text), kind=kind, about=json.loads(text))
+    fields, about = described(path, text), json.loads(text)
+    left = about.get("quantized", {"float": []})
+    if not isinstance(left, dict) or not isinstance(left.get("float"), list):
+        raise ExportError(f"{path} does not say what was left in float (quantized: {str(left)[:SHOWN]})")
+    return Exported(**fields, kind=kind, about=about)
 
 
 @contextmanager
-def _opening(path: Path) -> Iterator[None]:
-    """Say in a sentence what the libraries of runtimes raise, each in its own way, where a file is damaged."""
+def _sentence(wrong: str, path: Path) -> Iterator[None]:
+    """Say in a sentence what the libraries of runtimes raise, each in its own way, where a file is not right."""
     try:
         yield
     except ImportError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__
-        raise ExportError(f"{path} cannot be opened by its runtime; is it damaged? ({reason})") from None
+        raise ExportError(f"{path} {wrong} ({reason})") from None

@@ -141,7 +141,8 @@ class Evaluator(LightningModule):
         confusion = self.confusion.compute().cpu().numpy()  # `compute` is of all ranks
         in_top5 = self.top5.compute()[:, 0].cpu().numpy()
         loss, error = float(self.loss.compute()), float(self.calibration.compute())
-        mistakes = Mistakes(*self.wrongest.compute())
+        images, *facts = self.wrongest.compute()
+        mistakes = Mistakes(images, *(fact.reshape(-1) for fact in facts))  # of one image torchmetrics makes scalars
         self.found = Evaluation(confusion, in_top5, loss / max(1, int(confusion.sum())), error, mistakes)
 
 

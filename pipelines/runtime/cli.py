@@ -93,7 +93,8 @@ def parse_with(
     parser = argparse.ArgumentParser(
         description=story, epilog=_explain(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", help=f"at most so many parameters, and MACs at 224 pixels: {_sizes()}")
+    sizes = f"at most so many parameters, and MACs at 224 pixels: {_sizes()}"
+    parser.add_argument("--size", help=sizes).completer = lambda **_: SIZES  # type: ignore[attr-defined]
     parser.add_argument("--quick", action="store_true", help="the whole job in minutes, on images that come with it")
     for name, flag in flags.items():
         parser.add_argument(name, **flag)

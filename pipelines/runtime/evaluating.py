@@ -50,6 +50,8 @@ log = logging.getLogger("esformer")
 
 MADE = ("digits", "synthetic")
 """Images that lie in no folder; where one is given, they are not meant."""
+LARGEST_BATCH = 1_000_000
+"""Images at a time, at most."""
 SECONDS = 5.0
 """For a batch to be timed over and over."""
 LONGEST = 60
@@ -71,12 +73,10 @@ def run(config: Config, flags: argparse.Namespace, argv: Sequence[str] | None) -
         argv: its arguments, by default the process's own.
     """
     found, folder = flags.found, flags.out or evaluation_of(flags.checkpoint)
-    if flags.batch_size < 1:
-        raise EvaluationError(f"--batch-size is {flags.batch_size}; it must be at least 1")
-    check_size(config.data.img_size, config.data.img_size)
+    check_flags(found, flags, config.data.img_size)
     plan = preflight("evaluate", config, argv, folder)
     if isinstance(found, Exported):
-        check_exported(found, flags, plan)
+        check_machine(found, plan)
     config = plan.config
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
@@ -154,20 +154,33 @@ def defaults_of(found: Checkpoint, settings: Sequence[str], quick: bool = False)
     return [*choice, *device, *(f"data.{key}={value}" for key, value in known.items())]
 
 
-def check_exported(found: Exported, flags: argparse.Namespace, plan: Plan) -> None:
-    """Refuse what is for networks of PyTorch's, and cannot be asked of a file that another runtime runs.
+def check_flags(found: Checkpoint, flags: argparse.Namespace, img_size: int) -> None:
+    """Refuse what cannot be asked of a network, or of a file that another runtime runs.
+
+    Raises:
+        ESFormerError: says what may be, or what to leave out.
+    """
+    if not 1 <= flags.batch_size <= LARGEST_BATCH:
+        raise EvaluationError(f"--batch-size is {flags.batch_size}; it must be from 1 to {LARGEST_BATCH:,}")
+    check_size(img_size, img_size)
+    if not isinstance(found, Exported):
+        return
+    if flags.raw:
+        raise EvaluationError(f"{found.path} has one kind of weights, those that were exported: leave out --raw")
+    if img_size != found.img_size[0]:
+        raise EvaluationError(
+            f"{found.path} takes images of {found.img_size[0]} pixels, not of data.img_size={img_size}: for those,"
+            f" export the checkpoint again with --img-size {img_size}"
+        )
+
+
+def check_machine(found: Exported, plan: Plan) -> None:
+    """Refuse a machine on which another runtime does not run a file.
 
     Raises:
         EvaluationError: says what to leave out.
     """
-    size, trainer = found.img_size[0], plan.config.trainer
-    if flags.raw:
-        raise EvaluationError(f"{found.path} has one kind of weights, those that were exported: leave out --raw")
-    if plan.config.data.img_size != size:
-        raise EvaluationError(
-            f"{found.path} takes images of {size} pixels, not of data.img_size={plan.config.data.img_size}: for those,"
-            f" export the checkpoint again with --img-size {plan.config.data.img_size}"
-        )
+    trainer = plan.config.trainer
     if trainer.accelerator != "cpu" or plan.processes.world_size > 1 or plan.precision != "32-true":
         raise EvaluationError(
             f"{found.path} is run by one process on the CPU, in the arithmetic that it was written for: leave out"
@@ -204,6 +217,8 @@ def results(folder: Path) -> Iterator[None]:
     """
     if is_main():
         try:
+            if folder.is_file():
+                raise EvaluationError(f"{folder} is a file; choose a folder as --out")
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
@@ -229,9 +244,7 @@ def evaluate(trainer: Trainer, evaluator: Evaluator, data: EvaluationDataModule)
         trainer.validate(evaluator, data, verbose=False)
     except Exception as error:
         if out_of_memory(error):
-            raise EvaluationError(
-                f"the memory does not hold {data.batch_size} images at a time; give a smaller --batch-size"
-            ) from None
+            raise too_many(data.batch_size) from None
         raise explain(error) from None
     corrupt = [list(data.corrupt)]
     if dist.is_initialized():
@@ -245,6 +258,11 @@ def evaluate(trainer: Trainer, evaluator: Evaluator, data: EvaluationDataModule)
             " or the weights are bad"
         )
     return sorted(name for names in corrupt for name in names)
+
+
+def too_many(images: int) -> EvaluationError:
+    """The memory does not hold so many images at a time."""
+    return EvaluationError(f"the memory does not hold {images} images at a time; give a smaller --batch-size")
 
 
 def describe(found: Checkpoint, plan: Plan, ema: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from esformer.checkpoint.loading import network_of, opened
 from esformer.export import FORMATS, Difference, ExportError, compare, fold, speed_up
 from esformer.export.card import METRICS, front_matter, in_words, model_card
 from esformer.export.comparing import images_for
+from esformer.export.exported import exported_kind
 from esformer.export.formats import OPSETS, Format
 from esformer.files import atomic_output
 from esformer.genotype import Genotype
@@ -44,6 +45,8 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
     kind = FORMATS[options.to]
     check_options(options, kind)
     check(kind, options)
+    if exported_kind(options.checkpoint):
+        raise ExportError(f"{options.checkpoint} is an exported file, which holds a program; export its checkpoint")
     found = opened(options.checkpoint)
     if options.to == "timm-folder" and not isinstance(found.genotype, Genotype):
         raise ExportError(f"{found.path} holds a network of space {found.genotype.space}, which timm cannot build")
@@ -74,7 +77,7 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
         "written": str(out),
         **extras,
         **({"largest_difference": difference.largest, "largest_output": difference.scale} if difference else {}),
-        **(measure(network, exported) if folds else {}),
+        **(measure(network, exported) if folds and not images else {}),
         **({"quantized": about["quantized"]} if images else {}),
         "command": command,
     }

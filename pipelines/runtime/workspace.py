@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from configs.schema import WandbConfig
+from esformer.checkpoint.artifacts import reason_of
 from esformer.choices import SIZES, size_of
 from esformer.errors import ESFormerError
 
@@ -135,6 +136,5 @@ def save(project: str, entity: str | None) -> str:
         made.save()
         address: str = made.url
     except (wandb.Error, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ESFormerError(f"the workspace of project {project} cannot be saved: {reason}") from None
+        raise ESFormerError(f"the workspace of project {project} cannot be saved: {reason_of(error)}") from None
     return address

@@ -17,14 +17,13 @@ from torch import nn
 
 from configs.schema import Config
 from esformer.checkpoint import Checkpoint
-from esformer.checkpoint.content import CheckpointError
 from esformer.checkpoint.loading import network_of
-from esformer.export.comparing import ExportError
+from esformer.errors import ESFormerError, out_of_memory
 from esformer.export.exported import Exported, exported_kind, open_exported
 from esformer.files import write_text
 from esformer.model.latency import MOST, Latency, device_name, runs, summarise, time_network
-from pipelines.runtime.checkpoint import check_size, evaluation_of
-from pipelines.runtime.evaluating import EvaluationError, results
+from pipelines.runtime.checkpoint import evaluation_of
+from pipelines.runtime.evaluating import EvaluationError, check_flags, results, too_many
 from pipelines.runtime.report import show_rows
 from pipelines.runtime.run_folder import is_main
 
@@ -74,15 +73,13 @@ def run(config: Config, flags: argparse.Namespace, argv: Sequence[str] | None) -
         argv: its arguments; what they ask for is in the others.
 
     Raises:
-        EvaluationError: something was asked for that only images could answer.
+        EvaluationError: something was asked for that only images could answer, or the memory does not hold a batch.
         ExportError: the runtime of an exported file, if that was given, does not open it.
     """
     if foreign := [setting for setting in flags.settings if setting.partition("=")[0] not in MEANT]:
         raise EvaluationError(f"--speed times networks without images: leave out {' '.join(foreign)}")
     size, batch = config.data.img_size, flags.batch_size
-    if batch < 1:
-        raise EvaluationError(f"--batch-size is {batch}; it must be at least 1")
-    check_size(size, size)
+    check_flags(flags.found, flags, size)
     networks = [flags.found, *([] if isinstance(flags.found, Exported) else beside(flags.found, size))]
     counts = [config.trainer.threads] if config.trainer.threads else possible_threads()
     folder = flags.out or evaluation_of(flags.checkpoint)
@@ -91,7 +88,12 @@ def run(config: Config, flags: argparse.Namespace, argv: Sequence[str] | None) -
     if not is_main():
         return report
     with results(folder):
-        speeds = list(measure(networks, counts, size, batch, ema=not flags.raw))
+        try:
+            speeds = list(measure(networks, counts, size, batch, ema=not flags.raw))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise too_many(batch) from None
         write_text(folder / "speed.csv", as_csv(speeds))
     show(speeds, report)
     return report | {"speeds": [asdict(speed) for speed in speeds]}
@@ -107,15 +109,14 @@ def beside(found: Checkpoint, img_size: int) -> list[Exported]:
         if kind := exported_kind(path.name):
             try:
                 other = open_exported(path, kind)
-            except (ExportError, CheckpointError) as error:
+                if (other.genotype, other.num_classes) != (found.genotype, found.num_classes):
+                    raise EvaluationError(f"{path} holds another network")
+                if other.img_size != (img_size, img_size):
+                    height, width = other.img_size
+                    raise EvaluationError(f"{path} takes images of {height} x {width} pixels, not of {img_size}")
+                other.network()
+            except ESFormerError as error:
                 log.warning("not compared: %s", error)
-                continue
-            if (other.genotype, other.num_classes) != (found.genotype, found.num_classes):
-                log.warning("not compared: %s holds another network", path)
-            elif other.img_size != (img_size, img_size):
-                log.warning(
-                    "not compared: %s takes images of %d x %d pixels, not of %d", path, *other.img_size, img_size
-                )
             else:
                 files.append(other)
     return files

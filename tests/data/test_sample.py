@@ -23,5 +23,5 @@ def test_their_size_can_be_another():
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(DataError, match="1437 training images that can be read, fewer than a batch of 1500"):
+    with pytest.raises(DataError, match="of digits 1437 can be read, fewer than the 1500 asked for"):
         sample_images(DIGITS, 1500)

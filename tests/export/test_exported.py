@@ -159,3 +159,23 @@ def test_which_files_are_exported_ones():
     assert [exported_kind(name) for name in ("a.onnx", "b/c.xml")] == [FORMATS["onnx"], FORMATS["openvino"]]
     for name in ("last.ckpt", "a.safetensors", "esformer_s0", "timm:efficientformerv2_s0", "a.pt2", ""):
         assert exported_kind(name) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"img_size": [64, 64]}, "does not take the images that it says it does, 64 x 64 pixels|tells 2 classes apart"),
+        ({"num_classes": 3, "data": {}}, "says that it tells 3 classes apart, and does not"),
+    ],
+)
+def test_a_graph_that_is_not_what_the_file_says_is_refused(written, said, sentence):
+    path = written(**said)
+    with pytest.raises(ESFormerError, match=sentence):
+        open_exported(path, exported_kind(str(path))).network()
+
+
+@pytest.mark.parametrize("said", [True, {"float": 3}, {}])
+def test_what_was_left_in_float_must_be_a_list(written, said):
+    path = written(quantized=said)
+    with pytest.raises(ESFormerError, match="does not say what was left in float"):
+        open_exported(path, exported_kind(str(path)))

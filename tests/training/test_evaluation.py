@@ -115,3 +115,13 @@ def test_a_row_a_class():
         ("c", 4, 0.0, 1.0, 0.0, "a", 2),
         ("d", 5, 1.0, 1.0, 1.0, None, 0),
     ]
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_of_few_mistakes_each_is_kept(wrong):
+    targets = torch.arange(6)
+    logits = 9.0 * torch.eye(6, CLASSES)
+    logits[:wrong] = logits[:wrong].roll(1, 1)
+    found = evaluate(logits, targets).mistakes
+    assert len(found.images) == wrong
+    assert (found.classes.tolist(), found.taken_for.tolist()) == (list(range(wrong)), list(range(1, wrong + 1)))

@@ -28,6 +28,13 @@ class Small(nn.Module):
         return self.head(x).flatten(1)
 
 
+class Other(Small):
+    img_size = (16, 16)
+
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(exports, "SECONDS", 0.01)
@@ -36,7 +43,7 @@ def _quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkpoint, two exports of it, one for other images, one of another network, and a damaged one."""
+    """A checkpoint, two exports of it, one for other images, one of another network, a lie, and a damaged one."""
     pytest.importorskip("onnx")
     folder = tmp_path_factory.mktemp("exports")
     network = ESFormer(Genotype.shipped("esformer_s0"), 10, img_size=32)
@@ -49,6 +56,7 @@ def folder(tmp_path_factory):
     write(small, about | {"quantized": {"float": []}}, folder / "last-int8.onnx")
     write(small, about | {"img_size": [64, 64]}, folder / "larger.onnx")
     write(small, about | {"genotype": Genotype.shipped("efficientformerv2_s0").to_dict()}, folder / "other.onnx")
+    write(Other().eval(), about, folder / "lie.onnx")
     (folder / "damaged.onnx").write_bytes(b"no graph")
     return folder
 
@@ -67,7 +75,12 @@ def test_what_belongs_together_is_timed_side_by_side(folder, tmp_path, capsys):
     rows = list(csv.DictReader((tmp_path / "out" / "speed.csv").open()))
     assert [row["file"] for row in rows] == list(found) and {row["threads"] for row in rows} == {"1"}
     printed = capsys.readouterr().out
-    for said in ("larger.onnx takes images of 64 x 64 pixels, not of 32", "other.onnx holds another", "damaged.onnx"):
+    for said in (
+        "larger.onnx takes images of 64 x 64 pixels, not of 32",
+        "other.onnx holds another network",
+        "lie.onnx does not take the images that it says it does",
+        "damaged.onnx cannot be opened",
+    ):
         assert said in printed
     assert "images of 32 pixels, 3 at a time" in printed
 
@@ -91,8 +104,21 @@ def test_a_runtime_that_chooses_its_threads_is_timed_once(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--raw"], "one kind of weights"),
+        (["data.img_size=64"], "takes images of 32 pixels, not of data.img_size=64"),
+    ],
+)
+def test_what_an_exported_file_cannot_do_is_refused(folder, arguments, sentence):
+    with pytest.raises(ESFormerError, match=sentence):
+        evaluate.main([str(folder / "last.onnx"), "--speed", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
         (["data.root=/images", "data.img_size=64"], "without images: leave out data.root=/images$"),
-        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--batch-size", "0"], "--batch-size is 0; it must be from 1 to 1,000,000"),
+        (["--batch-size", "1000000", "data.img_size=2048"], "the memory does not hold 1000000 images at a time"),
         (["data.img_size=100000"], "at most"),
     ],
 )
