@@ -152,6 +152,7 @@ def table_for_digits(path="t.csv"):
     return LatencyModel.of(table)
 
 
+@pytest.mark.nightly
 def test_a_search_keeps_to_the_predicted_latency_and_measures_what_it_found(tmp_path, capsys):
     model = table_for_digits()
     limit = 0.6 * model(REFERENCE)
