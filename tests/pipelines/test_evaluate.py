@@ -207,11 +207,11 @@ WRONG = {
     "no validation images": (["W", "data.root=training"], "training must hold the folders train and val"),
     "other classes": (["W", "data.root=two"], "knows 10 classes, and the images of two have 2"),
     "raw weights": (["W", "--raw"], "holds averaged weights only"),
-    "out is a file": (["W", "--out", "text.ckpt"], "text.ckpt cannot be written (File exists); choose another --out"),
+    "out is a file": (["W", "--out", "text.ckpt"], "text.ckpt is a file; choose a folder as --out"),
     "no such setting": (["W", "data.rot=x"], "did you mean 'data.root'?"),
     "no such device": (["W", "trainer.accelerator=tpu"], "the trainer cannot run as the settings trainer.* ask"),
     "images too large": (["W", "data.img_size=8192"], "data.img_size is 8192; it must be at most 2,048"),
-    "no images at a time": (["W", "--batch-size=0"], "--batch-size is 0; it must be at least 1"),
+    "no images at a time": (["W", "--batch-size=0"], "--batch-size is 0; it must be from 1 to 1,000,000"),
 }
 
 

@@ -127,7 +127,7 @@ def test_the_limits_of_a_size_do_not_count_and_those_of_the_command_do(table):
     found = search.main([*COMMAND, "budget.params=100000", "run.dir=r"])
     assert found["params"] <= 100000 and found["among"] < len(table)
     config = yaml.safe_load(Path("r/config.yaml").read_text())
-    assert config["budget"] == {"params": 100000.0, "macs": None, "latency_ms": None}
+    assert config["budget"] == {"params": 100000.0, "macs": None, "latency_ms": None, "latency": None}
 
 
 @pytest.mark.parametrize(
