@@ -22,6 +22,8 @@ from pipelines import train
 FILE = Path(__file__).parent / "reference.json"
 CLOSE = 1e-3
 """Relative; processors and versions of PyTorch round otherwise."""
+LOOSE = {"zico": 0.01}
+"""It divides by differences of gradients, some of which are rounding alone: with AVX-512 one score is 0.4 % lower."""
 
 
 def scores():
@@ -72,7 +74,7 @@ def test_the_numbers_are_the_same(what):
         expected, measured = ([values for _, *values in ones] for ones in (expected, measured))
     items = expected.items() if isinstance(expected, dict) else enumerate(expected)
     for key, value in items:
-        assert measured[key] == pytest.approx(value, rel=CLOSE), key
+        assert measured[key] == pytest.approx(value, rel=LOOSE.get(key, CLOSE)), key
 
 
 if __name__ == "__main__":
