@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
+from scipy.stats import spearmanr
 
 from esformer.choices import bottleneck_width
 from esformer.genotype import ConvBlock, Genotype, TransformerLayer
@@ -143,9 +144,8 @@ class LatencyModel:
         predicted = np.array([self(genotype) for genotype, _ in held if isinstance(genotype, Genotype)])
         measured = np.array([ms for _, ms in held])
         apart = np.abs(predicted / measured - 1)
-        first, second = (values.argsort().argsort() for values in (predicted, measured))
-        spearman = float(np.corrcoef(first, second)[0, 1])
-        return LatencyError(float(apart.mean()), float(apart.max()), spearman, len(held))
+        rank = float(spearmanr(predicted, measured).statistic)
+        return LatencyError(float(apart.mean()), float(apart.max()), rank, len(held))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as a journal keeps it; `LatencyModel(**d)` is the way back."""
