@@ -1,6 +1,7 @@
 """As much of Weights & Biases' server as one test needs: the exchange of wandb 0.31's client, on loopback."""
 
 import base64
+import gzip
 import hashlib
 import http.server
 import json
@@ -15,13 +16,18 @@ VIEWER = {"id": "x", "username": "me", "email": "me@here", "entity": "me", "team
 ABOUT = {"viewer": {"viewer": VIEWER}, "serverInfo": {"serverInfo": {"features": []}}}
 
 
+class Failure(Exception):
+    """The server cannot answer."""
+
+
 @contextmanager
-def serving(answer, files=()):
+def serving(answer, files=(), stream=None):
     """Serve.
 
     Args:
         answer: of a question and its variables, the data of the answer.
         files: what can be fetched: name to bytes.
+        stream: takes what is posted elsewhere: a path and what was said.
 
     Yields:
         The address, and the names of what has been fetched.
@@ -32,19 +38,33 @@ def serving(answer, files=()):
         def log_message(self, *_):
             pass
 
-        def say(self, content):
-            self.send_response(200)
+        def say(self, content, code=200):
+            self.send_response(code)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            data = {}
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            try:
+                self.say(json.dumps(self.reply(body)).encode())
+            except Failure:
+                self.say(b"", 503)
+
+        def reply(self, body):
             if self.path == "/graphql":
                 asked = json.loads(body)
-                data = answer(asked["query"], asked.get("variables") or {}, f"http://{self.headers['Host']}")
-            self.say(json.dumps({"data": data}).encode())
+                address = f"http://{self.headers['Host']}"
+                return {"data": answer(asked["query"], asked.get("variables") or {}, address)}
+            if stream and self.path.startswith("/files/"):
+                stream(self.path, json.loads(body))
+            return {}
+
+        def do_PUT(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.say(b"")
 
         def do_GET(self):
             fetched.append(self.path[1:])
@@ -84,14 +104,29 @@ def serving_artifact(files):
     return serving(answer, {"manifest": manifest, **files})
 
 
-def _answers(files, address):
-    """What the server says of an artifact, by a word of the question."""
-    artifact = {"__typename": "Artifact", "id": "QXJ0", "artifactSequence": COLLECTION, "versionIndex": 0, **WHEN}
-    artifact |= {"artifactType": {"name": "model"}, "description": None, "metadata": "{}", "ttlDurationSeconds": -2}
+def membership(collection, kind, version=0, **about):
+    """What the server says of an artifact in its collection.
+
+    Args:
+        collection: its name.
+        kind: what type of artifact it is.
+        version: its number.
+        about: it, where that is known.
+    """
+    sequence = COLLECTION | {"name": collection}
+    aliases = [alias | {"artifactCollection": sequence} for alias in ALIASES]
+    artifact = {"__typename": "Artifact", "id": f"{collection}:v{version}", "versionIndex": version, **WHEN}
+    artifact |= {"artifactType": {"name": kind}, "description": None, "metadata": "{}", "ttlDurationSeconds": -2}
     artifact |= {"ttlIsInherited": True, "tags": [], "historyStep": None, "state": "COMMITTED", "digest": "d"}
-    artifact |= {"commitHash": "c", "size": sum(map(len, files.values())), "fileCount": len(files), "aliases": ALIASES}
-    member = {"__typename": "ArtifactCollectionMembership", "id": "m", "versionIndex": 0, "aliases": ALIASES, **WHEN}
-    member |= {"artifactCollection": COLLECTION, "artifact": artifact}
+    artifact |= {"commitHash": "c", "size": 0, "fileCount": 1, "aliases": aliases, "artifactSequence": sequence}
+    member = {"__typename": "ArtifactCollectionMembership", "id": "m", "versionIndex": version, "aliases": aliases}
+    return member | WHEN | {"artifactCollection": sequence, "artifact": artifact | about}
+
+
+def _answers(files, address):
+    """What the server says of the one artifact, by a word of the question."""
+    about = {"id": "QXJ0", "size": sum(map(len, files.values())), "fileCount": len(files)}
+    member = membership("checkpoint-1", "model", **about)
     edges = [{"node": {"__typename": "File", "name": name, "directUrl": f"{address}/{name}"}} for name in files]
     page = {"pageInfo": {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}, "edges": edges}
     urls = {"__typename": "ArtifactSequence", "artifactMembership": {"files": page}}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from configs.schema import Config, ConfigError
+from esformer.checkpoint.artifacts import WANDB
 from esformer.errors import STOPPED
 from esformer.files import ContentError, read_text, write_text
 from esformer.version import code_version
@@ -234,6 +236,38 @@ def send_checkpoints(made: Sequence[Logger], checkpoints: Mapping[str, Path]) ->
             if file.exists():
                 name = f"checkpoint-{logger.version}"
                 logger.experiment.log_artifact(file, name=name, type="model", aliases=[alias])
+
+
+def use_artifact(made: Sequence[Logger], source: str | None) -> None:
+    """Tell W&B from which artifact a run begins, so that their pages lead to each other; offline it cannot be told.
+
+    Args:
+        made: the loggers.
+        source: a genotype or checkpoint: in the folder of another run, or a `wandb:` name; others are not W&B's.
+    """
+    if source is None or (name := _artifact_of(source)) is None:
+        return
+    for logger in made:
+        if isinstance(logger, Tracker) and not logger.experiment.offline:
+            logger.attempt(partial(_use, name=name))
+
+
+def _artifact_of(source: str) -> str | None:
+    if source.startswith(WANDB):
+        return source.removeprefix(WANDB)
+    file = Path(source).absolute()
+    for folder, name in ((file.parent, "genotype-{}:latest"), (file.parent.parent, f"checkpoint-{{}}:{file.stem}")):
+        run = RunFolder(folder, "")
+        if file in (run.genotype, run.best, run.last) and run.wandb_id.exists():
+            return name.format(read_text(run.wandb_id))
+    return None
+
+
+def _use(run: "Run", name: str) -> None:
+    try:
+        run.use_artifact(name)
+    except Exception as error:  # it was never sent, or is in another project
+        log.info("W&B cannot be told that this run begins from %s (%s)", name, _reason(error))
 
 
 def _define(run: "Run") -> "Run":

@@ -51,6 +51,7 @@ def train_alone(plan: Plan, genotype: AnyArchitecture, start: Checkpoint | None 
             return summary
         if run.genotype.exists() and read_architecture(run.genotype) != genotype:
             raise RunError(f"{run.path} trains another genotype; choose another run.dir")
+        tracking.use_artifact(loggers, config.init or config.genotype)
         if is_main():
             named = config.genotype or config.init or "the shipped one"
             genotype.save(run.genotype, comment=f"given as {named}")
