@@ -104,6 +104,7 @@ def search_other(plan: Plan, loggers: list[Logger]) -> dict[str, Any]:
     space, found, file = plan.stage.space, result.genotype, plan.run.path / "architecture.yaml"
     if is_main():
         found.save(file, comment=found_by(plan, result))
+    log_genotype(loggers, found, params=result.cost.params, macs=result.cost.macs)
     standing = None
     if isinstance(space, GeneSpace) and isinstance(found, GeneArchitecture):
         standing = space.standing(found, plan.stage.budget)

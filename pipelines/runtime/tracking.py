@@ -28,7 +28,7 @@ from pipelines.runtime.signals import stop
 if TYPE_CHECKING:
     from wandb import Run
 
-    from esformer.benchmarks.trained import AnyArchitecture
+    from esformer.search.space import Architecture
 
 log = logging.getLogger("esformer")
 
@@ -212,7 +212,7 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
         return []
 
 
-def log_genotype(made: Sequence[Logger], genotype: "AnyArchitecture", **costs: float) -> None:
+def log_genotype(made: Sequence[Logger], genotype: "Architecture", **costs: float) -> None:
     """Add the architecture to the run's configuration, where it is known only after the search.
 
     Args:

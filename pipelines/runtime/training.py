@@ -57,8 +57,9 @@ def train_alone(plan: Plan, genotype: AnyArchitecture, start: Checkpoint | None 
             genotype.save(run.genotype, comment=f"given as {named}")
         if isinstance(genotype, Genotype) and genotype.space.partition("-")[0] != config.size:
             log.info("the genotype is of space %s, the recipe that of size %s", genotype.space, config.size)
-        about = {"size": genotype.space, "genotype": str(run.genotype)}
-        about |= asdict(price(genotype, config.data.img_size, config.data.known_classes))
+        costs = asdict(price(genotype, config.data.img_size, config.data.known_classes))
+        tracking.log_genotype(loggers, genotype, **costs)
+        about = {"size": genotype.space, "genotype": str(run.genotype), **costs}
         metrics = train(plan, genotype, loggers, {"command": run.command, **descent(start)}, start)
         return run.finish({**about, **metrics, "commands": [run.command]})
 
@@ -90,7 +91,6 @@ def train(
     module = network(config, genotype, provenance, None if resume else start)
     say = LambdaCallback(on_fit_start=lambda fit, module: _say_settings(config, fit, module))
     fit.callbacks.append(say)  # type: ignore[attr-defined]
-    tracking.log_genotype(loggers, genotype)
     try:
         with stop.deferred():  # Checkpoints sees to signals
             fit.fit(module, data, ckpt_path=resume, weights_only=True)

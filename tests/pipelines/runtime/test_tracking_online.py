@@ -14,9 +14,11 @@ from callbacks.speed import Speed
 from configs.compose import compose
 from esformer.errors import STOPPED
 from esformer.genotype import Genotype
+from pipelines import search, train
 from pipelines.runtime import tracking
 from pipelines.runtime.loggers import finish
 from pipelines.runtime.run_folder import RunFolder
+from pipelines.runtime.workspace import COLUMNS
 
 
 @pytest.fixture
@@ -134,6 +136,24 @@ def test_a_training_says_what_it_begins_from(tmp_path, server, caplog):
     assert not any("begins from" in line for line in said(caplog))
     session(tmp_path / "trained-of-nothing", source="wandb:me/digits/checkpoint-0:best")
     assert any(line.startswith("W&B cannot be told that this run begins from me/digits/") for line in said(caplog))
+
+
+@pytest.mark.nightly
+def test_search_training_and_fine_tuning_are_a_chain(tmp_path, server):
+    searched, trained, tuned = (tmp_path / name for name in ("searched", "trained", "tuned"))
+    few = ["search.total=60", "search.start_length=10", "search.phase_length=10", "search.seeds=1"]
+    short = ["data.limit=128", "recipe.epochs=1", "recipe.batch_size=64", "recipe.warmup_epochs=0"]
+    short += ["trainer.accelerator=cpu", "wandb.checkpoints=true"]
+    search.main(["--quick", *few, f"run.dir={searched}"])
+    train.main(["--quick", *short, f"genotype={searched}/genotype.yaml", f"run.dir={trained}"])
+    train.main(["--quick", *short, "--from", f"{trained}/checkpoints/best.ckpt", f"run.dir={tuned}"])
+    names = [(folder / "wandb_id").read_text() for folder in (searched, trained, tuned)]
+    runs = [server.runs[name] for name in names]
+    assert [run.used for run in runs] == [[], [f"genotype-{names[0]}:v0"], [f"checkpoint-{names[1]}:v0"]]
+    shown = {column.partition(":")[2] for column in COLUMNS if column.startswith("config:")}
+    for run in runs:
+        assert run.exit_code == 0 and shown <= {*run.config}
+    assert len({run.config["params"]["value"] for run in runs[:2]}) == 1
 
 
 def test_what_is_not_of_another_run_is_not_looked_for(tmp_path):
