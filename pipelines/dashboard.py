@@ -1,7 +1,7 @@
 """Dashboard: a project of Weights & Biases, arranged: networks against cost, searches, trainings, columns of facts.
 
-Makes the workspace `ESFormer` of the project, or brings it up to date; what people have arranged under other names
-stays as it is. Prints its address.
+Makes the workspace `ESFormer` of the project and a report of that title, or brings them up to date; what people have
+arranged under other names stays as it is. Prints their addresses.
 """
 
 import argparse
@@ -18,17 +18,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--project", default="esformer", help="where the runs are, their wandb.project (default esformer)"
     )
     parser.add_argument("--entity", help="the user or team that it belongs to (default whoever is logged in)")
-    parser.add_argument("--show", action="store_true", help="print the workspace as JSON, and send nothing")
+    parser.add_argument("--show", action="store_true", help="print both as JSON, and send nothing")
     complete(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> str:
-    """Makes the workspace or updates it; returns its address, or what it would be."""
+    """Makes workspace and report or updates them; returns the addresses, or what they would be."""
     options = parse(argv)
     from pipelines.runtime.workspace import described, save
 
-    said = described(options.project) if options.show else save(options.project, options.entity)
+    said = described(options.project) if options.show else "\n".join(save(options.project, options.entity))
     print(said)
     return said
 

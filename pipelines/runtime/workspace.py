@@ -1,5 +1,6 @@
-"""The workspace of a project in Weights & Biases: what is drawn beside what, and the columns of runs."""
+"""A project in Weights & Biases, arranged: a workspace and a report, what is drawn beside what, the columns of runs."""
 
+import json
 import os
 from importlib import import_module
 from typing import Any
@@ -10,6 +11,7 @@ from esformer.choices import SIZES, size_of
 from esformer.errors import ESFormerError
 
 NAME = "ESFormer"
+"""Of the workspace, and the title of the report."""
 PLACE = "nw-esformer-v"
 """Under which W&B keeps the workspace: always the same, so that a project never has two."""
 PAPER = {"S0": 75.5, "S1": 78.8, "S2": 80.4}
@@ -45,7 +47,14 @@ LINES = {
 """What is drawn, as regular expressions of whole names; all names are explained in docs/metrics.md."""
 STEPS = {"Search": "search/evaluation"}
 """Over what; the others over the steps of the training."""
-COLUMNS = ("config:size", "config:params", "config:macs", "summary:val/top1", "summary:val/ema_top1", "summary:epoch")
+COLUMNS = ["config:size.value", "config:params.value", "config:macs.value"]
+COLUMNS += ["summary:val/top1", "summary:val/ema_top1", "summary:epoch"]
+"""Of the table of runs, as W&B writes them."""
+ABOUT = """
+What the runs of this project found and trained: networks against their cost, the course of searches and trainings, and
+all runs with size, cost and accuracy. `val/ema_top1` is that of the averaged weights. Made by
+`python -m pipelines.dashboard`, which brings it up to date, and what is written here by hand is lost then.
+"""
 
 
 def workspace(project: str, entity: str = "") -> Any:
@@ -58,36 +67,62 @@ def workspace(project: str, entity: str = "") -> Any:
     Raises:
         ESFormerError: the package is missing.
     """
-    try:
-        panels = import_module("wandb_workspaces.reports.v2")
-    except ImportError:
-        raise ESFormerError(
-            "wandb_workspaces cannot be imported; install what a dashboard needs: pip install 'esformer[dashboard]'"
-        ) from None
-    ws = import_module("wandb_workspaces.workspaces")
-    averaged = panels.SummaryMetric("val/ema_top1")
-    drawn = {
-        "Networks": [
-            panels.MarkdownPanel(markdown=_table()),
-            panels.ScatterPlot(title="top-1 against MACs", x=panels.Config("macs"), y=averaged),
-            panels.ScatterPlot(title="top-1 against parameters", x=panels.Config("params"), y=averaged),
-        ]
-    }
-    for section, lines in LINES.items():
-        x = STEPS.get(section, "trainer/global_step")
-        drawn[section] = [
-            panels.LinePlot(title=title, x=x, metric_regex=f"^{names}$") for title, names in lines.items()
-        ]
-    for section, pictures in PICTURES.items():
-        drawn.setdefault(section, []).append(panels.MediaBrowser(media_keys=pictures))
+    ws = _package("workspaces")
     return ws.Workspace(
         entity=entity,
         project=project,
         name=NAME,
-        sections=[ws.Section(section, shown, is_open=True) for section, shown in drawn.items()],
+        sections=[ws.Section(section, shown, is_open=True) for section, shown in _panels().items()],
         runset_settings=ws.RunsetSettings(pinned_columns=[*COLUMNS]),
         auto_generate_panels=True,  # devices, and whatever else W&B records, come below
     )
+
+
+def report(project: str, entity: str = "") -> Any:
+    """A report of a project: a page that can be sent to others, with the same panels and the runs below them.
+
+    Args:
+        project: of W&B.
+        entity: to whom it belongs.
+
+    Raises:
+        ESFormerError: the package is missing.
+    """
+    wr = _package("reports.v2")
+    blocks, columns = [wr.MarkdownBlock(ABOUT.strip())], ["run:displayName", *COLUMNS]
+    for section, shown in _panels().items():
+        runs = wr.Runset(entity, project, pinned_columns=columns, visible_columns=columns, lock_columns=True)
+        grid = wr.PanelGrid(runsets=[runs], panels=shown, hide_run_sets=section != "Networks")
+        blocks += [wr.H2(section), grid]
+    return wr.Report(project=project, entity=entity, title=NAME, blocks=blocks, width="fluid")
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(f"wandb_workspaces.{name}")
+    except ImportError:
+        raise ESFormerError(
+            "wandb_workspaces cannot be imported; install what a dashboard needs: pip install 'esformer[dashboard]'"
+        ) from None
+
+
+def _panels() -> dict[str, list[Any]]:
+    """What is drawn, by section."""
+    wr = _package("reports.v2")
+    averaged = wr.SummaryMetric("val/ema_top1")
+    drawn = {
+        "Networks": [
+            wr.MarkdownPanel(markdown=_table()),
+            wr.ScatterPlot(title="top-1 against MACs", x=wr.Config("macs"), y=averaged),
+            wr.ScatterPlot(title="top-1 against parameters", x=wr.Config("params"), y=averaged),
+        ]
+    }
+    for section, lines in LINES.items():
+        x = STEPS.get(section, "trainer/global_step")
+        drawn[section] = [wr.LinePlot(title=title, x=x, metric_regex=f"^{names}$") for title, names in lines.items()]
+    for section, pictures in PICTURES.items():
+        drawn.setdefault(section, []).append(wr.MediaBrowser(media_keys=pictures))
+    return drawn
 
 
 def _table() -> str:
@@ -101,40 +136,52 @@ def _table() -> str:
 
 
 def described(project: str) -> str:
-    """The workspace as the JSON that W&B would store; asks nobody."""
-    text: str = workspace(project)._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=1)
-    return text
+    """The workspace and the report as the JSON that W&B would store; asks nobody."""
+    both = {"workspace": workspace(project), "report": report(project)}
+    how: dict[str, Any] = dict(mode="json", by_alias=True, exclude_none=True)
+    return json.dumps({name: one._to_model().spec.model_dump(**how) for name, one in both.items()}, indent=1)
 
 
-def save(project: str, entity: str | None) -> str:
-    """Make the workspace, or bring the one that there is up to date.
+def save(project: str, entity: str | None) -> list[str]:
+    """Make the workspace and the report, or bring those that there are up to date.
 
     Args:
         project: of W&B.
         entity: to whom it belongs; None is whoever is logged in.
 
     Returns:
-        The address.
+        Their addresses.
 
     Raises:
         ESFormerError: nobody is logged in, there is no such project, or the server cannot be reached.
     """
     WandbConfig(project=project)  # refuses what no project can be called
-    made = workspace(project)
+    workspace(project)  # says what is missing before anybody is asked
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
-    from wandb_workspaces.workspaces.internal import View
 
     try:
-        made.entity = entity or wandb.Api().default_entity
-        made._internal_name = PLACE
-        try:
-            made._internal_id = View.from_name(made.entity, project, PLACE).id
-        except ValueError as error:
-            if not str(error).startswith("Workspace"):
-                raise
-        made.save()
-        address: str = made.url
+        api = wandb.Api()
+        owner = entity or str(api.default_entity)
+        return [_save_workspace(workspace(project, owner)), _save_report(report(project, owner), api)]
     except (wandb.Error, OSError, ValueError) as error:
-        raise ESFormerError(f"the workspace of project {project} cannot be saved: {reason_of(error)}") from None
-    return address
+        raise ESFormerError(f"project {project} cannot be arranged: {reason_of(error)}") from None
+
+
+def _save_workspace(made: Any) -> str:
+    view = import_module("wandb_workspaces.workspaces.internal").View
+    made._internal_name = PLACE
+    try:
+        made._internal_id = view.from_name(made.entity, made.project, PLACE).id
+    except ValueError as error:
+        if not str(error).startswith("Workspace"):  # there is no such project
+            raise
+    made.save()
+    return str(made.url)
+
+
+def _save_report(made: Any, api: Any) -> str:
+    known = (one for one in api.reports(f"{made.entity}/{made.project}") if one.display_name == made.title)
+    made.id = next((one.id for one in known), "")
+    made.save()
+    return str(made.url)

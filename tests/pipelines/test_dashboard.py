@@ -1,4 +1,4 @@
-"""The workspace of a project: what is drawn is what is logged, and there is never a second one."""
+"""The workspace and the report of a project: what is drawn is what is logged, and there is never a second one."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from wandb_server import ABOUT, serving
+from wandb_server import ABOUT, PROJECT, serving
 
 from esformer.errors import ESFormerError
 from pipelines import dashboard
@@ -22,16 +22,31 @@ ELSEWHERE = {"ablate"}
 """A table, which stands among the panels that W&B makes by itself."""
 
 
+def page(nodes):
+    """As the server gives lists."""
+    end = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+    return {"edges": [{"node": node, "cursor": ""} for node in nodes], "pageInfo": end}
+
+
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A project without workspaces; gives those that are saved."""
+    """A project without workspaces and reports; gives those that are saved."""
     views = {}
 
     def answer(question, variables, address):
         if "upsertView" in question:
             number = variables.get("id") or f"id-{len(views)}"
             views[number] = variables
-            return {"upsertView": {"view": {"id": number, "name": variables["name"]}, "inserted": True}}
+            view = {**variables, "id": number, "project": PROJECT | {"entityName": "me"}}
+            return {"upsertView": {"view": view | {"spec": json.loads(variables["spec"])}, "inserted": True}}
+        if "ProjectViews" in question:
+            reports = [view | {"id": number} for number, view in views.items() if view["type"] == "runs"]
+            return {"project": {"allViews": page(reports)}}
+        if "ProjectInternalId" in question:
+            return {"project": PROJECT}
+        if "GetProjects" in question:
+            about = {"entityName": "me", "createdAt": "2026-01-01", "isBenchmark": False, "user": None}
+            return {"models": page([PROJECT | about])}
         if "allViews" in question:
             if variables["projectName"] != "digits":
                 return {"project": None}
@@ -62,38 +77,45 @@ def test_every_metric_that_is_logged_is_drawn_and_no_other():
         assert any(re.fullmatch(names, name) for name in NAMES), names
     assert {*pictures} <= {*NAMES} and {*workspace.STEPS.values()} <= {*NAMES}
     for column in workspace.COLUMNS:
-        kind, _, name = column.partition(":")
+        kind, _, name = column.removesuffix(".value").partition(":")
         assert name in (NAMES if kind == "summary" else ("size", "params", "macs")), column
 
 
 def test_a_second_call_brings_it_up_to_date(server, capsys, monkeypatch):
-    address = dashboard.main(["--project", "digits"])
-    assert capsys.readouterr().out == f"{address}\n" and address.endswith("/me/digits?nw=esformer")
+    addresses = dashboard.main(["--project", "digits"])
+    assert capsys.readouterr().out == f"{addresses}\n"
+    made, sent = addresses.split("\n")
+    assert made.endswith("/me/digits?nw=esformer") and sent.endswith("/me/digits/reports/ESFormer--id-1")
     monkeypatch.setattr(workspace, "PAPER", {"S0": 1, "S1": 2, "S2": 3})
-    assert dashboard.main(["--project", "digits"]) == address
-    (view,) = server.values()
-    assert view["displayName"] == "ESFormer" and "12.5 M | 1.4 G | 3 |" in view["spec"]
+    assert dashboard.main(["--project", "digits"]) == addresses
+    assert len(server) == 2
+    for view in server.values():
+        assert view["displayName"] == "ESFormer" and "12.5 M | 1.4 G | 3 |" in view["spec"]
 
 
 def test_what_would_be_sent_can_be_seen(monkeypatch, capsys):
     monkeypatch.setattr(wandb, "Api", None)
     shown = json.loads(dashboard.main(["--show"]))
     assert json.loads(capsys.readouterr().out) == shown
-    sections = shown["section"]["panelBankConfig"]["sections"]
-    assert [section["name"] for section in sections] == ["Networks", "Search", "Training", "Speed", "Ablation"]
+    sections = shown["workspace"]["section"]["panelBankConfig"]["sections"]
+    names = ["Networks", "Search", "Training", "Speed", "Ablation"]
+    assert [section["name"] for section in sections] == names
+    blocks = shown["report"]["blocks"]
+    assert [block["children"][0]["text"] for block in blocks if block["type"] == "heading"] == names
+    grids = [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
+    assert [grid["hideRunSets"] for grid in grids] == [False, True, True, True, True]
+    assert [*grids[0]["runSets"][0]["runFeed"]["columnPinned"]] == ["run:displayName", *workspace.COLUMNS]
 
 
 def test_what_cannot_be(server, monkeypatch, tmp_path):
-    with pytest.raises(
-        ESFormerError, match=r"workspace of project other cannot be saved: Project `me/other` not found"
-    ):
+    with pytest.raises(ESFormerError, match=r"project other cannot be arranged: Project `me/other` not found"):
         dashboard.main(["--project", "other"])
     with pytest.raises(ESFormerError, match="project is 'a/b'; it must be letters"):
         dashboard.main(["--project", "a/b"])
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("HOME", str(tmp_path))
     wandb.teardown()
-    with pytest.raises(ESFormerError, match="cannot be saved: No API key configured. Use `wandb login`"):
+    with pytest.raises(ESFormerError, match="cannot be arranged: No API key configured. Use `wandb login`"):
         dashboard.main(["--project", "digits"])
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
     with pytest.raises(ESFormerError, match=r"install what a dashboard needs: pip install 'esformer\[dashboard\]'"):
