@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +107,41 @@ def measure_latency(
         raise ESFormerError(
             f"{device} has no memory left for one image of {img_size} pixels: who else uses it?"
         ) from None
+
+
+def measure_parts(genotype: Genotype, img_size: int = 224, num_classes: int = 1000) -> list[float]:
+    """Milliseconds of each part of a network, as `esformer.model.parts` lists them: one image, one thread of the CPU.
+
+    Each is the median of 10 runs in float32, eager and unfused, on the thread's own clock. PyTorch's global state
+    (threads, random numbers) is left as it was.
+
+    Args:
+        genotype: the architecture; the weights are as initialised.
+        img_size: height and width of the image in pixels.
+        num_classes: outputs of the classifier.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        network: Any = ESFormer(genotype, num_classes, img_size=img_size).eval()
+        image = torch.rand(1, 3, img_size, img_size)
+    modules: list[nn.Module] = [network.stem]
+    for number, stage in enumerate(network.stages):
+        modules += [*([stage.downsample] if number else []), *stage.blocks]
+    times: list[int] = []
+    for module in modules:
+        module.register_forward_hook(lambda *_: times.append(time.thread_time_ns()))
+    rounds, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            for _ in range(WARM_UP + FEWEST):
+                times[:] = [time.thread_time_ns()]
+                network(image)
+                rounds.append([*pairwise([*times, time.thread_time_ns()])])
+    finally:
+        torch.set_num_threads(threads)
+    return [
+        statistics.median((end - start) / 1e6 for start, end in part) for part in zip(*rounds[WARM_UP:], strict=True)
+    ]
 
 
 def time_network(

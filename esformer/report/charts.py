@@ -203,12 +203,16 @@ class SearchCharts:
         return [rule] if limit else []
 
 
-def network(parts: Sequence[Part]) -> tuple[Data, dict[str, Spec]]:
-    """The network part by part: how wide it is, and where its MACs and parameters are."""
-    rows = [part_row(number, part) for number, part in enumerate(parts)]
+def network(rows: Sequence[Mapping[str, Any]]) -> tuple[Data, dict[str, Spec]]:
+    """The network part by part: how wide it is, and where its MACs, its parameters and its time are.
+
+    Args:
+        rows: those of `part_rows`.
+    """
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    titles = {"channels": "channels out", "MACs": "MACs", "parameters": "parameters"}
+    titles = {"channels": "channels out", "MACs": "MACs", "parameters": "parameters", "ms": "time [ms]"}
     shown = [*words("part", "genes", "shape"), *tip({"parameters": "parameters", "MACs": "MACs"})]
+    shown += words("share of time")
 
     def bars(field: str, title: str) -> Spec:
         y = {"field": field, "type": "quantitative", "title": title, "axis": {"tickCount": 5, "format": "~s"}}
@@ -217,12 +221,24 @@ def network(parts: Sequence[Part]) -> tuple[Data, dict[str, Spec]]:
         return {"mark": {"type": "bar"}, "encoding": {"x": x, "y": y, "color": colours, "tooltip": shown}}
 
     captions = {"channels": "Width of each part, from the stem to the classifier", "MACs": "MACs of each part"}
-    captions["parameters"] = "Parameters of each part"
+    captions |= {"parameters": "Parameters of each part", "ms": "Time of each part"}
     return Data(columns), {captions[field]: bars(field, title) for field, title in titles.items()}
 
 
-def part_row(number: int, part: Part) -> dict[str, Any]:
-    """What is said of a part, in its tooltip and in the table."""
+def part_rows(parts: Sequence[Part], times_ms: Sequence[float]) -> list[dict[str, Any]]:
+    """What is said of each part, in its tooltip and in the table.
+
+    Args:
+        parts: of the network, in order.
+        times_ms: how long each takes.
+    """
+    whole = sum(times_ms)
+    return [
+        _part_row(place, part, ms, ms / whole) for place, (part, ms) in enumerate(zip(parts, times_ms, strict=True))
+    ]
+
+
+def _part_row(number: int, part: Part, ms: float, share: float) -> dict[str, Any]:
     genes = "-" if part.block is None else ", ".join(f"{name} {value}" for name, value in part.block.genes().items())
     return {
         "place": number,
@@ -233,6 +249,8 @@ def part_row(number: int, part: Part) -> dict[str, Any]:
         "channels": part.shape[0] if len(part.shape) == 3 else None,
         "parameters": part.cost.params,
         "MACs": part.cost.macs,
+        "ms": round(ms, 4),
+        "share of time": f"{share:.1%}",
     }
 
 

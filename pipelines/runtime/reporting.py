@@ -10,6 +10,7 @@ from typing import Any
 
 from esformer.files import read_text, write_text
 from esformer.genotype import Genotype
+from esformer.model.latency import measure_parts
 from esformer.model.parts import parts
 from esformer.report import charts
 from esformer.report.page import Page, folded, number, picture, table, text
@@ -194,10 +195,12 @@ def network(page: Page, run: Record, name: str) -> str:
         of_space = f"<p>A network of space {text(run.genotype.space)}:</p><pre>{text(run.genotype)}</pre>"
         return of_space + table((), costs)
     made = parts(run.genotype, run.img_size, run.num_classes)
-    data, specs = charts.network(made)
-    rows = [charts.part_row(place, part) for place, part in enumerate(made)]
-    shown = ("part", "genes", "shape", "parameters", "MACs")
+    times_ms = measure_parts(run.genotype, run.img_size, run.num_classes)
+    rows = charts.part_rows(made, times_ms)
+    data, specs = charts.network(rows)
+    shown = ("part", "genes", "shape", "parameters", "MACs", "share of time")
     total = f"{sum(part.cost.params for part in made):,} parameters, {sum(part.cost.macs for part in made):,} MACs"
+    total += f"; {sum(times_ms):.3g} ms for an image on one thread of this page's machine, in PyTorch"
     return "".join(
         [
             f"<p>Space {text(run.genotype.space)}, {run.img_size} pixels, {run.num_classes} classes: {total}.</p>",

@@ -1,12 +1,22 @@
 import time
-from itertools import chain, cycle, repeat
+from itertools import chain, count, cycle, repeat
 
 import pytest
 import torch
 
 from esformer.model import latency
 from esformer.model.esformer import ESFormer
-from esformer.model.latency import FEWEST, MOST, WARM_UP, Latency, measure_latency, summarise, time_network
+from esformer.model.latency import (
+    FEWEST,
+    MOST,
+    WARM_UP,
+    Latency,
+    measure_latency,
+    measure_parts,
+    summarise,
+    time_network,
+)
+from esformer.model.parts import parts
 from esformer.space import SearchSpace
 
 
@@ -147,3 +157,15 @@ def test_a_device_without_memory_is_refused(draw, monkeypatch):
 
 def test_it_says_what_it_is():
     assert str(Latency(12.34, 0.26, 30)) == "12.3 ± 0.3 ms"
+
+
+def test_each_part_has_its_own_time(draw, monkeypatch):
+    genotype = draw(seed=1)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    ticks = count(step=1_000_000)
+    with monkeypatch.context() as patched:
+        patched.setattr("esformer.model.latency.time.thread_time_ns", lambda: next(ticks))
+        assert measure_parts(genotype, 64, 10) == [1.0] * len(parts(genotype, 64, 10))
+    times = measure_parts(genotype, 64, 10)
+    assert min(times) > 0 and sum(times) < 1000
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)

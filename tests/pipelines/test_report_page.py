@@ -113,7 +113,7 @@ def test_what_a_run_left_is_on_its_page(run, capsys):
         "stage 4, block 4 (attention)",
     ):
         assert words in page.text, words
-    assert len(page.data["charts"]) == len([e for e in page.elements if e[1].get("class") == "chart"]) == 12
+    assert len(page.data["charts"]) == len([e for e in page.elements if e[1].get("class") == "chart"]) == 13
 
 
 def test_every_evaluation_of_the_journal_is_in_the_page(run):
@@ -243,6 +243,8 @@ def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
     assert Path("report.html").exists() and not (run / "report.html").exists()
     assert f"{run} finished S0" in page.text and f"{other} stopped S0" in page.text
     assert {"run 0 search", "run 1 search", "run 1 network"} <= page.data["datasets"].keys()
+    shares = page.data["datasets"]["run 1 network"]["columns"]["share of time"]
+    assert sum(float(share.removesuffix("%")) for share in shares) == pytest.approx(100, abs=0.05 * len(shares))
     columns = page.data["datasets"]["side by side"]["columns"]
     curves = {}
     for chart, name, x, y in zip(*columns.values(), strict=True):
