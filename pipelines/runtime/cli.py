@@ -126,7 +126,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     try:
         main()
     except KeyboardInterrupt:
-        _end(INTERRUPTED, signals.GOES_ON)
+        _end(INTERRUPTED, signals.stop.farewell)
     except SystemExit as end:
         if end.code == STOPPED:
             _stop()

@@ -30,8 +30,6 @@ LATE = 3.0
 """Seconds by which a signal may reach one process of a job later than another."""
 PATIENCE = 60.0
 """Seconds to wait for SLURM's answer."""
-GOES_ON = "stopped; the same command goes on from here"
-"""What is said at the end of a stop."""
 
 
 class Stop:
@@ -48,10 +46,17 @@ class Stop:
         """Whether the main thread has begun to stop; until then, it may be waiting where it hears of no signal."""
         self.longest = 0.0
         """Seconds between two looks at `asked`, at most: work in hand may take so long."""
+        self.goes_on = True
+        """Whether the same command goes on from where this one stops; else it begins again."""
         self._looked: float | None = None
         self._process: int | None = None
         self._deferred = False
         self._over = False
+
+    @property
+    def farewell(self) -> str:
+        """What is said at the end of a stop."""
+        return f"stopped; the same command {'goes on from here' if self.goes_on else 'begins again'}"
 
     @property
     def asked(self) -> bool:
@@ -178,13 +183,13 @@ def requeue_and_exit_code() -> tuple[int, str]:
     if not is_first():
         return (STOPPED if "TORCHELASTIC_RUN_ID" in os.environ else 0), ""
     if not under_slurm():
-        return STOPPED, GOES_ON
+        return STOPPED, stop.farewell
     job = _job()
     running = job.get("JobState") in RUNNING
     if running and signal.SIGUSR1 not in stop.received and not _preempted(job):
         return 1, "stopped by SIGTERM, which srun sends to all tasks of a job when one of them fails; see what it says"
     if not running or job.get("BatchFlag") != "1":  # cancelled, or requeued by SLURM; no batch job
-        return STOPPED, GOES_ON
+        return STOPPED, stop.farewell
     if failure := requeue():
         return STOPPED, f"stopped; submit the same job again, for it could not be requeued ({failure})"
     return STOPPED, f"stopped; job {_job_name()} is in the queue again and goes on from here"

@@ -213,6 +213,7 @@ def test_killed_half_way_nothing_is_kept(copied, warm, number, code):
         time.sleep(0.02)
     process.send_signal(number)
     assert process.wait(120) == code, process.output
+    assert number == signal.SIGKILL or process.output.endswith("stopped; the same command begins again\n")
     left = [path.name for path in copied.parent.iterdir() if path.name != "last.ckpt"]
     assert left == [] if number == signal.SIGTERM else all(name.startswith(".last-int8.onnx.") for name in left)
 
