@@ -62,11 +62,21 @@ class Quantized:
     error: float
 
 
+class Source(NamedTuple):
+    """A network in float32: of PyTorch, as it is exported, and the graph that it was exported to."""
+
+    network: nn.Module
+    graph: Path
+
+
+Quantizer = Callable[[Source, Path, Tensor, Sequence[str], About], None]
+"""Of a format: writes a graph in int8 to a path, calibrated on images, with parts in float and metadata."""
+
+
 def quantize(
-    write: Callable[[Path, Path, Tensor, Sequence[str], About], None],
+    write: Quantizer,
     read: Callable[[Path], Computes],
-    network: nn.Module,
-    source: Path,
+    source: Source,
     target: Path,
     images: Tensor,
     about: About,
@@ -74,16 +84,15 @@ def quantize(
     """Write a graph in int8, with as few parts in float as keep the outputs within BOUND.
 
     Args:
-        write: of a format: from `source` to `target`, calibrated on images, with parts in float and metadata.
+        write: of a format.
         read: of the format.
-        network: in float32, of PyTorch.
-        source: its graph in float32.
+        source: in float32.
         target: the file to write.
         images: for the calibration: N, C, H, W, prepared as the network takes them.
         about: as `Checkpoint.describe` gives it; the file says under `quantized` what was done.
     """
     with torch.no_grad():
-        wanted = torch.cat([network(some) for some in images.split(BATCH)])
+        wanted = torch.cat([source.network(some) for some in images.split(BATCH)])
     last: list[tuple[str, ...]] = []
 
     def make(kept: tuple[str, ...]) -> None:
@@ -156,7 +165,7 @@ ONNX_KINDS = {"Conv": "Convolution", "MatMul": "MatMul", "Gemm": "MatMul"}
 """What is quantised of ONNX's operators, by the names that `parts_of` knows."""
 
 
-def quantize_onnx(source: Path, target: Path, images: Tensor, kept: Sequence[str], about: About) -> None:
+def quantize_onnx(source: Source, target: Path, images: Tensor, kept: Sequence[str], about: About) -> None:
     """By onnxruntime's own tool: pairs of QuantizeLinear and DequantizeLinear around what is quantised."""
     import onnx
 
@@ -173,7 +182,7 @@ def quantize_onnx(source: Path, target: Path, images: Tensor, kept: Sequence[str
                 return None if batch is None else {INPUT: batch.numpy()}
 
         prepared, made = Path(room, "prepared.onnx"), Path(room, "int8.onnx")
-        quant_pre_process(source, prepared)
+        quant_pre_process(source.graph, prepared)
         quantize_static(
             prepared,
             made,
@@ -202,13 +211,13 @@ def _onnx_ops(graph: Any) -> Iterator[Op]:
         yield Op(node.name, ONNX_KINDS.get(node.op_type, node.op_type), inputs)
 
 
-def quantize_openvino(source: Path, target: Path, images: Tensor, kept: Sequence[str], about: About) -> None:
+def quantize_openvino(source: Source, target: Path, images: Tensor, kept: Sequence[str], about: About) -> None:
     """By NNCF, OpenVINO's own tool, which corrects biases too; its model type keeps attention's precision."""
     with hushed("nncf"), patch.dict(os.environ, UNREPORTED):
         import nncf
         import openvino
 
-        model = openvino.Core().read_model(source)
+        model = openvino.Core().read_model(source.graph)
         names = _named(list(_openvino_ops(model)), kept)
         made = nncf.quantize(
             model,

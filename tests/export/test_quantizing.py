@@ -12,7 +12,7 @@ from torch import nn
 from esformer.data.datasets import DataConfig
 from esformer.data.sample import sample_images
 from esformer.export import FORMATS
-from esformer.export.quantizing import BOUND, PARTS, _onnx_ops, _openvino_ops, choose, parts_of, quantize
+from esformer.export.quantizing import BOUND, PARTS, Source, _onnx_ops, _openvino_ops, choose, parts_of, quantize
 
 DIGITS = DataConfig("digits", img_size=32, num_classes=10, mean=[0.3] * 3, std=[0.4] * 3, workers=0)
 ABOUT = {"format": 3, "num_classes": 10, "in_chans": 3, "img_size": [32, 32], "data": {}}
@@ -74,7 +74,7 @@ def weights_of(name, path):
 @pytest.mark.parametrize("name", ABLE)
 def test_int8_is_near_and_a_quarter_as_large(name, small, images, sources, tmp_path):
     kind, target = FORMATS[name], tmp_path / f"int8{FORMATS[name].suffix}"
-    done = quantize(kind.quantize, kind.read, small, sources(name), target, images, ABOUT)
+    done = quantize(kind.quantize, kind.read, Source(small, sources(name)), target, images, ABOUT)
     found = kind.read(target)(images)
     wanted = small(images).detach()
     assert done.kept == () and 0 < done.error < BOUND
@@ -95,7 +95,7 @@ def test_every_part_is_found_and_can_be_left_in_float(name, small, images, sourc
     else:
         ops = list(_openvino_ops(pytest.importorskip("openvino").Core().read_model(sources(name))))
     assert {part: len(names) for part, names in parts_of(ops).items()} == dict(zip(PARTS, (4, 1, 1), strict=True))
-    kind.quantize(sources(name), target, images, PARTS, ABOUT)
+    kind.quantize(Source(small, sources(name)), target, images, PARTS, ABOUT)
     wanted = small(images).detach()
     assert 0 < float((kind.read(target)(images) - wanted).norm() / wanted.norm()) < BOUND
     if name == "onnx":
@@ -151,6 +151,6 @@ def test_the_file_is_that_of_the_chosen_parts(small, images, tmp_path, monkeypat
         off = 0.2 if "attention" in target.read_text() else 0.4
         return lambda images: small(images).detach() * (1 + off)
 
-    done = quantize(write, read, small, tmp_path / "a", tmp_path / "b", images, ABOUT)
+    done = quantize(write, read, Source(small, tmp_path / "a"), tmp_path / "b", images, ABOUT)
     assert done.kept == ("attention",) and (tmp_path / "b").read_text() == "('attention',)"
     assert written[-1] == (("attention",), ["attention"]) and done.error == pytest.approx(0.2, rel=1e-3)
