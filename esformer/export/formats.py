@@ -23,7 +23,13 @@ from esformer.checkpoint.loading import load
 from esformer.export import runtimes
 from esformer.export.comparing import About, Computes, ExportError, hushed, images_for, program_of
 from esformer.export.metadata import metadata
-from esformer.export.quantizing import Quantizer, quantize_onnx, quantize_openvino
+from esformer.export.quantizing import (
+    Quantizer,
+    quantize_executorch,
+    quantize_litert,
+    quantize_onnx,
+    quantize_openvino,
+)
 from esformer.files import write_bytes
 from esformer.genotype import Genotype
 
@@ -267,6 +273,8 @@ FORMATS = {
         any_number=False,
         told=runtimes.told_litert,
         runtime=("ai_edge_litert",),
+        quantize=quantize_litert,
+        quantizer=("ai_edge_quantizer",),
     ),
     "executorch": Format(
         ".pte",
@@ -281,6 +289,8 @@ FORMATS = {
         told=runtimes.told_executorch,
         runtime=("executorch",),
         own_threads=True,
+        quantize=quantize_executorch,
+        quantizer=("torchao",),
     ),
     "coreml": Format(
         ".mlpackage",

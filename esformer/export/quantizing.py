@@ -12,6 +12,7 @@ Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877; which parts to try 
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,9 +24,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from esformer.export.comparing import About, Computes, hushed
+from esformer.export.comparing import About, Computes, hushed, program_of
 from esformer.export.metadata import metadata
-from esformer.export.runtimes import INPUT, UNREPORTED, save_openvino
+from esformer.export.runtimes import INPUT, SIGNATURE, UNREPORTED, save_executorch, save_litert, save_openvino
 from esformer.files import write_bytes
 
 log = logging.getLogger("esformer")
@@ -237,3 +238,86 @@ def _openvino_ops(model: Any) -> Iterator[Op]:
         inputs = tuple(one.get_friendly_name() for one in sources if one.get_type_name() != "Constant")
         if op.get_type_name() != "Parameter":
             yield Op(op.get_friendly_name(), op.get_type_name(), inputs)
+
+
+TORCH_KINDS = {"conv2d": "Convolution", "linear": "MatMul", "matmul": "MatMul", "softmax": "Softmax"}
+"""Of PyTorch's operators, the same."""
+
+
+def quantize_executorch(source: Source, target: Path, images: Tensor, kept: Sequence[str], about: About) -> None:
+    """By torchao for XNNPACK, from PyTorch's graph; attention's products stay in float, where XNNPACK has no int8."""
+    with hushed("torchao"):
+        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        graph: Any = program_of(source.network).module()
+        left = set(_named(list(_torch_ops(graph.graph)), kept))
+        quantizer = xnnpack_quantizer.XNNPACKQuantizer()
+        settings = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
+        for operator in (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default):
+            quantizer.set_operator_type(operator, settings)
+        quantizer.set_filter_function(lambda node: node.name not in left)
+        prepared = prepare_pt2e(graph, quantizer)
+        with torch.no_grad():
+            for some in images.split(BATCH):
+                prepared(some)
+        program = torch.export.export(convert_pt2e(prepared), (images[:1],))
+    save_executorch(program, about, target)
+
+
+def _torch_ops(graph: torch.fx.Graph) -> Iterator[Op]:
+    for node in graph.nodes:
+        if node.op == "call_function":
+            kind = node.target.__name__.partition(".")[0]
+            inputs = tuple(one.name for one in node.all_input_nodes if one.op != "get_attr")
+            yield Op(node.name, TORCH_KINDS.get(kind, kind), inputs)
+
+
+LITERT_KINDS = {
+    "CONV_2D": "Convolution",
+    "DEPTHWISE_CONV_2D": "Convolution",
+    "FULLY_CONNECTED": "MatMul",
+    "BATCH_MATMUL": "MatMul",
+    "SOFTMAX": "Softmax",
+    "DIV": "Softmax",
+}
+"""Of LiteRT's operators, the same. The converter takes most softmax apart, which ends with a division."""
+LITERT_QUANTISED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+BETWEEN = {"TRANSPOSE", "RESHAPE", "PAD", "REDUCE_MAX", "MAXIMUM", "SUB", "EXP", "SUM"}
+"""Operators of LiteRT that are looked through: layouts, and what softmax is taken apart into before its division."""
+
+
+def quantize_litert(source: Source, target: Path, images: Tensor, kept: Sequence[str], about: About) -> None:
+    """By LiteRT's own tool; the input and the output stay in float, as what else is not quantised."""
+    with hushed("absl", "root"):
+        from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+        from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+        recipe = recipe_manager.RecipeManager()
+        for name in LITERT_QUANTISED:
+            recipe.add_static_config(".*", qtyping.TFLOperationName(name), activation_num_bits=8, weight_num_bits=8)
+        for scope in _named(list(_litert_ops(source.graph)), kept):
+            everything = qtyping.TFLOperationName.ALL_SUPPORTED
+            recipe.add_quantization_config(f"^{re.escape(scope)}$", everything, algorithm_key=AlgorithmName.NO_QUANTIZE)
+        tool = quantizer.Quantizer(str(source.graph), recipe.get_quantization_recipe())
+        ranges = tool.calibrate({SIGNATURE: [{INPUT: image[None].numpy()} for image in images]})
+        content = tool.quantize(ranges).quantized_model
+    save_litert(content, about, target)
+
+
+def _litert_ops(path: Path) -> Iterator[Op]:
+    """By the scopes that the quantiser knows them by."""
+    from ai_edge_litert.schema_py_generated import BuiltinOperator
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    model = tfl_flatbuffer_utils.read_model(str(path))
+    graph = model.subgraphs[0]
+    names = {code: name for name, code in vars(BuiltinOperator).items() if not name.startswith("_")}
+    made_by: dict[int, tuple[str, ...]] = dict.fromkeys(graph.inputs, (INPUT,))
+    for op in graph.operators:
+        kind = names[model.operatorCodes[op.opcodeIndex].builtinCode]
+        inputs = tuple(dict.fromkeys(name for index in op.inputs for name in made_by.get(index, ())))
+        scope = tfl_flatbuffer_utils.get_op_scope(op, graph.tensors)
+        made_by |= dict.fromkeys(op.outputs, inputs if kind in BETWEEN else (scope,))
+        if kind not in BETWEEN:
+            yield Op(scope, LITERT_KINDS.get(kind, kind), inputs)

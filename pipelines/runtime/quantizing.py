@@ -59,7 +59,7 @@ def check_options(options: argparse.Namespace, kind: Format) -> None:
         raise ExportError(f"{given[0]} is for an export in int8, with --quantize")
     if options.quantize and kind.quantize is None:
         able = [name for name, one in FORMATS.items() if one.quantize is not None]
-        raise ExportError(f"--quantize is for --to {' and '.join(able)}, not for {options.to}")
+        raise ExportError(f"--quantize is for --to {', '.join(able[:-1])} and {able[-1]}, not for {options.to}")
     for name in flags[:2]:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ExportError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")

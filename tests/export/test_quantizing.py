@@ -11,8 +11,9 @@ from torch import nn
 
 from esformer.data.datasets import DataConfig
 from esformer.data.sample import sample_images
-from esformer.export import FORMATS
-from esformer.export.quantizing import BOUND, PARTS, Source, _onnx_ops, _openvino_ops, choose, parts_of, quantize
+from esformer.export import FORMATS, quantizing
+from esformer.export.comparing import program_of
+from esformer.export.quantizing import BOUND, PARTS, Source, choose, parts_of, quantize
 
 DIGITS = DataConfig("digits", img_size=32, num_classes=10, mean=[0.3] * 3, std=[0.4] * 3, workers=0)
 ABOUT = {"format": 3, "num_classes": 10, "in_chans": 3, "img_size": [32, 32], "data": {}}
@@ -87,13 +88,21 @@ def test_int8_is_near_and_a_quarter_as_large(name, small, images, sources, tmp_p
     assert str(tmp_path).encode() not in content and b"/site-packages/" not in content
 
 
+def ops_of(name, source):
+    """A graph's operations, as the quantiser of its format has them."""
+    if name == "onnx":
+        return quantizing._onnx_ops(onnx.load(source.graph).graph)
+    if name == "openvino":
+        return quantizing._openvino_ops(pytest.importorskip("openvino").Core().read_model(source.graph))
+    if name == "litert":
+        return quantizing._litert_ops(source.graph)
+    return quantizing._torch_ops(program_of(source.network).module().graph)
+
+
 @pytest.mark.parametrize("name", ABLE)
 def test_every_part_is_found_and_can_be_left_in_float(name, small, images, sources, tmp_path):
     kind, target = FORMATS[name], tmp_path / f"int8{FORMATS[name].suffix}"
-    if name == "onnx":
-        ops = list(_onnx_ops(onnx.load(sources(name)).graph))
-    else:
-        ops = list(_openvino_ops(pytest.importorskip("openvino").Core().read_model(sources(name))))
+    ops = list(ops_of(name, Source(small, sources(name))))
     assert {part: len(names) for part, names in parts_of(ops).items()} == dict(zip(PARTS, (4, 1, 1), strict=True))
     kind.quantize(Source(small, sources(name)), target, images, PARTS, ABOUT)
     wanted = small(images).detach()
