@@ -17,7 +17,11 @@ from esformer.export.quantizing import BOUND, PARTS, Source, choose, parts_of, q
 
 DIGITS = DataConfig("digits", img_size=32, num_classes=10, mean=[0.3] * 3, std=[0.4] * 3, workers=0)
 ABOUT = {"format": 3, "num_classes": 10, "in_chans": 3, "img_size": [32, 32], "data": {}}
-ABLE = [kind for kind in FORMATS if FORMATS[kind].quantize]
+SLOW = ("litert", "executorch")
+ABLE = [
+    pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in FORMATS if FORMATS[kind].quantize
+]
+FOUND = {"attention": 4, "first convolution": 1, "classifier": 1}
 
 
 class Small(nn.Module):
@@ -88,6 +92,10 @@ def test_int8_is_near_and_a_quarter_as_large(name, small, images, sources, tmp_p
     assert str(tmp_path).encode() not in content and b"/site-packages/" not in content
 
 
+def counted(ops):
+    return {part: len(names) for part, names in parts_of(list(ops)).items()}
+
+
 def ops_of(name, source):
     """A graph's operations, as the quantiser of its format has them."""
     if name == "onnx":
@@ -102,8 +110,7 @@ def ops_of(name, source):
 @pytest.mark.parametrize("name", ABLE)
 def test_every_part_is_found_and_can_be_left_in_float(name, small, images, sources, tmp_path):
     kind, target = FORMATS[name], tmp_path / f"int8{FORMATS[name].suffix}"
-    ops = list(ops_of(name, Source(small, sources(name))))
-    assert {part: len(names) for part, names in parts_of(ops).items()} == dict(zip(PARTS, (4, 1, 1), strict=True))
+    assert counted(ops_of(name, Source(small, sources(name)))) == FOUND
     kind.quantize(Source(small, sources(name)), target, images, PARTS, ABOUT)
     wanted = small(images).detach()
     assert 0 < float((kind.read(target)(images) - wanted).norm() / wanted.norm()) < BOUND
@@ -112,6 +119,10 @@ def test_every_part_is_found_and_can_be_left_in_float(name, small, images, sourc
         assert weights["first.weight"].dtype == weights["head.weight"].dtype == "float32"
         assert weights["second.weight_quantized"].dtype == "int8" and abs(weights["second.weight_quantized"]).max() < 65
         assert weights["second.weight_scale"].shape == (256,)
+
+
+def test_the_parts_are_found_in_pytorchs_graph(small, tmp_path):
+    assert counted(ops_of("executorch", Source(small, tmp_path))) == FOUND
 
 
 def errors(**shares):

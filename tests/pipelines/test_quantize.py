@@ -193,8 +193,14 @@ def refused(arguments, message):
     ("kind", "sentence"),
     [
         ("openvino", "nncf cannot be imported; install what this export needs: pip install 'esformer[openvino]'"),
-        ("executorch", "torchao cannot be imported; install what this export needs: pip install 'esformer[executorch]'"),
-        ("litert", "ai_edge_quantizer cannot be imported; install what this export needs into an environment of its own"),
+        (
+            "executorch",
+            "torchao cannot be imported; install what this export needs: pip install 'esformer[executorch]'",
+        ),
+        (
+            "litert",
+            "ai_edge_quantizer cannot be imported; install what this export needs into an environment of its own",
+        ),
     ],
 )
 def test_a_missing_quantiser_is_named_with_what_installs_it(kind, sentence, copied, monkeypatch):
