@@ -2,8 +2,8 @@
 
 Weights have a scale for each channel, activations one each, from their range on calibration images. Convolutions and
 matrix products are quantised; what lies between them (sums, activation functions, softmax) is as each runtime has it.
-In ExecuTorch and LiteRT it is in float, and so are products of two activations: with int8 sums of the skips an S0
-trained on CIFAR-10 was off by 14 % in ExecuTorch, and by 3 % without.
+In ExecuTorch and LiteRT it is in float, and so are products of two activations: with int8 sums and scalings an
+S0 trained on CIFAR-10 was off by 14 % in ExecuTorch, and by 3 % without.
 
 In onnxruntime and OpenVINO weights have 7 of the 8 bits: x86 processors without VNNI add products of 8 bits in 16,
 which overflows. With 8, a digits-trained S0 lost 2.8 points of top-1 there in onnxruntime, and with 7 none; in OpenVINO
@@ -247,7 +247,7 @@ TORCH_KINDS = {"conv2d": "Convolution", "linear": "MatMul", "matmul": "MatMul", 
 
 
 def quantize_executorch(source: Source, target: Path, images: Tensor, kept: Sequence[str], about: About) -> None:
-    """By torchao for XNNPACK, from PyTorch's graph; not sums, which torchao would take in too and which cost most."""
+    """By torchao for XNNPACK, from PyTorch's graph; not sums, which torchao takes in too unless told."""
     with hushed("torchao"):
         from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
