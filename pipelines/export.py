@@ -33,9 +33,9 @@ of images; those of litert, executorch and coreml one at a time, as apps do. In 
 are folded into the convolutions before them; by how much that speeds up the network is measured on one thread of this
 machine's CPU.
 
---quantize writes onnx and openvino with weights and activations in int8, in less than a third of the bytes. Images of
-the checkpoint's kind are the default, as of pipelines.evaluate: it is calibrated on training images, and kept only if
-its top-1 on the validation images falls by no more than --largest-drop. Parts stay in float where that helps.
+--quantize writes onnx, openvino, litert and executorch with weights and activations in int8, in a third of the bytes.
+Images of the checkpoint's kind are the default, as of pipelines.evaluate: it is calibrated on training images, and kept
+only if its top-1 on the validation images falls by no more than --largest-drop. Parts stay in float where that helps.
 """
 KINDS = ("safetensors", "onnx", "torch-export", "timm-folder", "openvino", "litert", "executorch", "coreml")
 

@@ -6,7 +6,7 @@ the runtimes of apps are written in `runtimes.py`.
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import timm
 import torch
 from timm.models._hub import save_config_for_hf
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim
 
 from esformer.checkpoint.content import KEY, save_weights
@@ -23,7 +23,13 @@ from esformer.checkpoint.loading import load
 from esformer.export import runtimes
 from esformer.export.comparing import About, Computes, ExportError, hushed, images_for, program_of
 from esformer.export.metadata import metadata
-from esformer.export.quantizing import quantize_onnx, quantize_openvino
+from esformer.export.quantizing import (
+    Quantizer,
+    quantize_executorch,
+    quantize_litert,
+    quantize_onnx,
+    quantize_openvino,
+)
 from esformer.files import write_bytes
 from esformer.genotype import Genotype
 
@@ -162,7 +168,7 @@ class Format:
     told: Callable[[Path], str | None] | None = None
     runtime: tuple[str, ...] = ()
     own_threads: bool = False
-    quantize: Callable[[Path, Path, Tensor, Sequence[str], About], None] | None = None
+    quantize: Quantizer | None = None
     quantizer: tuple[str, ...] = ()
 
     @property
@@ -267,6 +273,8 @@ FORMATS = {
         any_number=False,
         told=runtimes.told_litert,
         runtime=("ai_edge_litert",),
+        quantize=quantize_litert,
+        quantizer=("ai_edge_quantizer",),
     ),
     "executorch": Format(
         ".pte",
@@ -281,6 +289,8 @@ FORMATS = {
         told=runtimes.told_executorch,
         runtime=("executorch",),
         own_threads=True,
+        quantize=quantize_executorch,
+        quantizer=("torchao",),
     ),
     "coreml": Format(
         ".mlpackage",

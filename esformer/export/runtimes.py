@@ -19,6 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from esformer.checkpoint.content import KEY
 from esformer.export.comparing import About, Computes, ExportError, hushed, images_for, program_of
@@ -26,6 +27,8 @@ from esformer.export.metadata import metadata
 from esformer.files import FileError, write_bytes
 
 INPUT = "image"
+SIGNATURE = "serving_default"
+"""Under which LiteRT's graph is called."""
 CHECK = "check"
 """Under which a Core ML model has the outputs that it should have for `ramp`, for whoever runs it on a Mac."""
 
@@ -99,7 +102,12 @@ def write_litert(network: nn.Module, about: About, path: Path) -> None:
         import litert_torch
 
         program = litert_torch.convert(_Outputs(network, output_of(about)), sample_kwargs={INPUT: _image(network)})
-        file = BytesIO(program.model_content())
+    save_litert(program.model_content(), about, path)
+
+
+def save_litert(content: bytes, about: About, path: Path) -> None:
+    """Write a graph of LiteRT's with metadata."""
+    file = BytesIO(content)
     with zipfile.ZipFile(file, "a") as archive:
         for key, text in metadata(about).items():
             archive.writestr(f"{key}.json", text)
@@ -124,7 +132,14 @@ def told_litert(path: Path) -> str | None:
 
 
 def write_executorch(network: nn.Module, about: About, path: Path) -> None:
-    """ExecuTorch's program for XNNPACK; each metadata is what a method of its name gives.
+    """ExecuTorch's program for XNNPACK; each metadata is what a method of its name gives."""
+    with hushed():
+        program = program_of(_Named(network), any_number=False)
+    save_executorch(program, about, path)
+
+
+def save_executorch(program: ExportedProgram, about: About, path: Path) -> None:
+    """Compile PyTorch's graph to a program for XNNPACK, and write it with metadata.
 
     Softmax is not XNNPACK's but ExecuTorch's own: ExecuTorch 1.5.1 has XNNPACK compute one that follows a convolution
     over the channels instead of the last axis, where attention's are.
@@ -136,7 +151,6 @@ def write_executorch(network: nn.Module, about: About, path: Path) -> None:
         from executorch.exir import to_edge_transform_and_lower
 
         parts = [config for config in ALL_PARTITIONER_CONFIGS if config is not SoftmaxConfig]
-        program = program_of(_Named(network), any_number=False)
         edge = to_edge_transform_and_lower(
             program, partitioner=[XnnpackPartitioner(configs=parts)], constant_methods=metadata(about)
         )

@@ -19,6 +19,7 @@ from esformer.export.card import METRICS, front_matter, in_words, model_card
 from esformer.export.comparing import images_for
 from esformer.export.exported import exported_kind
 from esformer.export.formats import OPSETS, Format
+from esformer.export.quantizing import Source
 from esformer.files import atomic_output
 from esformer.genotype import Genotype
 from esformer.plots.architecture import draw_architecture
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
             difference = compared(network, kind, file)
             if images:
                 drop = LARGEST_DROP if options.largest_drop is None else options.largest_drop
-                about["quantized"] = write_int8(kind, network, file, place / out.name, about, images, drop)
+                about["quantized"] = write_int8(kind, Source(exported, file), place / out.name, about, images, drop)
         extras = write_card(place, out, kind, found, about, options, was_run=difference is not None)
     if images:
         difference = None  # that was of the graph in float32

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.compose import compose
 from esformer.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ from esformer.errors import STOPPED
 from esformer.export import FORMATS, ExportError
 from esformer.export.comparing import About, Computes
 from esformer.export.formats import Format
-from esformer.export.quantizing import quantize
+from esformer.export.quantizing import Source, quantize
 from pipelines.runtime.evaluating import EvaluationError, check, defaults_of
 from pipelines.runtime.signals import stop
 
@@ -59,7 +59,7 @@ def check_options(options: argparse.Namespace, kind: Format) -> None:
         raise ExportError(f"{given[0]} is for an export in int8, with --quantize")
     if options.quantize and kind.quantize is None:
         able = [name for name, one in FORMATS.items() if one.quantize is not None]
-        raise ExportError(f"--quantize is for --to {' and '.join(able)}, not for {options.to}")
+        raise ExportError(f"--quantize is for --to {', '.join(able[:-1])} and {able[-1]}, not for {options.to}")
     for name in flags[:2]:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ExportError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
@@ -100,14 +100,13 @@ def int8_images(options: argparse.Namespace, found: Checkpoint, img_size: tuple[
 
 
 def write_int8(
-    kind: Format, network: nn.Module, source: Path, target: Path, about: About, images: Int8Images, largest_drop: float
+    kind: Format, source: Source, target: Path, about: About, images: Int8Images, largest_drop: float
 ) -> dict[str, Any]:
     """Write a graph in int8, and judge it: what was done, and what it reaches.
 
     Args:
         kind: the format.
-        network: in float32, of PyTorch.
-        source: its graph in float32, in that format.
+        source: the network in float32, and its graph in that format.
         target: the file to write.
         about: as `Checkpoint.describe` gives it.
         images: to calibrate and to judge on.
@@ -119,9 +118,9 @@ def write_int8(
     """
     assert kind.quantize is not None
     log.info("quantising to int8, on %d training images", len(images.calibration))
-    done = quantize(kind.quantize, partial(opened, kind), network, source, target, images.calibration, about)
+    done = quantize(kind.quantize, partial(opened, kind), source, target, images.calibration, about)
     _stop_if_asked()
-    (before, after), count = hits([network, opened(kind, target)], images.validation)
+    (before, after), count = hits([source.network, opened(kind, target)], images.validation)
     reached = f"top-1 of {count:,} validation images is {after / count:.2%} in int8, {before / count:.2%} in float32"
     if 100 * (before - after) > largest_drop * count:
         raise ExportError(
@@ -136,7 +135,7 @@ def write_int8(
         "images": count,
         "float32_top1": before / count,
         "int8_top1": after / count,
-        "float32_bytes": size_of(source, kind),
+        "float32_bytes": size_of(source.graph, kind),
         "int8_bytes": size_of(target, kind),
         "data": images.validation.config.name,
     }

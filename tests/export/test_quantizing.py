@@ -11,12 +11,17 @@ from torch import nn
 
 from esformer.data.datasets import DataConfig
 from esformer.data.sample import sample_images
-from esformer.export import FORMATS
-from esformer.export.quantizing import BOUND, PARTS, _onnx_ops, _openvino_ops, choose, parts_of, quantize
+from esformer.export import FORMATS, quantizing
+from esformer.export.comparing import program_of
+from esformer.export.quantizing import BOUND, PARTS, Source, choose, parts_of, quantize
 
 DIGITS = DataConfig("digits", img_size=32, num_classes=10, mean=[0.3] * 3, std=[0.4] * 3, workers=0)
 ABOUT = {"format": 3, "num_classes": 10, "in_chans": 3, "img_size": [32, 32], "data": {}}
-ABLE = [kind for kind in FORMATS if FORMATS[kind].quantize]
+SLOW = ("litert", "executorch")
+ABLE = [
+    pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in FORMATS if FORMATS[kind].quantize
+]
+FOUND = {"attention": 4, "first convolution": 1, "classifier": 1}
 
 
 class Small(nn.Module):
@@ -74,7 +79,7 @@ def weights_of(name, path):
 @pytest.mark.parametrize("name", ABLE)
 def test_int8_is_near_and_a_quarter_as_large(name, small, images, sources, tmp_path):
     kind, target = FORMATS[name], tmp_path / f"int8{FORMATS[name].suffix}"
-    done = quantize(kind.quantize, kind.read, small, sources(name), target, images, ABOUT)
+    done = quantize(kind.quantize, kind.read, Source(small, sources(name)), target, images, ABOUT)
     found = kind.read(target)(images)
     wanted = small(images).detach()
     assert done.kept == () and 0 < done.error < BOUND
@@ -87,15 +92,26 @@ def test_int8_is_near_and_a_quarter_as_large(name, small, images, sources, tmp_p
     assert str(tmp_path).encode() not in content and b"/site-packages/" not in content
 
 
+def counted(ops):
+    return {part: len(names) for part, names in parts_of(list(ops)).items()}
+
+
+def ops_of(name, source):
+    """A graph's operations, as the quantiser of its format has them."""
+    if name == "onnx":
+        return quantizing._onnx_ops(onnx.load(source.graph).graph)
+    if name == "openvino":
+        return quantizing._openvino_ops(pytest.importorskip("openvino").Core().read_model(source.graph))
+    if name == "litert":
+        return quantizing._litert_ops(source.graph)
+    return quantizing._torch_ops(program_of(source.network).module().graph)
+
+
 @pytest.mark.parametrize("name", ABLE)
 def test_every_part_is_found_and_can_be_left_in_float(name, small, images, sources, tmp_path):
     kind, target = FORMATS[name], tmp_path / f"int8{FORMATS[name].suffix}"
-    if name == "onnx":
-        ops = list(_onnx_ops(onnx.load(sources(name)).graph))
-    else:
-        ops = list(_openvino_ops(pytest.importorskip("openvino").Core().read_model(sources(name))))
-    assert {part: len(names) for part, names in parts_of(ops).items()} == dict(zip(PARTS, (4, 1, 1), strict=True))
-    kind.quantize(sources(name), target, images, PARTS, ABOUT)
+    assert counted(ops_of(name, Source(small, sources(name)))) == FOUND
+    kind.quantize(Source(small, sources(name)), target, images, PARTS, ABOUT)
     wanted = small(images).detach()
     assert 0 < float((kind.read(target)(images) - wanted).norm() / wanted.norm()) < BOUND
     if name == "onnx":
@@ -103,6 +119,10 @@ def test_every_part_is_found_and_can_be_left_in_float(name, small, images, sourc
         assert weights["first.weight"].dtype == weights["head.weight"].dtype == "float32"
         assert weights["second.weight_quantized"].dtype == "int8" and abs(weights["second.weight_quantized"]).max() < 65
         assert weights["second.weight_scale"].shape == (256,)
+
+
+def test_the_parts_are_found_in_pytorchs_graph(small, tmp_path):
+    assert counted(ops_of("executorch", Source(small, tmp_path))) == FOUND
 
 
 def errors(**shares):
@@ -151,6 +171,6 @@ def test_the_file_is_that_of_the_chosen_parts(small, images, tmp_path, monkeypat
         off = 0.2 if "attention" in target.read_text() else 0.4
         return lambda images: small(images).detach() * (1 + off)
 
-    done = quantize(write, read, small, tmp_path / "a", tmp_path / "b", images, ABOUT)
+    done = quantize(write, read, Source(small, tmp_path / "a"), tmp_path / "b", images, ABOUT)
     assert done.kept == ("attention",) and (tmp_path / "b").read_text() == "('attention',)"
     assert written[-1] == (("attention",), ["attention"]) and done.error == pytest.approx(0.2, rel=1e-3)

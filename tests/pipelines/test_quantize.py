@@ -16,7 +16,7 @@ from pipelines import evaluate, export, train
 from pipelines.runtime import cli, quantizing
 
 CPU = ["data.workers=0", "--batch-size", "64"]
-ABLE = ("onnx", "openvino")
+ABLE = ("onnx", "openvino", "litert", "executorch")
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,10 @@ def test_other_images_can_be_given(quick, copied, digits_in_folders):
 WRONG = {
     "not quantised": (["--largest-drop", "1"], "--largest-drop is for an export in int8, with --quantize"),
     "settings alone": (["data.root=x"], "data.root=x is for an export in int8, with --quantize"),
-    "other format": (["--quantize", "--to", "litert"], "--quantize is for --to onnx and openvino, not for litert"),
+    "other format": (
+        ["--quantize", "--to", "coreml"],
+        "--quantize is for --to onnx, openvino, litert and executorch, not for coreml",
+    ),
     "no images": (["--quantize", "--calibration-images", "0"], "--calibration-images is 0; it must be at least 1"),
     "a rise": (["--quantize", "--largest-drop", "-1"], "--largest-drop is -1; it must be from 0 to 100 points"),
     "no number": (["--quantize", "--largest-drop", "nan"], "--largest-drop is nan; it must be from 0 to 100"),
@@ -186,14 +189,26 @@ def refused(arguments, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_missing_quantiser_is_named_with_what_installs_it(copied, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("openvino", "nncf cannot be imported; install what this export needs: pip install 'esformer[openvino]'"),
+        (
+            "executorch",
+            "torchao cannot be imported; install what this export needs: pip install 'esformer[executorch]'",
+        ),
+        (
+            "litert",
+            "ai_edge_quantizer cannot be imported; install what this export needs into an environment of its own",
+        ),
+    ],
+)
+def test_a_missing_quantiser_is_named_with_what_installs_it(kind, sentence, copied, monkeypatch):
     import importlib.util
 
-    there = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nncf" else there(name) or True)
-    refused(
-        [str(copied), "--to", "openvino", "--quantize"], "nncf cannot be imported; install what this export needs: pip"
-    )
+    there, needs = importlib.util.find_spec, FORMATS[kind].quantizer
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in needs else there(name) or True)
+    refused([str(copied), "--to", kind, "--quantize"], sentence)
 
 
 def test_a_stop_while_it_is_judged_leaves_nothing(quick, copied, monkeypatch, capsys):
