@@ -160,3 +160,10 @@ def test_what_is_not_of_another_run_is_not_looked_for(tmp_path):
     Genotype.shipped("esformer_s0").save(tmp_path / "genotype.yaml")
     for source in ("esformer_s0", str(tmp_path / "genotype.yaml"), "/genotype.yaml"):
         assert tracking._artifact_of(source) is None
+    for damaged in (b"\xff", b"0123456789", b""):
+        (tmp_path / "wandb_id").write_bytes(damaged)
+        assert tracking._artifact_of(str(tmp_path / "genotype.yaml")) is None
+    (tmp_path / "wandb_id").write_text("0a1b2c3d")
+    assert tracking._artifact_of(str(tmp_path / "genotype.yaml")) == "genotype-0a1b2c3d:latest"
+    assert tracking._artifact_of(str(tmp_path / "checkpoints/best.ckpt")) == "checkpoint-0a1b2c3d:best"
+    assert tracking._artifact_of(str(tmp_path / "checkpoints/other.ckpt")) is None
