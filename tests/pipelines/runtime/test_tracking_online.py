@@ -29,6 +29,7 @@ def server(tmp_path, monkeypatch):
     for name in ("CONFIG", "DATA", "CACHE"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.chdir(tmp_path)  # where W&B's processes leave their logs
     runs = Runs()
     with serving_runs(runs) as (address, _):
         monkeypatch.setenv("WANDB_BASE_URL", address)
