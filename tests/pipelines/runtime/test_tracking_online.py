@@ -114,6 +114,22 @@ def test_what_a_server_never_took_can_be_sent_later(tmp_path, server, caplog, mo
     assert run.exit_code == 0
 
 
+@pytest.mark.nightly
+def test_sessions_that_were_offline_can_be_sent_together(tmp_path, server, caplog):
+    folder = tmp_path / "run"
+    with caplog.at_level(logging.INFO, "esformer"):
+        session(folder, settings=["wandb.mode=offline"], code=STOPPED)
+        time.sleep(1.1)  # W&B's folders are named after the second
+        session(folder, settings=["wandb.mode=offline"])
+    assert not server.runs
+    start = "W&B is offline; send the run, all its sessions in order, with: "
+    (command,) = {line.removeprefix(start) for line in said(caplog) if line.startswith(start)}
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    (run,) = server.runs.values()
+    assert losses(run) == [*range(1, 30, 2)] * 2
+    assert run.exit_code == 0
+
+
 def test_a_training_says_what_it_begins_from(tmp_path, server, caplog):
     searched = tmp_path / "searched"
     config = compose("S0", True, [f"run.dir={searched}", "wandb.project=digits", "wandb.checkpoints=true"])
