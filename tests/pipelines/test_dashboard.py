@@ -78,6 +78,7 @@ def test_every_metric_that_is_logged_is_drawn_and_no_other():
     assert {*pictures} <= {*NAMES} and {*workspace.STEPS.values()} <= {*NAMES}
     for column in workspace.COLUMNS:
         kind, _, name = column.removesuffix(".value").partition(":")
+        assert column.endswith(".value") == (kind == "config")  # as W&B's table of runs has them
         assert name in (NAMES if kind == "summary" else ("size", "params", "macs")), column
 
 
