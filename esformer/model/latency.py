@@ -121,8 +121,8 @@ def measure_parts(genotype: Genotype, img_size: int = 224, num_classes: int = 10
         num_classes: outputs of the classifier.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        network: Any = ESFormer(genotype, num_classes, img_size=img_size).eval()
-        image = torch.rand(1, 3, img_size, img_size)
+        network: Any = ESFormer(genotype, num_classes, img_size=img_size).eval().float()
+        image = torch.rand(1, 3, img_size, img_size, dtype=torch.float32)
     modules: list[nn.Module] = [network.stem]
     for number, stage in enumerate(network.stages):
         modules += [*([stage.downsample] if number else []), *stage.blocks]
@@ -132,7 +132,7 @@ def measure_parts(genotype: Genotype, img_size: int = 224, num_classes: int = 10
     rounds, threads = [], torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             for _ in range(WARM_UP + FEWEST):
                 times[:] = [time.thread_time_ns()]
                 network(image)

@@ -210,9 +210,11 @@ def network(rows: Sequence[Mapping[str, Any]]) -> tuple[Data, dict[str, Spec]]:
         rows: those of `part_rows`.
     """
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    titles = {"channels": "channels out", "MACs": "MACs", "parameters": "parameters", "ms": "time [ms]"}
+    titles = {"channels": "channels out", "MACs": "MACs", "parameters": "parameters"}
     shown = [*words("part", "genes", "shape"), *tip({"parameters": "parameters", "MACs": "MACs"})]
-    shown += words("share of time")
+    if "ms" in columns:
+        titles["ms"] = "time [ms]"
+        shown += words("share of time")
 
     def bars(field: str, title: str) -> Spec:
         y = {"field": field, "type": "quantitative", "title": title, "axis": {"tickCount": 5, "format": "~s"}}
@@ -225,20 +227,20 @@ def network(rows: Sequence[Mapping[str, Any]]) -> tuple[Data, dict[str, Spec]]:
     return Data(columns), {captions[field]: bars(field, title) for field, title in titles.items()}
 
 
-def part_rows(parts: Sequence[Part], times_ms: Sequence[float]) -> list[dict[str, Any]]:
+def part_rows(parts: Sequence[Part], times_ms: Sequence[float] | None = None) -> list[dict[str, Any]]:
     """What is said of each part, in its tooltip and in the table.
 
     Args:
         parts: of the network, in order.
-        times_ms: how long each takes.
+        times_ms: how long each takes, if that is known.
     """
-    whole = sum(times_ms)
-    return [
-        _part_row(place, part, ms, ms / whole) for place, (part, ms) in enumerate(zip(parts, times_ms, strict=True))
-    ]
+    rows = [_part_row(place, part) for place, part in enumerate(parts)]
+    for row, ms in zip(rows, times_ms or (), strict=times_ms is not None):
+        row |= {"ms": round(ms, 4), "share of time": f"{ms / sum(times_ms or ()):.1%}"}
+    return rows
 
 
-def _part_row(number: int, part: Part, ms: float, share: float) -> dict[str, Any]:
+def _part_row(number: int, part: Part) -> dict[str, Any]:
     genes = "-" if part.block is None else ", ".join(f"{name} {value}" for name, value in part.block.genes().items())
     return {
         "place": number,
@@ -249,8 +251,6 @@ def _part_row(number: int, part: Part, ms: float, share: float) -> dict[str, Any
         "channels": part.shape[0] if len(part.shape) == 3 else None,
         "parameters": part.cost.params,
         "MACs": part.cost.macs,
-        "ms": round(ms, 4),
-        "share of time": f"{share:.1%}",
     }
 
 

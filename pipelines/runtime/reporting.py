@@ -26,6 +26,8 @@ SHARE = 0.01
 """How much of a run's time its report may take."""
 EVERY = 60.0
 """The least seconds between two writings while a run is at work."""
+LARGEST = 4e9
+"""MACs of a network whose parts are timed; it takes a few seconds up to there."""
 WORST = 20
 """Classes of an evaluation that are listed, those that are told worst."""
 STATES = {
@@ -195,12 +197,14 @@ def network(page: Page, run: Record, name: str) -> str:
         of_space = f"<p>A network of space {text(run.genotype.space)}:</p><pre>{text(run.genotype)}</pre>"
         return of_space + table((), costs)
     made = parts(run.genotype, run.img_size, run.num_classes)
-    times_ms = measure_parts(run.genotype, run.img_size, run.num_classes)
+    params, macs = (sum(getattr(part.cost, name) for part in made) for name in ("params", "macs"))
+    total, times_ms = f"{params:,} parameters, {macs:,} MACs", None
+    if run.state != "running" and macs <= LARGEST:  # a training, and those who wait for it, have other things to do
+        times_ms = measure_parts(run.genotype, run.img_size, run.num_classes)
+        total += f"; {sum(times_ms):.3g} ms for an image on one thread of this page's machine, in PyTorch"
     rows = charts.part_rows(made, times_ms)
     data, specs = charts.network(rows)
-    shown = ("part", "genes", "shape", "parameters", "MACs", "share of time")
-    total = f"{sum(part.cost.params for part in made):,} parameters, {sum(part.cost.macs for part in made):,} MACs"
-    total += f"; {sum(times_ms):.3g} ms for an image on one thread of this page's machine, in PyTorch"
+    shown = ("part", "genes", "shape", "parameters", "MACs", *(("share of time",) if times_ms else ()))
     return "".join(
         [
             f"<p>Space {text(run.genotype.space)}, {run.img_size} pixels, {run.num_classes} classes: {total}.</p>",

@@ -56,7 +56,12 @@ class Stop:
     @property
     def farewell(self) -> str:
         """What is said at the end of a stop."""
-        return f"stopped; the same command {'goes on from here' if self.goes_on else 'begins again'}"
+        return f"stopped; the same command {self.then}"
+
+    @property
+    def then(self) -> str:
+        """What happens when the command is given again."""
+        return "goes on from here" if self.goes_on else "begins again"
 
     @property
     def asked(self) -> bool:
@@ -192,7 +197,7 @@ def requeue_and_exit_code() -> tuple[int, str]:
         return STOPPED, stop.farewell
     if failure := requeue():
         return STOPPED, f"stopped; submit the same job again, for it could not be requeued ({failure})"
-    return STOPPED, f"stopped; job {_job_name()} is in the queue again and goes on from here"
+    return STOPPED, f"stopped; job {_job_name()} is in the queue again and {stop.then}"
 
 
 def requeue() -> str:

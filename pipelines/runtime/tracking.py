@@ -20,7 +20,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from configs.schema import Config, ConfigError
 from esformer.checkpoint.artifacts import WANDB
 from esformer.errors import STOPPED
-from esformer.files import FileError, read_text, write_text
+from esformer.files import ContentError, FileError, read_text, write_text
 from esformer.version import code_version
 from pipelines.runtime.run_folder import RunFolder, is_main
 from pipelines.runtime.signals import stop
@@ -258,8 +258,9 @@ def _artifact_of(source: str) -> str | None:
     file = Path(source).absolute()
     for folder, name in ((file.parent, "genotype-{}:latest"), (file.parent.parent, f"checkpoint-{{}}:{file.stem}")):
         run = RunFolder(folder, "")
-        if file in (run.genotype, run.best, run.last) and (known := _known_id(run)):
-            return name.format(known)
+        with suppress(FileError):
+            if file in (run.genotype, run.best, run.last) and (known := _known_id(run)):
+                return name.format(known)
     return None
 
 
@@ -304,6 +305,6 @@ def _known_id(run: RunFolder) -> str | None:
     """The id that a run's folder names; None where it names none, or the file is damaged."""
     try:
         known = read_text(run.wandb_id) if run.wandb_id.is_file() else ""
-    except FileError:
+    except ContentError:
         return None
     return known if re.fullmatch("[0-9a-f]{8}", known) else None

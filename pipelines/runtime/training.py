@@ -51,7 +51,8 @@ def train_alone(plan: Plan, genotype: AnyArchitecture, start: Checkpoint | None 
             return summary
         if run.genotype.exists() and read_architecture(run.genotype) != genotype:
             raise RunError(f"{run.path} trains another genotype; choose another run.dir")
-        tracking.use_artifact(loggers, config.init or config.genotype)
+        if not run.last.exists():  # what goes on began from what W&B was told of then
+            tracking.use_artifact(loggers, config.init or config.genotype)
         if is_main():
             named = config.genotype or config.init or "the shipped one"
             genotype.save(run.genotype, comment=f"given as {named}")

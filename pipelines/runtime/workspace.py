@@ -50,6 +50,8 @@ STEPS = {"Search": "search/evaluation"}
 COLUMNS = ["config:size.value", "config:params.value", "config:macs.value"]
 COLUMNS += ["summary:val/top1", "summary:val/ema_top1", "summary:epoch"]
 """Of the table of runs, as W&B writes them."""
+MADE_BY = "made by python -m pipelines.dashboard"
+"""Under the report's title; by both it is found again."""
 ABOUT = """
 What the runs of this project found and trained: networks against their cost, the course of searches and trainings, and
 all runs with size, cost and accuracy. `val/ema_top1` is that of the averaged weights. Made by
@@ -94,7 +96,7 @@ def report(project: str, entity: str = "") -> Any:
         runs = wr.Runset(entity, project, pinned_columns=columns, visible_columns=columns, lock_columns=True)
         grid = wr.PanelGrid(runsets=[runs], panels=shown, hide_run_sets=section != "Networks")
         blocks += [wr.H2(section), grid]
-    return wr.Report(project=project, entity=entity, title=NAME, blocks=blocks, width="fluid")
+    return wr.Report(project, entity, NAME, MADE_BY, blocks, width="fluid")
 
 
 def _package(name: str) -> Any:
@@ -162,7 +164,8 @@ def save(project: str, entity: str | None) -> list[str]:
 
     try:
         api = wandb.Api()
-        owner = entity or str(api.default_entity)
+        if not (owner := entity or api.default_entity):
+            raise ESFormerError(f"W&B does not say whose project {project} is; say it with --entity")
         return [_save_workspace(workspace(project, owner)), _save_report(report(project, owner), api)]
     except (wandb.Error, OSError, ValueError) as error:
         raise ESFormerError(f"project {project} cannot be arranged: {reason_of(error)}") from None
@@ -181,7 +184,8 @@ def _save_workspace(made: Any) -> str:
 
 
 def _save_report(made: Any, api: Any) -> str:
-    known = (one for one in api.reports(f"{made.entity}/{made.project}") if one.display_name == made.title)
-    made.id = next((one.id for one in known), "")
+    ours = (made.title, made.description)
+    known = api.reports(f"{made.entity}/{made.project}")
+    made.id = next((one.id for one in known if (one.display_name, one.description) == ours), "")
     made.save()
     return str(made.url)

@@ -2,6 +2,7 @@
 
 import logging
 import subprocess
+import sys
 import time
 
 import pytest
@@ -53,6 +54,12 @@ def session(folder, *callbacks, code=0, settings=(), source=None):
 
 def said(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "esformer"]
+
+
+def type_in(command, folder):
+    """Run what begins with `wandb`, which need not be on the path."""
+    words = [sys.executable, "-m", *command.split()]
+    subprocess.run(words, cwd=folder, check=True, capture_output=True, timeout=60)
 
 
 def losses(run):
@@ -107,8 +114,7 @@ def test_what_a_server_never_took_can_be_sent_later(tmp_path, server, caplog, mo
     start = "W&B did not take everything; send it with: "
     assert line.startswith(start)
     server.down = False
-    command = line.removeprefix(start).split()
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    type_in(line.removeprefix(start), tmp_path)
     (run,) = server.runs.values()
     assert losses(run) == [*range(1, 30, 2)]
     assert run.exit_code == 0
@@ -124,7 +130,7 @@ def test_sessions_that_were_offline_can_be_sent_together(tmp_path, server, caplo
     assert not server.runs
     start = "W&B is offline; send the run, all its sessions in order, with: "
     (command,) = {line.removeprefix(start) for line in said(caplog) if line.startswith(start)}
-    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    type_in(command, tmp_path)
     (run,) = server.runs.values()
     assert losses(run) == [*range(1, 30, 2)] * 2
     assert run.exit_code == 0
