@@ -90,6 +90,8 @@ def test_a_second_call_brings_it_up_to_date(server, capsys, monkeypatch):
     monkeypatch.setattr(workspace, "PAPER", {"S0": 1, "S1": 2, "S2": 3})
     assert dashboard.main(["--project", "digits"]) == addresses
     assert len(server) == 2
+    server["id-1"]["description"] = "somebody's own"
+    assert dashboard.main(["--project", "digits"]) != addresses and len(server) == 3
     for view in server.values():
         assert view["displayName"] == "ESFormer" and "12.5 M | 1.4 G | 3 |" in view["spec"]
 

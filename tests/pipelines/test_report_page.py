@@ -1,6 +1,7 @@
 """A run's report: one file that holds what the run's files do, and in which nothing of them can run."""
 
 import base64
+import fcntl
 import hashlib
 import json
 import random
@@ -254,6 +255,15 @@ def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
         scores = [one.scores.get("macs", 0) for one in read(path / "journal.jsonl")]
         best = [(i + 1, score) for i, score in enumerate(scores) if score > max(scores[:i], default=0)]
         assert curves["macs: the best so far", str(path)] == [*best, (90, max(scores))]
+
+
+def test_while_a_run_is_at_work_its_network_is_not_timed(run, tmp_path):
+    other = Path(copytree(run, tmp_path / "other"))
+    (other / "summary.json").unlink()
+    with (other / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        columns = read_page(report.main([str(other)])).data["datasets"]["run 0 network"]["columns"]
+    assert "MACs" in columns and not {"ms", "share of time"} & columns.keys()
 
 
 def test_what_is_no_run_is_refused_with_a_sentence(run, tmp_path):
