@@ -34,4 +34,4 @@ def main(argv: Sequence[str] | None = None) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, goes_on=False)

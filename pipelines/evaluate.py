@@ -52,4 +52,4 @@ def _defaults(arguments: argparse.Namespace) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, goes_on=False)

@@ -40,4 +40,4 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, goes_on=False)

@@ -32,4 +32,4 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, goes_on=False)

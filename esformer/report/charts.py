@@ -235,8 +235,10 @@ def part_rows(parts: Sequence[Part], times_ms: Sequence[float] | None = None) ->
         times_ms: how long each takes, if that is known.
     """
     rows = [_part_row(place, part) for place, part in enumerate(parts)]
-    for row, ms in zip(rows, times_ms or (), strict=times_ms is not None):
-        row |= {"ms": round(ms, 4), "share of time": f"{ms / sum(times_ms or ()):.1%}"}
+    if times_ms is not None:
+        whole = sum(times_ms)
+        for row, ms in zip(rows, times_ms, strict=True):
+            row |= {"ms": round(ms, 4), "share of time": f"{ms / whole:.1%}"}
     return rows
 
 

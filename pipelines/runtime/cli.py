@@ -116,11 +116,16 @@ def _sizes() -> str:
     return f"{', '.join(said)} (default {SIZES[0]})"
 
 
-def run(main: Callable[[], object]) -> NoReturn:
+def run(main: Callable[[], object], goes_on: bool = True) -> NoReturn:
     """Run a pipeline; what a user can mend ends it with one sentence and exit code 2, without a traceback.
 
     SIGUSR1 and SIGTERM stop it in good order, with exit code 75; under SLURM the job is then put into the queue again.
+
+    Args:
+        main: the pipeline.
+        goes_on: whether the same command goes on from where this one stops; else it begins again.
     """
+    signals.stop.goes_on = goes_on
     signals.stop.install()
     watchdog.start()
     try:

@@ -44,7 +44,6 @@ from pipelines.runtime.preflight import preflight
 from pipelines.runtime.report import console
 from pipelines.runtime.report import show as show_summary
 from pipelines.runtime.run_folder import is_main, start_logging
-from pipelines.runtime.signals import stop
 from pipelines.runtime.watchdog import disconnect
 
 log = logging.getLogger("esformer")
@@ -73,7 +72,6 @@ def run(config: Config, flags: argparse.Namespace, argv: Sequence[str] | None) -
         flags: of `pipelines.evaluate`, with the checkpoint as `found`.
         argv: its arguments, by default the process's own.
     """
-    stop.goes_on = False
     found, folder = flags.found, flags.out or evaluation_of(flags.checkpoint)
     check_flags(found, flags, config.data.img_size)
     plan = preflight("evaluate", config, argv, folder)

@@ -43,7 +43,6 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
         ESFormerError: it cannot be exported like that; says what can be done.
     """
     start_logging()
-    stop.goes_on = False
     kind = FORMATS[options.to]
     check_options(options, kind)
     check(kind, options)

@@ -1,8 +1,9 @@
 import time
-from itertools import chain, count, cycle, repeat
+from itertools import chain, cycle, repeat
 
 import pytest
 import torch
+from torch import nn
 
 from esformer.model import latency
 from esformer.model.esformer import ESFormer
@@ -161,11 +162,26 @@ def test_it_says_what_it_is():
 
 def test_each_part_has_its_own_time(draw, monkeypatch):
     genotype = draw(seed=1)
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    ticks = count(step=1_000_000)
+    clock = [0]
+
+    def tick(module, *_):  # each convolution takes a millisecond
+        clock[0] += 1_000_000 * isinstance(module, nn.Conv2d)
+
+    def convolutions(module):
+        return sum(isinstance(one, nn.Conv2d) for one in module.modules())
+
+    hook = nn.modules.module.register_module_forward_hook(tick)
     with monkeypatch.context() as patched:
-        patched.setattr("esformer.model.latency.time.thread_time_ns", lambda: next(ticks))
-        assert measure_parts(genotype, 64, 10) == [1.0] * len(parts(genotype, 64, 10))
+        patched.setattr("esformer.model.latency.time.thread_time_ns", lambda: clock[0])
+        found = dict(zip((part.name for part in parts(genotype, 64, 10)), measure_parts(genotype, 64, 10), strict=True))
+    hook.remove()
+    network = ESFormer(genotype, 10, img_size=64)
+    assert (found["stem"], found["classifier"]) == (convolutions(network.stem), 0)
+    for number, stage in enumerate(network.stages, 1):
+        assert number == 1 or found[f"downsampling {number - 1}"] == convolutions(stage.downsample)
+        for place, block in enumerate(stage.blocks, 1):
+            assert found[f"stage {number}, block {place}"] == convolutions(block)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
     times = measure_parts(genotype, 64, 10)
     assert min(times) > 0 and sum(times) < 1000
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
