@@ -22,6 +22,18 @@ class ProcessLostError(ESFormerError):
     """Another process that this one needs died, or hangs: one that loads images, or another rank."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; the name of its class where it says nothing.
+
+    Args:
+        error: of any library.
+
+    >>> first_line(ValueError("no such axis\\n(and a page of details)")), first_line(KeyboardInterrupt())
+    ('no such axis', 'KeyboardInterrupt')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the CPU, had no memory left; whichever library noticed it."""
     known = ("out of memory", "_STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory")

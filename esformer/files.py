@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import yaml
 
-from esformer.errors import ESFormerError
+from esformer.errors import ESFormerError, first_line
 
 LARGEST = 250_000
 """Bytes of a file that is read as a whole; what we write has a few thousand."""
@@ -100,8 +100,7 @@ def parse_yaml(text: str, plain: bool = False) -> Any:
     except ContentError:
         raise
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ContentError(f"is not plain YAML: {reason}") from None
+        raise ContentError(f"is not plain YAML: {first_line(error)}") from None
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -113,7 +112,7 @@ def parse_json(text: str | bytes) -> Any:
     except ValueError as error:  # bytes that are no text, too
         if isinstance(error, ContentError):
             raise
-        raise ContentError(f"is not JSON: {str(error).splitlines()[0]}") from None
+        raise ContentError(f"is not JSON: {first_line(error)}") from None
     _check_values(value, DEEPEST)
     return value
 

@@ -63,6 +63,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--evaluate-images", type=int, metavar="N", help="validation images to judge on, drawn at random (default all)")
     add("--largest-drop", type=float, metavar="POINTS", help="of top-1 that may be lost in int8 (default 0.5)")
     add("--license", metavar="NAME", help="of the weights, for the card (default: not stated)")
+    add("--wandb", metavar="PROJECT", help="send it to this project of Weights & Biases, as made from its checkpoint")
     add("settings", nargs="*", metavar="key=value", help="with --quantize: which images, such as data.root=/my/images")
     complete(parser)
     return parser.parse_intermixed_args(argv)

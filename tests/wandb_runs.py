@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from wandb_server import ABOUT, Failure, membership, serving
+from wandb_server import Failure, Views, membership, serving
 
 ENTITY = {"id": "e", "name": "me"}
 
@@ -42,8 +42,11 @@ class Runs:
         """Those that were begun, by their ids."""
         self.made = {}
         """Artifacts: the name and a version to what the client said as it made them."""
+        self.views = Views()
         self.asked = []
         """The names of all questions, in order."""
+        self.stored = set()
+        """The names of the files of artifacts."""
         self.down = False
         """Whether nobody can be served at the moment."""
 
@@ -53,9 +56,12 @@ class Runs:
         name = re.search(r"(?:query|mutation)\s+(\w+)", question)[1]
         self.asked.append(name)
         answer = getattr(self, f"_{name}", None)
-        if answer:
-            return answer(variables, address)
-        return next((ABOUT[word] for word in ABOUT if word in question), {})
+        return answer(variables, address) if answer else self.views(question, variables, address)
+
+    def add(self, collection, alias, kind="model"):
+        """Have an artifact that some run made before."""
+        said = {"artifactCollectionName": collection, "artifactTypeName": kind, "aliases": [{"alias": alias}]}
+        self._CreateArtifact({"input": said}, "")
 
     def stream(self, path, said):
         """Take what a run streams; the answer is empty."""
@@ -125,6 +131,7 @@ class Runs:
         return self._CreateArtifactManifest(asked, address, "update")
 
     def _CreateArtifactFiles(self, asked, address):
+        self.stored |= {file["name"] for file in asked["input"]["artifactFiles"]}
         files = [
             {
                 "storagePath": file["name"],

@@ -78,6 +78,45 @@ def serving(answer, files=(), stream=None):
             server.shutdown()
 
 
+class Views:
+    """The workspaces and reports of the project `digits`."""
+
+    def __init__(self):
+        self.kept = {}
+        """By their ids, as they were sent."""
+
+    def __call__(self, question, variables, address):
+        if "upsertView" in question:
+            number = variables.get("id") or f"id-{len(self.kept)}"
+            self.kept[number] = variables
+            view = {**variables, "id": number, "project": PROJECT | {"entityName": "me"}}
+            return {"upsertView": {"view": view | {"spec": json.loads(variables["spec"])}, "inserted": True}}
+        if "ProjectViews" in question:
+            reports = [view | {"id": number} for number, view in self.kept.items() if view["type"] == "runs"]
+            return {"project": {"allViews": page(reports)}}
+        if "ProjectInternalId" in question:
+            return {"project": PROJECT}
+        if "GetProjects" in question:
+            about = {"entityName": "me", "createdAt": "2026-01-01", "isBenchmark": False, "user": None}
+            return {"models": page([PROJECT | about])}
+        if "allViews" in question:
+            if variables["projectName"] != "digits":
+                return {"project": None}
+            nodes = [
+                {"node": {"id": number, "displayName": view["displayName"], "spec": view["spec"]}}
+                for number, view in self.kept.items()
+                if view["name"] == variables["viewName"]
+            ]
+            return {"project": {"allViews": {"edges": nodes}}}
+        return next((ABOUT[word] for word in ABOUT if word in question), {})
+
+
+def page(nodes):
+    """As the server gives lists."""
+    end = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+    return {"edges": [{"node": node, "cursor": ""} for node in nodes], "pageInfo": end}
+
+
 def serving_artifact(files):
     """Serve one artifact, `me/digits/checkpoint-1:best`.
 

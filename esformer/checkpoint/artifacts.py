@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from esformer.checkpoint.content import CheckpointError
+from esformer.errors import first_line
 
 WANDB = "wandb:"
 WEIGHTS = (".ckpt", ".safetensors", ".pth", ".bin")
@@ -45,5 +46,5 @@ def reason_of(error: BaseException) -> str:
     Args:
         error: of its client.
     """
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = first_line(error)
     return f"{line} (or no server answers: is there a network?)" if any(word in line for word in UNREACHED) else line

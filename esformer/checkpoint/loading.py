@@ -15,6 +15,7 @@ from esformer.checkpoint.artifacts import WANDB, fetch
 from esformer.checkpoint.content import Checkpoint, CheckpointError
 from esformer.checkpoint.files import PREPARATION, open_checkpoint
 from esformer.checkpoint.other_spaces import network_of_other_space
+from esformer.errors import first_line
 from esformer.genotype import Genotype, shipped_names
 from esformer.model.weights import Weights, WeightsError, clean, fit, origin
 
@@ -212,8 +213,7 @@ def _of_timm(name: str) -> Checkpoint:
         _reach(timm.get_pretrained_cfg(name, allow_unregistered=False).hf_hub_id)
         network = timm.create_model(name, pretrained=True)
     except Exception as error:  # of the network, of the hub, of timm
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"timm could not load the weights of {name}: {reason}") from None
+        raise CheckpointError(f"timm could not load the weights of {name}: {first_line(error)}") from None
     weights = clean(network.state_dict())
     told = origin(weights)
     cfg = network.pretrained_cfg

@@ -20,7 +20,7 @@ from torch.backends import cudnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from esformer import guide, plugins
-from esformer.errors import out_of_memory
+from esformer.errors import first_line, out_of_memory
 from esformer.genotype import Genotype
 from esformer.model.attention import Attention2d, Attention2dDownsample
 from esformer.model.esformer import MIN_IMAGE, ESFormer
@@ -233,9 +233,8 @@ def score(
                 " a search needs less with fewer search.workers or a smaller search.img_size, and none of a GPU's with"
                 " search.accelerator=cpu"
             ) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ProxyError(
-            f"{proxy.name} cannot run this network on images of 3 x {height} x {width}: {reason}"
+            f"{proxy.name} cannot run this network on images of 3 x {height} x {width}: {first_line(error)}"
         ) from error
     mean = total / draws
     kind = str(proxy.dtype).removeprefix("torch.")

@@ -14,6 +14,7 @@ from torch import nn
 
 from esformer.checkpoint import Checkpoint
 from esformer.checkpoint.loading import network_of, opened
+from esformer.errors import first_line
 from esformer.export import FORMATS, Difference, ExportError, compare, fold, speed_up
 from esformer.export.card import METRICS, front_matter, in_words, model_card
 from esformer.export.comparing import images_for
@@ -24,6 +25,7 @@ from esformer.files import atomic_output
 from esformer.genotype import Genotype
 from esformer.plots.architecture import draw_architecture
 from pipelines.runtime.checkpoint import beside, check_size, evaluation_of
+from pipelines.runtime.lineage import check_login, send_export
 from pipelines.runtime.quantizing import LARGEST_DROP, check_options, int8_images, write_int8
 from pipelines.runtime.report import show
 from pipelines.runtime.run_folder import start_logging
@@ -46,6 +48,8 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
     kind = FORMATS[options.to]
     check_options(options, kind)
     check(kind, options)
+    if options.wandb is not None:
+        check_login(options.wandb)
     if exported_kind(options.checkpoint):
         raise ExportError(f"{options.checkpoint} is an exported file, which holds a program; export its checkpoint")
     found = opened(options.checkpoint)
@@ -84,7 +88,23 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
     }
     shown = {"largest_difference": f"{difference.largest:.1e}"} if difference else {}
     show({**summary, **shown, **({"quantized": in_words(about["quantized"])} if images else {})})
+    if options.wandb is not None:
+        summary["sent"] = send(options, kind, out, found.digest(not options.raw), summary)
     return summary
+
+
+def send(options: argparse.Namespace, kind: Format, out: Path, digest: str, summary: Mapping[str, Any]) -> str:
+    """Send what was written to Weights & Biases, with its card; returns the address of its page.
+
+    Raises:
+        ESFormerError: it was not taken.
+    """
+    beside = [summary[name] for name in ("card", "picture") if name in summary and not kind.is_folder]
+    weights = [out.with_suffix(kind.weights)] if kind.weights else []
+    name = f"{options.to}{'-int8' if options.quantize else ''}-{digest}"
+    address = send_export(options.wandb, name, options.checkpoint, [out, *weights, *map(Path, beside)], summary)
+    print(f"sent to {address}")
+    return address
 
 
 @contextmanager
@@ -99,9 +119,8 @@ def importable(kind: Format) -> Iterator[None]:
     except ImportError as error:
         if not kind.needs:
             raise
-        reason = str(error).partition("\n")[0]
         raise ExportError(
-            f"{' and '.join(kind.needs)} cannot be imported here ({reason}); try: {kind.install}"
+            f"{' and '.join(kind.needs)} cannot be imported here ({first_line(error)}); try: {kind.install}"
         ) from error
 
 

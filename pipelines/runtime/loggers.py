@@ -14,7 +14,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 
 from configs.schema import Config, ConfigError
-from esformer.errors import STOPPED
+from esformer.errors import STOPPED, first_line
 from esformer.files import read_text, write_text
 from esformer.version import code_version
 from pipelines.runtime import tracking
@@ -69,7 +69,7 @@ class MLflow(MLFlowLogger):
         except Exception as error:  # of a server, of a file of a database
             self._failures += 1
             then = "this run goes on without MLflow" if self._failures == self.MOST else "everything else goes on"
-            log.warning("MLflow could not take an entry (%s); %s", str(error).partition("\n")[0][:120], then)
+            log.warning("MLflow could not take an entry (%s); %s", first_line(error)[:120], then)
 
 
 def open_loggers(config: Config, run: RunFolder) -> list[Logger]:

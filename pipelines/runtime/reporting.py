@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from esformer.errors import first_line
 from esformer.files import read_text, write_text
 from esformer.genotype import Genotype
 from esformer.model.latency import measure_parts
@@ -110,7 +111,7 @@ def sections(page: Page, run: Record, name: str) -> dict[str, str]:
             made[heading] = make()
         except Exception as error:  # whatever a damaged file holds: the rest of the page goes on without
             made[heading] = ""
-            run.remarks.append(f"{heading} cannot be shown: {str(error).strip() or type(error).__name__}")
+            run.remarks.append(f"{heading} cannot be shown: {first_line(error)}")
     return made | {"What went wrong": wrong(run)}
 
 
@@ -200,8 +201,11 @@ def network(page: Page, run: Record, name: str) -> str:
     params, macs = (sum(getattr(part.cost, name) for part in made) for name in ("params", "macs"))
     total, times_ms = f"{params:,} parameters, {macs:,} MACs", None
     if run.state != "running" and macs <= LARGEST:  # a training, and those who wait for it, have other things to do
-        times_ms = measure_parts(run.genotype, run.img_size, run.num_classes)
-        total += f"; {sum(times_ms):.3g} ms for an image on one thread of this page's machine, in PyTorch"
+        try:
+            times_ms = measure_parts(run.genotype, run.img_size, run.num_classes)
+            total += f"; {sum(times_ms):.3g} ms for an image on one thread of this page's machine, in PyTorch"
+        except Exception as error:  # too little memory, perhaps, where costs are known all the same
+            run.remarks.append(f"The time of each part could not be measured: {first_line(error)}")
     rows = charts.part_rows(made, times_ms)
     data, specs = charts.network(rows)
     shown = ("part", "genes", "shape", "parameters", "MACs", *(("share of time",) if times_ms else ()))

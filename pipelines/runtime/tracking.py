@@ -6,11 +6,9 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -18,15 +16,14 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from configs.schema import Config, ConfigError
-from esformer.checkpoint.artifacts import WANDB
-from esformer.errors import STOPPED
-from esformer.files import ContentError, FileError, read_text, write_text
+from esformer.errors import STOPPED, first_line
+from esformer.files import ContentError, read_text, write_text
 from esformer.version import code_version
 from pipelines.runtime.run_folder import RunFolder, is_main
 from pipelines.runtime.signals import stop
 
 if TYPE_CHECKING:
-    from wandb import Run
+    from wandb import Run, Settings
 
     from esformer.search.space import Architecture
 
@@ -188,20 +185,13 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
 
     def open_run() -> "Run":
         nonlocal mode
-        settings = wandb.Settings(
-            silent=True,
-            init_timeout=INIT_TIMEOUT,
-            finish_timeout=FINISH_TIMEOUT,
-            finish_timeout_raises=True,
-            x_transaction_log_flush_interval=FLUSH,
-        )
         if mode == "online":
             try:
-                return _define(wandb.init(mode="online", settings=settings, **how))
+                return _define(wandb.init(mode="online", settings=settings(), **how))
             except Exception as error:  # no network, no such project, a server in trouble
                 log.warning("W&B cannot be reached (%s); this session is kept offline", _reason(error))
                 _close_service()  # it would hold on to the run's id
-        run_of_wandb = _define(wandb.init(mode="offline", settings=settings, **how))
+        run_of_wandb = _define(wandb.init(mode="offline", settings=settings(), **how))
         log.info("W&B is offline; send the run, all its sessions in order, with: wandb sync %s", run.path / "wandb")
         return run_of_wandb
 
@@ -210,6 +200,19 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
     except Exception as error:
         log.warning("W&B cannot start (%s); this session goes on without it", _reason(error))
         return []
+
+
+def settings() -> "Settings":
+    """How long W&B's client waits, and that it prints nothing."""
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        init_timeout=INIT_TIMEOUT,
+        finish_timeout=FINISH_TIMEOUT,
+        finish_timeout_raises=True,
+        x_transaction_log_flush_interval=FLUSH,
+    )
 
 
 def log_genotype(made: Sequence[Logger], genotype: "Architecture", **costs: float) -> None:
@@ -222,53 +225,6 @@ def log_genotype(made: Sequence[Logger], genotype: "Architecture", **costs: floa
     """
     for logger in made:
         logger.log_hyperparams({"genotype": genotype.to_dict(), **costs})
-
-
-def send_checkpoints(made: Sequence[Logger], checkpoints: Mapping[str, Path]) -> None:
-    """Send checkpoints to W&B as versions of one artifact of the run.
-
-    Args:
-        made: the loggers.
-        checkpoints: files by their alias, such as `best` and `last`; those that are not there are left out.
-    """
-    for logger in (one for one in made if isinstance(one, WandbLogger)):
-        for alias, file in checkpoints.items():
-            if file.exists():
-                name = f"checkpoint-{logger.version}"
-                logger.experiment.log_artifact(file, name=name, type="model", aliases=[alias])
-
-
-def use_artifact(made: Sequence[Logger], source: str | None) -> None:
-    """Tell W&B from which artifact a run begins, so that their pages lead to each other; offline it cannot be told.
-
-    Args:
-        made: the loggers.
-        source: a genotype or checkpoint: in the folder of another run, or a `wandb:` name; others are not W&B's.
-    """
-    if source is None or (name := _artifact_of(source)) is None:
-        return
-    for logger in made:
-        if isinstance(logger, Tracker) and not logger.experiment.offline:
-            logger.attempt(partial(_use, name=name))
-
-
-def _artifact_of(source: str) -> str | None:
-    if source.startswith(WANDB):
-        return source.removeprefix(WANDB)
-    file = Path(source).absolute()
-    for folder, name in ((file.parent, "genotype-{}:latest"), (file.parent.parent, f"checkpoint-{{}}:{file.stem}")):
-        run = RunFolder(folder, "")
-        with suppress(FileError):
-            if file in (run.genotype, run.best, run.last) and (known := _known_id(run)):
-                return name.format(known)
-    return None
-
-
-def _use(run: "Run", name: str) -> None:
-    try:
-        run.use_artifact(name)
-    except Exception as error:  # it was never sent, or is in another project
-        log.info("W&B cannot be told that this run begins from %s (%s)", name, _reason(error))
 
 
 def _define(run: "Run") -> "Run":
@@ -289,20 +245,24 @@ def _close_service() -> None:
 
 
 def _reason(error: BaseException) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = first_line(error)
     return line if len(line) <= 120 else f"{line[:117]}..."
 
 
 def _run_id(run: RunFolder) -> str:
     """The id under which W&B knows the run, the same after every restart."""
-    if (known := _known_id(run)) is None:
+    if (known := known_id(run)) is None:
         known = secrets.token_hex(4)
         write_text(run.wandb_id, known)
     return known
 
 
-def _known_id(run: RunFolder) -> str | None:
-    """The id that a run's folder names; None where it names none, or the file is damaged."""
+def known_id(run: RunFolder) -> str | None:
+    """The id that a run's folder names; None where it names none, or the file is damaged.
+
+    Args:
+        run: its folder.
+    """
     try:
         known = read_text(run.wandb_id) if run.wandb_id.is_file() else ""
     except ContentError:

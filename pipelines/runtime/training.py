@@ -22,7 +22,7 @@ from esformer.files import FileError
 from esformer.genotype import Genotype
 from esformer.recipe import Recipe
 from esformer.training.module import ESFormerModule, TrainingError, optimizer_of
-from pipelines.runtime import tracking
+from pipelines.runtime import lineage, tracking
 from pipelines.runtime.build import accumulation, network, prepare, trainer
 from pipelines.runtime.errors import explain
 from pipelines.runtime.memory import ran_out
@@ -52,7 +52,7 @@ def train_alone(plan: Plan, genotype: AnyArchitecture, start: Checkpoint | None 
         if run.genotype.exists() and read_architecture(run.genotype) != genotype:
             raise RunError(f"{run.path} trains another genotype; choose another run.dir")
         if not run.last.exists():  # what goes on began from what W&B was told of then
-            tracking.use_artifact(loggers, config.init or config.genotype)
+            lineage.use_artifact(loggers, config.init or config.genotype)
         if is_main():
             named = config.genotype or config.init or "the shipped one"
             genotype.save(run.genotype, comment=f"given as {named}")
@@ -103,7 +103,7 @@ def train(
             raise KeyboardInterrupt from None
         raise
     if config.wandb.checkpoints:
-        tracking.send_checkpoints(loggers, {"best": run.best, "last": run.last})
+        lineage.send_checkpoints(loggers, {"best": run.best, "last": run.last})
     return {
         "top1": metrics["val/top1"],
         "top5": metrics["val/top5"],

@@ -162,13 +162,18 @@ def save(project: str, entity: str | None) -> list[str]:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
+    made: list[str] = []
     try:
         api = wandb.Api()
         if not (owner := entity or api.default_entity):
             raise ESFormerError(f"W&B does not say whose project {project} is; say it with --entity")
-        return [_save_workspace(workspace(project, owner)), _save_report(report(project, owner), api)]
+        made.append(_save_workspace(workspace(project, owner)))
+        made.append(_save_report(report(project, owner), api))
     except (wandb.Error, OSError, ValueError) as error:
-        raise ESFormerError(f"project {project} cannot be arranged: {reason_of(error)}") from None
+        what = f"the report of project {project} cannot be made" if made else f"project {project} cannot be arranged"
+        done = f"; its workspace is made: {made[0]}" if made else ""
+        raise ESFormerError(f"{what}: {reason_of(error)}{done}") from None
+    return made
 
 
 def _save_workspace(made: Any) -> str:

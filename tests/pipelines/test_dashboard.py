@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from wandb_server import ABOUT, PROJECT, serving
+from wandb_server import Views, serving
 
 from esformer.errors import ESFormerError
 from pipelines import dashboard
@@ -22,49 +22,17 @@ ELSEWHERE = {"ablate"}
 """A table, which stands among the panels that W&B makes by itself."""
 
 
-def page(nodes):
-    """As the server gives lists."""
-    end = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
-    return {"edges": [{"node": node, "cursor": ""} for node in nodes], "pageInfo": end}
-
-
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A project without workspaces and reports; gives those that are saved."""
-    views = {}
-
-    def answer(question, variables, address):
-        if "upsertView" in question:
-            number = variables.get("id") or f"id-{len(views)}"
-            views[number] = variables
-            view = {**variables, "id": number, "project": PROJECT | {"entityName": "me"}}
-            return {"upsertView": {"view": view | {"spec": json.loads(variables["spec"])}, "inserted": True}}
-        if "ProjectViews" in question:
-            reports = [view | {"id": number} for number, view in views.items() if view["type"] == "runs"]
-            return {"project": {"allViews": page(reports)}}
-        if "ProjectInternalId" in question:
-            return {"project": PROJECT}
-        if "GetProjects" in question:
-            about = {"entityName": "me", "createdAt": "2026-01-01", "isBenchmark": False, "user": None}
-            return {"models": page([PROJECT | about])}
-        if "allViews" in question:
-            if variables["projectName"] != "digits":
-                return {"project": None}
-            nodes = [
-                {"node": {"id": number, "displayName": view["displayName"], "spec": view["spec"]}}
-                for number, view in views.items()
-                if view["name"] == variables["viewName"]
-            ]
-            return {"project": {"allViews": {"edges": nodes}}}
-        return next((ABOUT[word] for word in ABOUT if word in question), {})
-
+    """A project without workspaces and reports; gives those that it keeps."""
+    views = Views()
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.chdir(tmp_path)
-    with serving(answer) as (address, _):
+    with serving(views) as (address, _):
         monkeypatch.setenv("WANDB_BASE_URL", address)
         wandb.teardown()
-        yield views
+        yield views.kept
     wandb.teardown()
 
 
@@ -108,6 +76,19 @@ def test_what_would_be_sent_can_be_seen(monkeypatch, capsys):
     grids = [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
     assert [grid["hideRunSets"] for grid in grids] == [False, True, True, True, True]
     assert [*grids[0]["runSets"][0]["runFeed"]["columnPinned"]] == ["run:displayName", *workspace.COLUMNS]
+
+
+def test_a_report_that_cannot_be_made_leaves_the_workspace(server, monkeypatch):
+    def refuse(*_):
+        raise ValueError("no rights to write reports")
+
+    monkeypatch.setattr(workspace, "_save_report", refuse)
+    said = (
+        r"the report of project digits cannot be made: no rights to write reports; its workspace is made: http.*/digits"
+    )
+    with pytest.raises(ESFormerError, match=said):
+        dashboard.main(["--project", "digits"])
+    assert [view["displayName"] for view in server.values()] == ["ESFormer"]
 
 
 def test_what_cannot_be(server, monkeypatch, tmp_path):

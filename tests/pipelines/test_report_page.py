@@ -266,6 +266,17 @@ def test_while_a_run_is_at_work_its_network_is_not_timed(run, tmp_path):
     assert "MACs" in columns and not {"ms", "share of time"} & columns.keys()
 
 
+def test_parts_that_cannot_be_timed_are_shown_without_times(run, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(reporting, "measure_parts", fail)
+    page = made(run)
+    assert "The time of each part could not be measured: MemoryError" in page.text
+    columns = page.data["datasets"]["run 0 network"]["columns"]
+    assert "MACs" in columns and not {"ms", "share of time"} & columns.keys()
+
+
 def test_what_is_no_run_is_refused_with_a_sentence(run, tmp_path):
     (tmp_path / "empty").mkdir()
     for path, message in {

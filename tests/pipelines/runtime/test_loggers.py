@@ -10,9 +10,10 @@ from configs.schema import ConfigError
 from esformer.errors import STOPPED
 from esformer.genotype import Genotype
 from pipelines import full
+from pipelines.runtime.lineage import send_checkpoints
 from pipelines.runtime.loggers import finish, open_loggers
 from pipelines.runtime.run_folder import RunFolder
-from pipelines.runtime.tracking import log_genotype, send_checkpoints
+from pipelines.runtime.tracking import log_genotype
 
 SHORT = ["--quick", "search.total=60", "search.start_length=10", "search.phase_length=10", "search.seeds=1"]
 SHORT += ["search.img_size=33", "data.limit=128", "recipe.epochs=1", "recipe.batch_size=64", "recipe.warmup_epochs=0"]

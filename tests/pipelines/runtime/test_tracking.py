@@ -23,7 +23,7 @@ from esformer.errors import STOPPED
 from esformer.genotype import Genotype
 from esformer.version import code_version
 from pipelines import full
-from pipelines.runtime import tracking
+from pipelines.runtime import lineage, tracking
 from pipelines.runtime.loggers import finish
 from pipelines.runtime.run_folder import RunFolder
 
@@ -233,7 +233,7 @@ def test_without_w_and_b_the_training_goes_on(tmp_path, caplog, monkeypatch):
     with run, caplog.at_level(logging.WARNING, "esformer"):
         train(made, At(15, lambda trainer: os.kill(service()[0], signal.SIGKILL)), folder=folder)
         tracking.log_genotype(made, Genotype.shipped("esformer_s0"))
-        tracking.send_checkpoints(made, {"last": folder / "steps.csv"})
+        lineage.send_checkpoints(made, {"last": folder / "steps.csv"})
         finish(made, 1)
     (line,) = warnings(caplog)
     assert line.endswith("; this run goes on without, its metrics are in metrics.csv")
