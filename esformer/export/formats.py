@@ -6,7 +6,8 @@ the runtimes of apps are written in `runtimes.py`.
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.export import Dim
 
 from esformer.checkpoint.content import KEY, save_weights
 from esformer.checkpoint.loading import load
+from esformer.errors import ESFormerError, out_of_memory
 from esformer.export import runtimes
 from esformer.export.comparing import About, Computes, ExportError, hushed, images_for, program_of
 from esformer.export.metadata import metadata
@@ -35,6 +37,8 @@ from esformer.genotype import Genotype
 
 OPSETS = range(18, 26)
 """The versions of ONNX's operators that PyTorch's exporter and onnxscript write."""
+SAID = 200
+"""Characters of what a package says of a network that it cannot write."""
 
 
 def write_safetensors(network: nn.Module, about: About, path: Path) -> None:
@@ -180,6 +184,27 @@ class Format:
     def install(self) -> str:
         """The command that installs what it needs."""
         return self.environment or f"pip install 'esformer[{self.extra}]'"
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Say in a sentence that what converts to this format does not take a network, an operator perhaps.
+
+        Raises:
+            ExportError: has the end of what the package says, which sums it up; all of it is the error's cause.
+        """
+        try:
+            yield
+        except (ESFormerError, ImportError, OSError):
+            raise
+        except Exception as error:  # each package has its own
+            if out_of_memory(error):
+                raise
+            reason: BaseException = error
+            while reason.__cause__ is not None:
+                reason = reason.__cause__
+            said = " ".join(str(reason).split())[-SAID:] or type(reason).__name__
+            tool = self.needs[0] if self.needs else "PyTorch"
+            raise ExportError(f"{tool} cannot write this network as {self.suffix}; it says: {said}") from error
 
     def check_packages(self, quantize: bool = False) -> None:
         """Refuse to begin without what it needs.

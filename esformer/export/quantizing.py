@@ -83,6 +83,7 @@ def quantize(
     target: Path,
     images: Tensor,
     about: About,
+    between: Callable[[], None] = lambda: None,
 ) -> Quantized:
     """Write a graph in int8, with as few parts in float as keep the outputs within BOUND.
 
@@ -93,12 +94,14 @@ def quantize(
         target: the file to write.
         images: for the calibration: N, C, H, W, prepared as the network takes them.
         about: as `Checkpoint.describe` gives it; the file says under `quantized` what was done.
+        between: called before each try, which may take minutes; what it raises ends them.
     """
     with torch.no_grad():
         wanted = torch.cat([source.network(some) for some in images.split(BATCH)])
     last: list[tuple[str, ...]] = []
 
     def make(kept: tuple[str, ...]) -> None:
+        between()
         done = {"weights": "int8", "activations": "int8", "float": list(kept), "calibration_images": len(images)}
         write(source, target, images, kept, {**about, "quantized": done})
         last[:] = [kept]
@@ -155,7 +158,7 @@ def parts_of(ops: Sequence[Op]) -> dict[str, list[str]]:
         elif op.kind == "Convolution" and kinds.get(op.inputs[0]) == "Softmax":
             found["attention"].append(op.name)
         elif op.kind == "Softmax":
-            near = [op.inputs[0], *before[op.inputs[0]]]  # with an addition between, of the bias
+            near = [name for one in op.inputs for name in (one, *before.get(one, ()))]  # an addition, of the bias
             found["attention"] += [name for name in near if kinds.get(name) == "Convolution"]
     return found
 

@@ -68,7 +68,8 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
     with stop.deferred(), atomic_output(out) as place:  # a signal within a library in C++ would end it there and then
         with importable(kind), TemporaryDirectory(dir=place.parent) as room:
             file = Path(room if images else place, out.name)
-            kind.write(exported, about, file, **settings)
+            with kind.refusals():
+                kind.write(exported, about, file, **settings)
             difference = compared(network, kind, file)
             if images:
                 drop = LARGEST_DROP if options.largest_drop is None else options.largest_drop

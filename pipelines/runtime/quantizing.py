@@ -118,7 +118,8 @@ def write_int8(
     """
     assert kind.quantize is not None
     log.info("quantising to int8, on %d training images", len(images.calibration))
-    done = quantize(kind.quantize, partial(opened, kind), source, target, images.calibration, about)
+    with kind.refusals():
+        done = quantize(kind.quantize, partial(opened, kind), source, target, images.calibration, about, _stop_if_asked)
     _stop_if_asked()
     (before, after), count = hits([source.network, opened(kind, target)], images.validation)
     reached = f"top-1 of {count:,} validation images is {after / count:.2%} in int8, {before / count:.2%} in float32"

@@ -114,3 +114,27 @@ def test_an_opset_that_the_exporter_falls_short_of_is_refused(tmp_path):
     with pytest.raises(ExportError, match="ONNX opset 17 cannot be written, only 18"):
         write_onnx(Padded().eval(), about, tmp_path / "17.onnx", 17)
     assert [path.name for path in tmp_path.iterdir()] == ["18.onnx"]
+
+
+class Odd(nn.Module):
+    """With an operator that ONNX does not have."""
+
+    in_chans, img_size = 3, (8, 8)
+
+    def forward(self, x):
+        return torch.linalg.eigvals(x.mean(1)).real
+
+
+@pytest.mark.slow
+def test_an_operator_that_a_format_does_not_have_is_a_sentence(tmp_path):
+    kind = FORMATS["onnx"]
+    for package in kind.needs:
+        pytest.importorskip(package)
+    said = r"^onnx cannot write this network as \.onnx; it says: No ONNX function found for .*linalg_eig.*$"
+    with pytest.raises(ExportError, match=said) as refused, kind.refusals():
+        kind.write(Odd(), {}, tmp_path / "odd.onnx")
+    assert refused.value.__cause__ is not None
+    for other in (ExportError("ours"), MemoryError(), ImportError("not installed")):
+        with pytest.raises(type(other)) as passed, kind.refusals():
+            raise other
+        assert passed.value is other

@@ -174,3 +174,22 @@ def test_the_file_is_that_of_the_chosen_parts(small, images, tmp_path, monkeypat
     done = quantize(write, read, Source(small, tmp_path / "a"), tmp_path / "b", images, ABOUT)
     assert done.kept == ("attention",) and (tmp_path / "b").read_text() == "('attention',)"
     assert written[-1] == (("attention",), ["attention"]) and done.error == pytest.approx(0.2, rel=1e-3)
+
+
+def test_what_is_asked_between_two_tries_may_end_them(small, images, tmp_path):
+    tries = []
+
+    def write(source, target, images, kept, about):
+        tries.append(kept)
+        target.write_bytes(b"")
+
+    def between():
+        if len(tries) == 2:
+            raise SystemExit(75)
+
+    def read(target):
+        return lambda images: small(images).detach() * 2
+
+    with pytest.raises(SystemExit):
+        quantize(write, read, Source(small, tmp_path / "a"), tmp_path / "b", images, ABOUT, between)
+    assert tries == [(), PARTS]
