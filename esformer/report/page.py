@@ -30,15 +30,6 @@ def text(value: object) -> str:
     return html.escape(printable(str(value)))
 
 
-def number(value: Any) -> str:
-    """A number as people read it; anything else as it is, nothing as a dash."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "-" if value is None else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.1f}" if 1000 <= abs(value) < 1e7 else f"{value:.5g}"
-
-
 def table(head: Sequence[object], body: Iterable[Sequence[object]]) -> str:
     """Rows of values below a head; without a head the first of each row is what the row is about."""
 

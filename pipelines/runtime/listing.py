@@ -10,8 +10,7 @@ from typing import Any
 from callbacks.progress import duration
 from esformer.errors import ESFormerError
 from esformer.files import read_text
-from esformer.report.page import number
-from esformer.text import printable
+from esformer.text import number, printable
 from pipelines.runtime.record import COMMANDS, Record, is_locked, read_run
 from pipelines.runtime.report import console, show_rows
 

@@ -1,12 +1,14 @@
 """Tables for people, on a terminal and in logs."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Column, Table
+
+from esformer.text import number
 
 WIDE, NARROW = 200, 80
 """Characters of a line in a log, at most: of a table's row, and of a summary where words are not longer."""
@@ -34,19 +36,25 @@ def show_rows(rows: Sequence[Sequence[str]], **settings: Any) -> None:
     console().print(table)
 
 
-def show(summary: dict[str, Any]) -> None:
+def readable(key: str, value: Any) -> str:
+    """A value of a summary as people read it.
+
+    Args:
+        key: what it is; SHARES are shown in percent.
+        value: a number, a text, several by their names, or a list, which takes a line for each.
+    """
+    if key in SHARES and isinstance(value, int | float):
+        return f"{100 * value:.2f} %"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {readable(name, one)}" for name, one in value.items())
+    return "\n".join(map(str, value)) if isinstance(value, list) else number(value)
+
+
+def show(summary: Mapping[str, Any]) -> None:
     """Print a summary as a table."""
     table = Table(Column(min_width=max(map(len, summary))), Column(), show_header=False)
     for key, value in summary.items():
-        if key in SHARES and isinstance(value, int | float):
-            value = f"{100 * value:.2f} %"
-        elif isinstance(value, float):
-            value = f"{value:.4f}" if value < 10 else f"{value:,.1f}"
-        elif isinstance(value, int):
-            value = f"{value:,}"
-        elif isinstance(value, list):
-            value = "\n".join(map(str, value))
-        table.add_row(key.replace("_", " "), str(value))
+        table.add_row(key.replace("_", " "), readable(key, value))
     paper = console()
     whole = Measurement.get(paper, paper.options, table).minimum  # with no word broken, so with paths to copy
     paper.print(table, width=None if sys.stdout.isatty() else max(NARROW, whole))

@@ -14,11 +14,12 @@ from esformer.genotype import Genotype
 from esformer.model.latency import measure_parts
 from esformer.model.parts import parts
 from esformer.report import charts
-from esformer.report.page import Page, folded, number, picture, table, text
+from esformer.report.page import Page, folded, picture, table, text
 from esformer.search.trajectory import PhaseRange
+from esformer.text import number
 from esformer.throttle import Throttle
 from pipelines.runtime.record import Record, read_run
-from pipelines.runtime.report import SHARES
+from pipelines.runtime.report import SHARES, readable
 
 log = logging.getLogger("esformer")
 
@@ -140,11 +141,7 @@ def result(run: Record) -> str:
 
 
 def _shown(key: str, value: Any) -> str:
-    if key in SHARES and isinstance(value, int | float):
-        return f"{100 * value:.2f} %"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {number(one)}" for name, one in value.items())
-    return "" if key == "commands" or isinstance(value, list) else number(value)
+    return "" if key == "commands" or isinstance(value, list) else readable(key, value)
 
 
 def wrong(run: Record) -> str:

@@ -36,4 +36,4 @@ def test_the_find_stands_beside_efficientformerv2(printed):
 def test_accuracies_are_printed_in_percent(capsys):
     show({"top1": 0.75534, "ema_top1": None, "loss": 0.75534})
     said = capsys.readouterr().out
-    assert "75.53 %" in said and "0.7553 " in said and "None" in said
+    assert "75.53 %" in said and "0.75534 " in said and "None" not in said
