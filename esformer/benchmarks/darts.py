@@ -5,7 +5,7 @@ that Peng et al. trained for 200 epochs on CIFAR-10 ("SWAP-NAS", ICLR 2024); the
 """
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -316,9 +316,8 @@ class Darts(Benchmark):
     def params(self, architecture: str, dataset: str = "cifar10") -> int:
         plan = self.plan(architecture)
         total = conv_bn_params(3, plan[0].in_chs, 3)
-        for layer in plan:
-            total += conv_bn_params(layer.before_chs, layer.chs) + conv_bn_params(layer.in_chs, layer.chs)
-            total += sum(operation_params(*op) for op in layer.ops)
+        for layer, operations in zip(plan, _of_layers(plan, _operations_params), strict=True):
+            total += conv_bn_params(layer.before_chs, layer.chs) + conv_bn_params(layer.in_chs, layer.chs) + operations
         return total + (len(plan[-1].concat) * plan[-1].chs + 1) * self.dataset(dataset).num_classes
 
     def macs(self, architecture: str, dataset: str = "cifar10") -> int:
@@ -326,16 +325,27 @@ class Darts(Benchmark):
         plan, images = self.plan(architecture), self.dataset(dataset)
         side = images.img_size
         total = conv_bn_params(3, plan[0].in_chs, 3) * side**2
-        for layer in plan:
+        for layer, operations in zip(plan, _of_layers(plan, _operations_params), strict=True):
             before = conv_bn_params(layer.before_chs, layer.chs) + conv_bn_params(layer.in_chs, layer.chs)
             total += before * side**2
             side = -(-side // 2) if layer.reduction else side
-            total += sum(operation_params(*op) for op in layer.ops) * side**2
+            total += operations * side**2
         out = len(plan[-1].concat) * plan[-1].chs
         return total + out * side**2 + out * images.num_classes
 
     def topology(self, architecture: str) -> Topology:
-        return Topology(tuple(_block(layer) for layer in self.plan(architecture)), largest_pool=3)
+        return Topology(tuple(_of_layers(self.plan(architecture), _block)), largest_pool=3)
+
+
+def _of_layers(plan: Sequence[Layer], measure: Callable[[Layer], Any]) -> list[Any]:
+    """What is measured of the operations of each layer: once for all that are of one kind and width."""
+    distinct = {(layer.reduction, layer.chs): layer for layer in plan}
+    measured = {kind: measure(layer) for kind, layer in distinct.items()}
+    return [measured[layer.reduction, layer.chs] for layer in plan]
+
+
+def _operations_params(layer: Layer) -> int:
+    return sum(operation_params(*op) for op in layer.ops)
 
 
 def _block(layer: Layer) -> Block:

@@ -46,8 +46,10 @@ class SED(Proxy):
         """SED as the paper defines it, and the score: one number each, or arrays if the topology counts in arrays."""
         sed: Values = np.zeros(())
         log_short: Values = np.full((), -np.inf)
+        distinct = {id(block): block for block in topology.blocks}  # cells are stacked many times
+        measured = {number: _block(block, topology.largest_pool) for number, block in distinct.items()}
         for block in topology.blocks:
-            value, log_deficit = _block(block, topology.largest_pool)
+            value, log_deficit = measured[id(block)]
             sed, log_short = sed + value, np.logaddexp(log_short, log_deficit)
         return sed / len(topology.blocks), np.log(len(topology.blocks)) - log_short
 
