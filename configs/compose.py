@@ -138,6 +138,11 @@ def to_yaml(config: Config) -> str:
     return text
 
 
+def default_values() -> dict[str, Any]:
+    """Every setting as it is where a command is given none: of size S0, with the choices that this brings."""
+    return dict(_leaves(asdict(compose())))
+
+
 def differences(old: str, new: str) -> list[str]:
     """What makes two configurations (as YAML) different runs: one phrase a key."""
     return [

@@ -51,7 +51,8 @@ def _explanations(kind: type) -> dict[str, str]:
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
         for statement, below in pairwise(body):
             if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
-                explained[statement.target.id] = ast.literal_eval(below.value)  # type: ignore[union-attr]
+                text = ast.literal_eval(below.value)
+                explained[statement.target.id] = " ".join(text.split())  # type: ignore[union-attr]
     return explained
 
 

@@ -16,11 +16,13 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+from configs.compose import default_values
 from configs.explain import FOLDER, SECTIONS_WITH_FILES, choices, settings
 from configs.schema import Config
 from esformer import proxies
 
 ROOT = Path(__file__).parent.parent
+DEFAULTS = default_values()
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Files of the root, and the pages that they are on the site."""
 
@@ -77,9 +79,9 @@ def every_setting() -> Iterator[str]:
 
 def _settings(group: Any) -> Iterator[str]:
     for setting in group:
-        default = "null" if setting.default is None else setting.default
-        explanation = " ".join(setting.explanation.split())
-        yield f"### {setting.key}\n\n`{setting.type}`, by default `{default}`\n\n{explanation}\n"
+        value = DEFAULTS[setting.key]
+        default = "null" if value is None else value
+        yield f"### {setting.key}\n\n`{setting.type}`, by default `{default}`\n\n{setting.explanation}\n"
 
 
 def _files(section: str, typed: str) -> Iterator[str]:

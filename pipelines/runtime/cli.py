@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from configs.compose import compose, to_yaml
+from configs.compose import compose, default_values, to_yaml
 from configs.explain import SECTIONS_WITH_FILES, choices, settings
 from configs.schema import Config
 from configs.values import ValueTypeError, path_text
@@ -186,8 +186,11 @@ def _explain() -> str:
     width = min(120, shutil.get_terminal_size().columns)
     named = ", ".join(f"{section}={'|'.join(choices(section))}" for section in SECTIONS_WITH_FILES)
     heading = f"settings (key=value). A whole section takes a named choice: {named}."
-    lines = textwrap.wrap(f"{heading} The size and --quick choose for you.", width, break_on_hyphens=False)
+    heading += " The size and --quick choose for you. Below are the values of a command without settings, of size S0;"
+    lines = textwrap.wrap(f"{heading} --print-config shows those of yours.", width, break_on_hyphens=False)
+    known = default_values()
     for setting in settings():
-        lines.append(f"\n  {setting.key}: {setting.type} = {'null' if setting.default is None else setting.default}")
+        value = known[setting.key]
+        lines.append(f"\n  {setting.key}: {setting.type} = {'null' if value is None else value}")
         lines += textwrap.wrap(setting.explanation, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)

@@ -32,6 +32,8 @@ def test_help_is_light_and_explains_every_setting(command):
     said = " ".join(done.stdout.split())
     if command not in WITHOUT_SETTINGS:
         assert [setting.key for setting in settings() if f"{setting.key}: {setting.type} = " not in said] == []
+        assert "search.start_proxy: str = naswot " in said and "budget.params: float | None = 3500000.0 " in said
+        assert not [line for line in done.stdout.split("settings (key=value)")[1].splitlines() if "  " in line.strip()]
         assert all(f"{section}={'|'.join(choices(section))}" in said for section in SECTIONS_WITH_FILES)
     if command == "latency":
         assert tuple(RUNTIMES) == TABLED
