@@ -25,6 +25,7 @@ from esformer.search.journal import JournalError, read
 from esformer.search.ranking import Scored
 from esformer.search.replay import replay as rebuild
 from esformer.space import SearchSpace
+from esformer.text import number
 from pipelines.runtime.build import search_fabric
 from pipelines.runtime.notify import notify
 from pipelines.runtime.plan import Plan
@@ -63,7 +64,7 @@ def search(plan: Plan, loggers: list[Logger]) -> Genotype:
 
 
 def compare(plan: Plan, found: Genotype) -> None:
-    """Print what was found beside EfficientFormerV2 of the size, both scored with draws that no search saw."""
+    """Print what was found beside EfficientFormerV2 of the size, by the search's guide and in draws that none saw."""
     if not is_main():
         return
     config = plan.config
@@ -75,9 +76,12 @@ def compare(plan: Plan, found: Genotype) -> None:
     if plan.stage is not None and (latency := plan.stage.latency) is not None:
         predicted = (latency(genotype, config.data.known_classes) for genotype in networks)
         rows.append(["predicted latency", *(f"{ms:.3g} ms" for ms in predicted)])
+    searched = [None if plan.stage is None else plan.stage.score(genotype) for genotype in networks]
+    for proxy in searched[0] or ():
+        rows.append([f"{proxy}, as searched", *(number(scores[proxy]) for scores in searched if scores)])
     for proxy in PROXIES:
         scores = (score(proxy, genotype, config.seed ^ UNSEEN, get(proxy).search_img_size) for genotype in networks)
-        rows.append([proxy, *(f"{one:.5g}" for one in scores)])
+        rows.append([f"{proxy}, in other draws", *map(number, scores)])
     show_rows(rows)
 
 
@@ -139,11 +143,11 @@ def found_by(plan: Plan, result: SearchResult) -> str:
 def search_summary(plan: Plan, genotype: Genotype) -> dict[str, Any]:
     """What `summary.json` says of the search."""
     run, price = plan.run, price_of(plan.config, genotype)
-    last, scores = None, {}
+    last, found = None, None
     for evaluation in read(run.journal):
         last = evaluation
         if evaluation.genotype == genotype.to_dict():
-            scores = evaluation.scores
+            found = evaluation
     if last is None:
         raise JournalError(f"{run.journal} holds no evaluation, but {run.genotype} was found; choose another run.dir")
     return {
@@ -153,7 +157,8 @@ def search_summary(plan: Plan, genotype: Genotype) -> dict[str, Any]:
         "macs": price.macs,
         "search_evaluations": last.evaluation,
         "search_seconds": last.elapsed,
-        "search_score": scores,
+        "search_score": {} if found is None else found.scores,
+        **({} if found is None or found.latency_ms is None else {"latency_ms": found.latency_ms}),
     }
 
 

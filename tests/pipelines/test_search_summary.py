@@ -1,11 +1,10 @@
 """What a search prints in the end: its find beside EfficientFormerV2, in numbers that anybody can check."""
 
-import re
-
 import pytest
 
 from esformer import Genotype, cost, score
 from esformer.proxies import get
+from esformer.text import number
 from pipelines import search
 from pipelines.runtime.report import show
 
@@ -18,7 +17,8 @@ def printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("callbacks.search.draw_search", lambda *args: None)
     found = search.main([*SHORT, f"run.dir={tmp_path}"])
     text = capsys.readouterr().out
-    rows = {cells[0]: cells[1:] for line in text.splitlines() if len(cells := re.findall(r"[\w.,+-]+", line)) == 3}
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.count("│") == 4]
+    rows = {name: values for name, *values in lines}
     return Genotype.load(tmp_path / "genotype.yaml"), found, rows
 
 
@@ -30,7 +30,9 @@ def test_the_find_stands_beside_efficientformerv2(printed):
     assert rows["macs"] == [f"{price.macs:,}" for price in prices]
     for proxy in ("entropic_score", "log_synflow"):
         scores = [score(proxy, network, 4 + 2**31, get(proxy).search_img_size) for network in networks]
-        assert rows[proxy] == [f"{one:.5g}" for one in scores]
+        assert rows[f"{proxy}, in other draws"] == [*map(number, scores)]
+    as_searched = {name: values[0] for name, values in rows.items() if name.endswith(", as searched")}
+    assert as_searched == {f"{proxy}, as searched": number(one) for proxy, one in found["search_score"].items()}
 
 
 def test_accuracies_are_printed_in_percent(capsys):
