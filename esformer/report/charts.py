@@ -18,6 +18,7 @@ from esformer.search.front import front
 from esformer.search.journal import Evaluation
 from esformer.search.schedule import Schedule
 from esformer.search.trajectory import Trajectory
+from esformer.text import number
 
 PHASES = {"multi-start": "#7f8ea3", "topology": "#3f7fd0", "size": "#e08a1e", "joint": "#3a9d5d"}
 """The colour of each kind of phase, on light and on dark."""
@@ -122,9 +123,9 @@ class SearchCharts:
             "worth": worth[shown].tolist(),
             **{name: trajectory.column(name)[shown].tolist() for name in trajectory.costs},
         }
-        for number, proxy in enumerate(trajectory.proxies):
-            columns[f"score {number}"] = trajectory.scores(proxy)[shown].tolist()
-            columns[f"best {number}"] = self._best(proxy)[shown].tolist()
+        for n, proxy in enumerate(trajectory.proxies):
+            columns[f"score {n}"] = trajectory.scores(proxy)[shown].tolist()
+            columns[f"best {n}"] = self._best(proxy)[shown].tolist()
         coded = {name: [self._coded[place][n].tolist() for place in shown] for n, name in enumerate(self.coded)}
         return Data(columns, coded, [*self._words])
 
@@ -143,7 +144,8 @@ class SearchCharts:
             made[f"{proxy}: each genotype, and the best of each phase so far"] = [line, points]
         for name in costs:
             points = self._points("evaluation", name, ("evaluation", COSTS[name]))
-            made[f"{COSTS[name]} of each genotype; dashed: the budget"] = [points, *self._limit("y", name)]
+            limit = self._limit("y", name)
+            made[f"{COSTS[name]} of each genotype{'; dashed: the budget' if limit else ''}"] = [points, *limit]
         guide = str(spans[-1].guide)
         last, on_front = ({"filter": {"field": name, "equal": value}} for name, value in (("last", 1), ("front", 1)))
         for name in costs:
@@ -157,6 +159,34 @@ class SearchCharts:
                 caption += ", and its Pareto front"
             made[caption] = layers
         return {caption: {"layer": layers} for caption, layers in made.items()}
+
+    @property
+    def found(self) -> int:
+        """Where the best of the last phase stands, by the guide of that phase."""
+        last = self.trajectory.last_span()
+        return last.start + int(self.trajectory.best(last)[-1])
+
+    def notation(self, space: str) -> str:
+        """The best of the last phase, as `esformer.genotype.parse` reads it."""
+        return f"{space}: " + " / ".join(self._said(self.found, stage) for stage in STAGES)
+
+    def front(self) -> tuple[tuple[str, ...], list[list[str]]]:
+        """The head and the rows of a table: the Pareto front of the last phase, the cheapest first, with its genes."""
+        start, worth, cost = self.trajectory.last_span().start, self._worth(), self.trajectory.column(self.front_cost)
+        places = [start + int(place) for place in front(cost[start:], worth[start:])]
+        names = self.coded[2:]
+        rows = [
+            [f"{place + 1:,}", number(float(worth[place])), number(cost[place].item()), *self._genes(place)]
+            for place in places
+        ]
+        return ("evaluation", str(self.trajectory.last_span().guide), COSTS[self.front_cost], *names), rows
+
+    def _genes(self, place: int) -> list[str]:
+        return [self._said(place, name) for name in self.coded[2:]]
+
+    def _said(self, place: int, name: str) -> str:
+        words = [*self._words]
+        return " ".join(words[code] for code in self._coded[place][self.coded.index(name)])
 
     def records(self, proxy: str) -> list[tuple[float, float]]:
         """The evaluations that scored better than all before, and the last one: their numbers, and the best score."""

@@ -43,6 +43,7 @@ from pipelines.runtime.plan import Plan
 from pipelines.runtime.preflight import preflight
 from pipelines.runtime.report import console
 from pipelines.runtime.report import show as show_summary
+from pipelines.runtime.reporting import LiveReport
 from pipelines.runtime.run_folder import is_main, start_logging
 from pipelines.runtime.watchdog import disconnect
 
@@ -104,6 +105,7 @@ def run(config: Config, flags: argparse.Namespace, argv: Sequence[str] | None) -
                 raise EvaluationError(f"the results cannot be written to {folder}: {error.strerror}") from None
             finally:
                 show(report, folder)
+            LiveReport(folder.parent.parent)(at_end=True)  # if it is a run's checkpoint
     return report
 
 

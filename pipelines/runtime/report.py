@@ -13,8 +13,8 @@ from esformer.text import number
 WIDE, NARROW = 200, 80
 """Characters of a line in a log, at most: of a table's row, and of a summary where words are not longer."""
 
-SHARES = ("top1", "top5", "ema_top1", "ema_top5")
-"""Of images, from 0 to 1; people read them in percent."""
+SHARES = ("top1", "top5", "ema_top1", "ema_top5", "precision", "calibration_error", "waiting_for_images")
+"""From 0 to 1; people read them in percent."""
 
 
 def console() -> Console:

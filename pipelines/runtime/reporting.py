@@ -2,15 +2,17 @@
 
 import csv
 import logging
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from callbacks.checkpoints import BEST
 from esformer.errors import first_line
 from esformer.files import read_text, write_text
-from esformer.genotype import Genotype
+from esformer.genotype import Genotype, parse
 from esformer.model.latency import measure_parts
 from esformer.model.parts import parts
 from esformer.report import charts
@@ -19,7 +21,7 @@ from esformer.search.trajectory import PhaseRange
 from esformer.text import number
 from esformer.throttle import Throttle
 from pipelines.runtime.record import Record, read_run
-from pipelines.runtime.report import SHARES, readable
+from pipelines.runtime.report import readable
 
 log = logging.getLogger("esformer")
 
@@ -30,6 +32,8 @@ EVERY = 60.0
 """The least seconds between two writings while a run is at work."""
 LARGEST = 4e9
 """MACs of a network whose parts are timed; it takes a few seconds up to there."""
+FEW = 12
+"""Settings that are shown unasked."""
 WORST = 20
 """Classes of an evaluation that are listed, those that are told worst."""
 STATES = {
@@ -61,18 +65,19 @@ class LiveReport:
             return  # the folder of a trial, or of one of the searches of an ablation, is none of a run
         began = time.monotonic()
         try:
-            write([self.folder], self.folder / NAME)
+            write([self.folder], self.folder / NAME, timed=(self.folder / "summary.json").exists())
         except Exception as error:  # whatever it is: the run is worth more than its report
             log.warning("%s could not be written: %s", self.folder / NAME, error)
         self._throttle.wait(max(EVERY, (time.monotonic() - began) / SHARE))
 
 
-def write(folders: Sequence[Path], output: Path) -> None:
+def write(folders: Sequence[Path], output: Path, timed: bool = True) -> None:
     """Write the report of some runs.
 
     Args:
         folders: of the runs, each once.
         output: the HTML file.
+        timed: measure how long each part of their networks takes, which takes some seconds.
 
     Raises:
         ESFormerError: one of the folders holds no run, or the file cannot be written.
@@ -85,14 +90,14 @@ def write(folders: Sequence[Path], output: Path) -> None:
     for place, run in enumerate(runs):
         if len(runs) > 1:
             page.add(f'<h2 id="run-{place}">{text(run.path)}</h2>')
-        for heading, section in sections(page, run, f"run {place}").items():
+        for heading, section in sections(page, run, f"run {place}", timed).items():
             if section:
                 page.add(f"<h3>{text(heading)}</h3>" if len(runs) > 1 else f"<h2>{text(heading)}</h2>", section)
     page.add(f'<p class="quiet">Written {time.strftime("%Y-%m-%d %H:%M:%S %Z")}.</p>')
     write_text(output, page.html())
 
 
-def sections(page: Page, run: Record, name: str) -> dict[str, str]:
+def sections(page: Page, run: Record, name: str, timed: bool) -> dict[str, str]:
     """The sections of a run by their headings; one without data is empty, and one that cannot be made a remark."""
     makers: dict[str, Callable[[], str]] = {
         "Run": lambda: about(run),
@@ -100,9 +105,10 @@ def sections(page: Page, run: Record, name: str) -> dict[str, str]:
         "What went wrong": str,  # until all the others have been made
         "Search": lambda: searched(page, run, name),
         "Finalists": lambda: finalists(run),
-        "Network": lambda: network(page, run, name),
+        "Network": lambda: network(page, run, name, timed and run.state != "running"),
         "Training": lambda: trained(page, run, name),
         **{f"Evaluation: {f.name}": partial(evaluated, f, found) for f, found in run.evaluated.items()},
+        **({} if run.evaluated or not run.epochs else {"Evaluation": lambda: unevaluated(run)}),
         "Settings": lambda: settings(run),
         "Log": lambda: logged(run),
     }
@@ -126,14 +132,36 @@ def about(run: Record) -> str:
     rows += [("on", machine) for machine in dict.fromkeys(run.machines)]
     rows += [("images", run.setting("data.root") or run.setting("data.name"))] if not run.of_other_space else []
     rows += [("seed", run.setting("seed"))]
+    limits = [f"{number(limit)} {charts.COSTS[cost]}" for cost, limit in budget(run).items()]
+    rows += [("budget", ", ".join(limits) or "no limit")] if run.search or run.kind != "train" else []
     return table((), rows)
+
+
+def budget(run: Record) -> dict[str, float]:
+    """What a search may spend, as far as it is limited: by the names of `charts.COSTS`."""
+    known = run.search.budget if run.search else {}
+    limits = {cost: known.get(cost) or run.setting(f"budget.{cost}") for cost in charts.COSTS}
+    return {cost: int(limit) if cost != "latency_ms" else limit for cost, limit in limits.items() if is_number(limit)}
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is one that can be counted with."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def result(run: Record) -> str:
     """The summary; of a run that is not over, how far it is."""
-    rows = [(key.replace("_", " "), shown) for key, value in run.summary.items() if (shown := _shown(key, value))]
+    limits = budget(run)
+    rows = [
+        (key.replace("_", " "), shown + (f" ({value / limits[key]:.0%} of the budget)" if key in limits else ""))
+        for key, value in run.summary.items()
+        if (shown := _shown(key, value))
+    ]
     if not rows and (last := run.last):
-        rows.append(("search", f"{last.evaluation:,} evaluations in {last.elapsed:,.0f} s, last in {last.phase}"))
+        schedule = run.header["schedule"]
+        planned = f"{number(schedule['total'])} {schedule['unit']}"
+        done = f"{last.evaluation:,} evaluations in {last.elapsed:,.0f} s, of {planned} planned; last in {last.phase}"
+        rows.append(("search", done))
     if not run.summary and run.epochs:
         rows.append(("training", f"epoch {run.epochs[-1]['epoch'] + 1} of {run.setting('recipe.epochs')}"))
         rows += [(key, f"{100 * value:.2f} %") for key, value in run.epochs[-1].items() if "top" in key]
@@ -157,16 +185,22 @@ def searched(page: Page, run: Record, name: str) -> str:
         return ""
     spans = made.trajectory.spans()
     rows = [(span.name, span.stop - span.start, str(span.guide), *_best(made, span)) for span in spans]
-    head = ("phase", "evaluations", "guide", "best score", "parameters", "MACs")
+    head = ("phase", "evaluations", "guide", "its best: evaluation", "score", "parameters", "MACs")
+    place = made.found
+    decided = "What is found is the best by the guide of the last phase, whatever others thought of it"
+    decided += f"{': so far' if run.genotype is None else ':'} evaluation {place + 1:,}."
     genes = "Each point is a genotype and shows its blocks: FFN.kernel.channels.ratio, and of Transformer layers"
     genes += " FFN.heads.channels.ratio.key channels."
+    front = f"The Pareto front of {spans[-1].guide} against {charts.COSTS[made.front_cost]} in the last phase"
     return "".join(
         [
+            f"<p>{decided}</p>",
             "" if run.of_other_space else f"<p>{genes}</p>",
             page.charts(
                 f"{name} search", made.data(), made.charts(), [run.path / "search.png", run.path / "front.png"]
             ),
             folded("Phase by phase", table(head, rows)),
+            folded(front, table(*made.front())),
         ]
     )
 
@@ -176,7 +210,7 @@ def _best(made: charts.SearchCharts, span: PhaseRange) -> tuple[str, ...]:
     place = span.start + int(made.trajectory.best(span)[-1])
     best = slice(place, place + 1)
     scores = ", ".join(f"{made.trajectory.scores(proxy, best)[0]:.6g}" for proxy in span.proxies)
-    return scores, *(f"{made.trajectory.column(cost, best)[0]:,}" for cost in ("params", "macs"))
+    return f"{place + 1:,}", scores, *(f"{made.trajectory.column(cost, best)[0]:,}" for cost in ("params", "macs"))
 
 
 def finalists(run: Record) -> str:
@@ -186,20 +220,23 @@ def finalists(run: Record) -> str:
     return table(rows[0], rows[1:]) if rows else ""
 
 
-def network(page: Page, run: Record, name: str) -> str:
-    """The network part by part."""
-    if run.genotype is None:
+def network(page: Page, run: Record, name: str, timed: bool) -> str:
+    """The network part by part; of a search that is not over, the best so far."""
+    genotype, state = run.genotype, ""
+    if genotype is None and run.search and not run.of_other_space:
+        genotype, state = parse(run.search.notation(run.space)), "The best so far. "
+    if genotype is None:
         return "" if run.kind == "train" or run.of_other_space else "<p>None was found yet.</p>"
-    if not isinstance(run.genotype, Genotype):
+    if not isinstance(genotype, Genotype):
         costs = [(name, f"{run.summary[name]:,}") for name in ("params", "macs") if name in run.summary]
-        of_space = f"<p>A network of space {text(run.genotype.space)}:</p><pre>{text(run.genotype)}</pre>"
+        of_space = f"<p>A network of space {text(genotype.space)}:</p><pre>{text(genotype)}</pre>"
         return of_space + table((), costs)
-    made = parts(run.genotype, run.img_size, run.num_classes)
+    made = parts(genotype, run.img_size, run.num_classes)
     params, macs = (sum(getattr(part.cost, name) for part in made) for name in ("params", "macs"))
     total, times_ms = f"{params:,} parameters, {macs:,} MACs", None
-    if run.state != "running" and macs <= LARGEST:  # a training, and those who wait for it, have other things to do
+    if timed and macs <= LARGEST:  # a training, and those who wait for it, have other things to do
         try:
-            times_ms = measure_parts(run.genotype, run.img_size, run.num_classes)
+            times_ms = measure_parts(genotype, run.img_size, run.num_classes)
             total += f"; {sum(times_ms):.3g} ms for an image on one thread of this page's machine, in PyTorch"
         except Exception as error:  # too little memory, perhaps, where costs are known all the same
             run.remarks.append(f"The time of each part could not be measured: {first_line(error)}")
@@ -208,7 +245,7 @@ def network(page: Page, run: Record, name: str) -> str:
     shown = ("part", "genes", "shape", "parameters", "MACs", *(("share of time",) if times_ms else ()))
     return "".join(
         [
-            f"<p>Space {text(run.genotype.space)}, {run.img_size} pixels, {run.num_classes} classes: {total}.</p>",
+            f"<p>{state}Space {text(genotype.space)}, {run.img_size} pixels, {run.num_classes} classes: {total}.</p>",
             page.charts(f"{name} network", data, specs, [run.path / "genotype.png"]),
             folded("Part by part", table(shown, [[number(row[key]) for key in shown] for row in rows])),
         ]
@@ -220,19 +257,22 @@ def trained(page: Page, run: Record, name: str) -> str:
     if not run.epochs:
         return ""
     data, specs = charts.training(run.epochs, run.steps)
-    return page.charts(f"{name} training", data, specs, [run.path / "training.png"])
+    scales = "The loss of the training is the recipe's, on mixed images; that of the validation is cross-entropy, on"
+    scales += " images as they are: they have different scales."
+    return f"<p>{scales}</p>" + page.charts(f"{name} training", data, specs, [run.path / "training.png"])
 
 
 def evaluated(folder: Path, found: Mapping[str, Any]) -> str:
     """What `pipelines.evaluate` found: figures, the classes that are told worst, and which are taken for which."""
-    figures = ("images", "top1", "top5", "loss", "calibration_error", "images_per_second", "device", "command")
+    figures = ["weights", "images", "top1", "top5", "loss", "calibration_error"]
+    figures += ["latency", "images_per_second", "device", "command"]
     rows = [(name.replace("_", " "), _shown(name, found[name])) for name in figures if name in found]
     classes = [
         one for one in found.get("classes") or () if isinstance(one, Mapping) and isinstance(one.get("top1"), float)
     ]
-    worst = sorted(classes, key=lambda one: one["top1"])[:WORST]
+    worst = sorted((one for one in classes if one["top1"] < 1), key=lambda one: one["top1"])[:WORST]
     columns = ("class", "images", "top1", "precision", "taken_for", "taken_for_images")
-    below = [[number(one.get(column)) for column in columns] for one in worst]
+    below = [[readable(column, one.get(column)) for column in columns] for one in worst]
     return "".join(
         [
             table((), rows),
@@ -244,12 +284,19 @@ def evaluated(folder: Path, found: Mapping[str, Any]) -> str:
     )
 
 
+def unevaluated(run: Record) -> str:
+    """How to learn which classes are confused, of a run whose checkpoints nobody has evaluated."""
+    command = f"python -m pipelines.evaluate {shlex.quote(str(run.path / 'checkpoints' / BEST))}"
+    return f"<p>Which classes are confused, and which images, this adds to the page:</p><pre>{text(command)}</pre>"
+
+
 def settings(run: Record) -> str:
     """How its settings differ from the defaults of its size."""
     if not run.changed:
         return f"<p>The defaults of size {text(run.setting('size'))}.</p>"
     rows = [["null" if value is None else value for value in change] for change in run.changed]
-    return table(("setting", "default", "here"), rows)
+    made = table(("setting", "default", "here"), rows)
+    return folded(f"{len(rows)} settings that are not the default", made) if len(rows) > FEW else made
 
 
 def logged(run: Record) -> str:
@@ -258,20 +305,35 @@ def logged(run: Record) -> str:
     return folded(f"the last {len(run.log)} lines", f"<pre>{lines}</pre>") if lines else ""
 
 
+def _differing(runs: Sequence[Record]) -> list[list[Any]]:
+    """The settings that are not the same in all runs, and their values; where a run lies is above."""
+    changed = dict.fromkeys(key for run in runs for key, *_ in run.changed if key != "run.dir")
+    rows = [[key, *(run.setting(key) for run in runs)] for key in ("size", *changed)]
+    return [
+        [key, *("null" if value is None else value for value in values)]
+        for key, *values in rows
+        if any(value != values[0] for value in values)
+    ]
+
+
 def side_by_side(page: Page, runs: Sequence[Record]) -> list[str]:
     """A table of the runs, and their searches and trainings in one chart each."""
-    keys = ["params", "macs", "search_evaluations", "search_score", *SHARES[::2]]
+    keys = ["params", "macs", "search_evaluations", "search_score", "top1", "ema_top1"]
     keys += ["accuracy", "rank", "regret"] if any(run.of_other_space for run in runs) else []
     head = ("run", "state", "space", *(key.replace("_", " ") for key in keys))
     rows = [(run.path, run.state, run.space, *(_shown(k, run.summary.get(k)) for k in keys)) for run in runs]
     links = "".join(f'<a href="#run-{place}">{text(run.path)}</a>' for place, run in enumerate(runs))
     parts = [f"<nav>{links}</nav>", table(head, rows)]
+    if differing := _differing(runs):
+        parts += ["<p>The settings that differ:</p>", table(("setting", *(run.path for run in runs)), differing)]
+    several = len({run.space for run in runs}) > 1
     curves: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
     for run in runs:
         for column, caption in TOP1.items():
             if points := [(row["epoch"] + 1, row[column]) for row in run.epochs if column in row]:
                 curves.setdefault((caption, "epoch"), {})[str(run.path)] = points
         for proxy in run.search.trajectory.proxies if run.search else ():
-            lines = curves.setdefault((f"{proxy}: the best so far", "evaluation"), {})
+            where = f" in space {run.space}" if several else ""  # scores of different spaces do not compare
+            lines = curves.setdefault((f"{proxy}{where}: the best so far", "evaluation"), {})
             lines[str(run.path)] = run.search.records(proxy) if run.search else []
     return [*parts, page.charts("side by side", *charts.comparison(curves))] if curves else parts

@@ -220,7 +220,7 @@ class Folder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self.close()
 
 
@@ -241,6 +241,11 @@ class RunFolder(Folder):
         self.summary = path / "summary.json"
         self.wandb_id = path / "wandb_id"
         self.report = LiveReport(path)
+
+    def __exit__(self, error: type[BaseException] | None, *rest: object) -> None:
+        super().__exit__(error, *rest)
+        if error is not None and is_main():  # so far as it came
+            self.report(at_end=True)
 
     @classmethod
     def of(

@@ -21,9 +21,8 @@ from esformer.report.charts import STAGES, SearchCharts
 from esformer.search.journal import Evaluation, read, read_header
 from esformer.search.schedule import Schedule
 from esformer.space import SearchSpace
-from pipelines import full, report
+from pipelines import report
 from pipelines.runtime import reporting
-from pipelines.runtime.record import read_run
 
 PROXIES = dict(start_proxy="parameters", topology_proxy="parameters", size_proxy="macs")
 SIZES = dict(starts=2, start_population=6, start_tournament=3, population=8, tournament=3, seeds=3, in_flight=4)
@@ -111,6 +110,8 @@ def test_what_a_run_left_is_on_its_page(run, capsys):
         "recipe.epochs 300 10",
         "multi-start 30 parameters",
         "Space S0, 32 pixels, 10 classes: ",
+        "budget 3,500,000 parameters, 8,000,000 MACs",
+        "Which classes are confused, and which images, this adds to the page: python -m pipelines.evaluate ",
         "stage 4, block 4 (attention)",
     ):
         assert words in page.text, words
@@ -150,7 +151,11 @@ def test_a_killed_run_is_shown_until_its_torn_line(run):
     page = made(run)
     assert page.data["datasets"]["run 0 search"]["columns"]["evaluation"] == list(range(1, 41))
     assert "state stopped before its end; the same command goes on" in page.text
-    assert "search 40 evaluations in" in page.text and "None was found yet." in page.text
+    assert "search 40 evaluations in" in page.text and " of 90 evaluations planned; last in topology 1" in page.text
+    begun = [*read(run / "journal.jsonl")][30:]
+    best = max(begun, key=lambda one: one.scores["parameters"]).evaluation
+    assert f"whatever others thought of it: so far evaluation {best}." in page.text
+    assert "The best so far. Space S0, 32 pixels" in page.text
     assert "run 0 training" not in page.data["datasets"]
     assert "parameters: each genotype" in page.text and "macs: each genotype" not in page.text  # no phase asked for it
 
@@ -250,6 +255,11 @@ def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
     curves = {}
     for chart, name, x, y in zip(*columns.values(), strict=True):
         curves.setdefault((chart, name), []).append((x, y))
+    assert "The settings that differ" not in page.text
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 7", "seed: 8"))
+    assert "The settings that differ: setting" in (text := made(run, other, "--out", "o.html").text)
+    assert "seed 7 8" in text
     for path in (run, other):
         assert curves["Validation top-1, averaged weights", str(path)] == [(1, 0.05), (2, 0.15), (3, 0.25)]
         scores = [one.scores.get("macs", 0) for one in read(path / "journal.jsonl")]
@@ -345,53 +355,3 @@ def test_a_long_search_is_thinned_and_the_page_of_a_usual_one_is_small(finished,
     page = pages.Page("a search")
     page.charts("search", data, charts.charts())
     assert len(page.html()) < 5_000_000
-
-
-@pytest.mark.nightly
-def test_a_run_writes_its_report(tmp_path, monkeypatch):
-    tiny = [
-        "data.limit=32",
-        "recipe.epochs=1",
-        "recipe.batch_size=16",
-        "trainer.accelerator=cpu",
-        "wandb.mode=disabled",
-    ]
-    tiny += ["search.starts=1", "search.start_length=12", "search.phase_length=10", "search.total=22"]
-    tiny += ["search.topology_proxy=parameters", "search.start_proxy=parameters", "search.size_proxy=macs"]
-    written, write = [], reporting.write
-    monkeypatch.setattr(
-        reporting, "write", lambda *args: (write(*args), written.append(read_run(tmp_path / "run").state))
-    )
-    full.main(["--quick", *tiny, f"run.dir={tmp_path / 'run'}"])
-    assert written == ["running", "finished"]  # after the search, and at the end
-    page = read_page(tmp_path / "run/report.html")
-    assert "state finished" in page.text and "on esformer" in page.text and "Linux" in page.text
-    assert len(page.data["datasets"]["run 0 search"]["columns"]["evaluation"]) == 22
-    assert page.data["datasets"]["run 0 training"]["columns"]["epoch"].count(1) >= 4
-
-
-def test_a_report_that_fails_ends_no_run(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(reporting, "write", lambda *args: 1 / 0)
-    reporting.LiveReport(tmp_path)(at_end=True)
-    assert not caplog.text  # the folder of no run needs no report
-    (tmp_path / "config.yaml").touch()
-    live = reporting.LiveReport(tmp_path)
-    live(at_end=True)
-    assert "report.html could not be written: division by zero" in caplog.text
-
-
-def test_a_report_is_not_written_too_often(tmp_path, monkeypatch):
-    now, written = [0.0], []
-    monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
-
-    def write(*args):
-        written.append(now[0])
-        now[0] += 2
-
-    monkeypatch.setattr(reporting, "write", write)
-    (tmp_path / "config.yaml").touch()
-    live = reporting.LiveReport(tmp_path)
-    while now[0] < 600:
-        live()
-        now[0] += 1
-    assert written == [60, 262, 464]  # 2 seconds are 1 % of 200
