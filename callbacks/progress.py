@@ -81,7 +81,7 @@ class SearchProgress(SearchCallback):
         price = stage.cost(best.genotype)
         predicted = stage.costs.predicted is not None
         ms = f", {stage.costs.latency_ms(best.genotype):.3g} ms" if predicted else ""
-        line = "search: %s ends at %s, %.2f M parameters, %.3f GMACs%s"
+        line = "search: %s ends at %s, %.3g M parameters, %.3g GMACs%s"
         log.info(line, phase.name, _scores(best.scores), price.params / 1e6, price.macs / 1e9, ms)
 
     def on_search_end(self, stage: Search, result: SearchResult) -> None:

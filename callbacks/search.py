@@ -196,7 +196,7 @@ def search_metrics(trajectory: Trajectory, limits: dict[str, float | None], last
 
 def draw_found(genotype: Architecture, cost: Cost, path: Path) -> bool:
     """What a search found, with its cost as the title; False, and no picture, where nobody can draw such a network."""
-    price = f"{cost.params / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} GMACs"
+    price = f"{cost.params / 1e6:.3g} M parameters, {cost.macs / 1e9:.3g} GMACs"
     return draw_architecture(genotype, path, f"The network found in space {genotype.space}: {price}")
 
 

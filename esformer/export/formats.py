@@ -292,7 +292,7 @@ FORMATS = {
         "from ai_edge_litert.interpreter import Interpreter\n\n"
         'run = Interpreter("{name}").get_signature_runner()\n(logits,) = run(image=images).values()',
         needs=("litert_torch", "ai_edge_litert"),
-        environment="python -m venv litert && litert/bin/pip install esformer"
+        environment="python -m venv litert && litert/bin/pip install -e ."
         " && litert/bin/pip install 'litert-torch>=0.10,<0.11'",
         is_graph=True,
         any_number=False,

@@ -113,8 +113,7 @@ def _score(run: Record) -> str:
 def _top1(run: Record) -> str:
     """The accuracy of the raw weights, and that of the averaged ones behind it; of a table's network the table's."""
     known = run.summary or {name: run.epochs[-1].get(f"val/{name}") for name in ("top1", "ema_top1") if run.epochs}
-    values = [known.get(name) for name in ("top1", "ema_top1")]
-    shown = " / ".join(f"{100 * value:.2f}" for value in values if isinstance(value, int | float))
-    if not shown and isinstance(known.get("accuracy"), int | float):
-        shown = f"{known['accuracy']:.2f}"
-    return f"{shown} %" if shown else ""
+    raw, averaged, told = (known.get(name) for name in ("top1", "ema_top1", "accuracy"))
+    if isinstance(raw, int | float):
+        return f"{raw:.2%}" + (f" (averaged {averaged:.2%})" if isinstance(averaged, int | float) else "")
+    return f"{told:.2f}%" if isinstance(told, int | float) else ""

@@ -1,6 +1,7 @@
 """On how many processes a run works: what SLURM or torchrun started, or as many as the settings ask for."""
 
 import os
+import platform
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -167,3 +168,8 @@ def _tasks() -> tuple[int, int] | None:
 
 def _count(number: int, what: str, plural: str = "s") -> str:
     return f"{number} {what}{plural if number != 1 else ''}"
+
+
+def machine() -> str:
+    """Python, the system and how many CPUs this process may use."""
+    return f"Python {platform.python_version()}, {platform.platform()}, {cpus()} CPU{'s' * (cpus() != 1)}"

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import re
 import shlex
 import stat
@@ -24,12 +23,12 @@ from rich.logging import RichHandler
 from callbacks.checkpoints import BEST, LAST, PREVIOUS
 from configs.compose import differences, to_yaml
 from configs.schema import Config, ConfigError
-from esformer.data.datasets import cpus
 from esformer.errors import ESFormerError
 from esformer.files import ContentError, FileError, parse_yaml, place_of, read_json, read_text, unwritable, write_text
 from esformer.space import SearchSpace
 from esformer.text import printable
 from esformer.version import versions
+from pipelines.runtime.processes import machine
 from pipelines.runtime.record import COMMAND, MACHINE
 from pipelines.runtime.report import show
 from pipelines.runtime.reporting import LiveReport
@@ -206,7 +205,7 @@ class Folder:
                 raise RunError(f"{unwritable(self.path / 'log.txt', error)}") from None
             handler.setFormatter(LogFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             log.addHandler(handler)
-            for line in (f"{COMMAND}{self.command}", f"{MACHINE}{versions()}, {platform.platform()}, {cpus()} CPUs"):
+            for line in (f"{COMMAND}{self.command}", f"{MACHINE}{versions()}, {machine()}"):
                 handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "msg": printable(line)}))
 
     def close(self) -> None:

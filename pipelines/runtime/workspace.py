@@ -138,7 +138,15 @@ def _table() -> str:
 
 
 def described(project: str) -> str:
-    """The workspace and the report as the JSON that W&B would store; asks nobody."""
+    """The workspace and the report as the JSON that W&B would store; asks nobody.
+
+    Args:
+        project: of W&B.
+
+    Raises:
+        ESFormerError: no project can be called that, or the package is missing.
+    """
+    WandbConfig(project=project)
     both = {"workspace": workspace(project), "report": report(project)}
     how: dict[str, Any] = dict(mode="json", by_alias=True, exclude_none=True)
     return json.dumps({name: one._to_model().spec.model_dump(**how) for name, one in both.items()}, indent=1)

@@ -57,8 +57,8 @@ def test_every_run_is_listed_and_nothing_else(listed):
 def test_a_finished_run_shows_what_it_reached(listed, folder):
     done = listed["runs/done"]
     assert (done["state"], done["progress"]) == ("finished", "")
-    assert done["score"].startswith("accuracy ") and done["top-1"].endswith(" %")
-    assert float(done["top-1"][:-2]) == pytest.approx(float(done["score"].split()[1]), abs=0.01)
+    assert done["score"].startswith("accuracy ") and done["top-1"].endswith("%")
+    assert float(done["top-1"][:-1]) == pytest.approx(float(done["score"].split()[1]), abs=0.01)
 
 
 def test_a_run_that_was_killed_says_how_far_it_came_and_how_it_goes_on(folder, capsys):
@@ -72,7 +72,7 @@ def test_a_run_that_was_killed_says_how_far_it_came_and_how_it_goes_on(folder, c
     assert line.startswith("runs/deeper/killed ") and command == killed["go_on"]
     assert command.startswith("python -m pipelines.search --space nats-sss") and command.endswith("killed")
     trained = rows["runs/trained"]
-    assert (trained["progress"], trained["top-1"]) == ("epoch 2 of 300", "50.00 / 12.50 %")
+    assert (trained["progress"], trained["top-1"]) == ("epoch 2 of 300", "50.00% (averaged 12.50%)")
 
 
 def test_the_one_that_changed_last_comes_first_and_one_at_work_is_running(folder):
