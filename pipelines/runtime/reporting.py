@@ -186,15 +186,14 @@ def searched(page: Page, run: Record, name: str) -> str:
     spans = made.trajectory.spans()
     rows = [(span.name, span.stop - span.start, str(span.guide), *_best(made, span)) for span in spans]
     head = ("phase", "evaluations", "guide", "its best: evaluation", "score", "parameters", "MACs")
-    place = made.found
-    decided = "What is found is the best by the guide of the last phase, whatever others thought of it"
-    decided += f"{': so far' if run.genotype is None else ':'} evaluation {place + 1:,}."
+    found = "The best so far is" if run.genotype is None else "What was found is"
+    found += f" evaluation {made.found + 1:,}, by the guide of the last phase; those before it may rank it otherwise."
     genes = "Each point is a genotype and shows its blocks: FFN.kernel.channels.ratio, and of Transformer layers"
     genes += " FFN.heads.channels.ratio.key channels."
     front = f"The Pareto front of {spans[-1].guide} against {charts.COSTS[made.front_cost]} in the last phase"
     return "".join(
         [
-            f"<p>{decided}</p>",
+            f"<p>{found}</p>",
             "" if run.of_other_space else f"<p>{genes}</p>",
             page.charts(
                 f"{name} search", made.data(), made.charts(), [run.path / "search.png", run.path / "front.png"]

@@ -154,7 +154,7 @@ def test_a_killed_run_is_shown_until_its_torn_line(run):
     assert "search 40 evaluations in" in page.text and " of 90 evaluations planned; last in topology 1" in page.text
     begun = [*read(run / "journal.jsonl")][30:]
     best = max(begun, key=lambda one: one.scores["parameters"]).evaluation
-    assert f"whatever others thought of it: so far evaluation {best}." in page.text
+    assert f"The best so far is evaluation {best}, by the guide of the last phase" in page.text
     assert "The best so far. Space S0, 32 pixels" in page.text
     assert "run 0 training" not in page.data["datasets"]
     assert "parameters: each genotype" in page.text and "macs: each genotype" not in page.text  # no phase asked for it

@@ -83,6 +83,7 @@ def test_ways_to_save_time_and_memory_leave_ordinary_checkpoints(tmp_path, small
         esformer.ESFormer, "set_grad_checkpointing", lambda network, *on: (networks.append(network), set_(network, *on))
     )
     settings = [way, "trainer.precision=bf16-mixed", "recipe.drop_path=0.1", "recipe.epochs=1"]
+    settings += ["data.limit=64", "recipe.batch_size=32"]  # bfloat16 is slow on many CPUs
     summary = train.main([*QUICK, *settings, f"genotype={smallest}", f"run.dir={tmp_path / 'r'}"])
     assert {type(network) for network in networks} == {esformer.ESFormer}
     checkpoint = read(summary["checkpoint"])
