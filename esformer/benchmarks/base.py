@@ -152,8 +152,8 @@ class GeneBenchmark(Benchmark):
 
     genes: ClassVar[tuple[tuple[str, ...], ...]]
     """The values of each gene."""
-    group: ClassVar[Group]
-    """What its genes are: of topology or of size."""
+    group: ClassVar[Group | Sequence[Group]]
+    """What its genes are, of topology or of size: all of them, or one after the other."""
     counts: ClassVar[Mapping[str, Callable[[str], float]]] = {}
     """What else the notation alone says of an architecture, and a search can be guided by."""
 

@@ -9,15 +9,17 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 from torch import nn
 
-from esformer.benchmarks.base import Benchmark, BenchmarkError, Dataset, Entry
+from esformer.benchmarks.base import BenchmarkError, Dataset, Entry, GeneBenchmark
 from esformer.benchmarks.tables import read_csv
+from esformer.choices import GROUPS, choices_of
 from esformer.files import write_text
 from esformer.genotype import Genotype, GenotypeError, notation, parse
-from esformer.model.cost import cost
+from esformer.model.cost import Cost, cost
 from esformer.model.esformer import ESFormer
 from esformer.topology import Topology
 
@@ -93,13 +95,31 @@ def write_trainings(table: Path, trainings: Sequence[Training]) -> None:
     write_text(table, text.getvalue())
 
 
-class ESFormers(Benchmark):
+SEARCHED = choices_of("S0")
+"""The space that is searched among the trained; tables may hold others."""
+GENES = [(gene, values) for stage in SEARCHED.options for block in stage for gene, values in block.items()]
+
+
+class ESFormers(GeneBenchmark):
     """Hybrid networks of ESFormer's own space, trained by `pipelines.survey`."""
 
     name = "esformer"
     source = "this project's own trainings, docs/survey.md"
     shipped = SHIPPED
     datasets = {"cifar10": Dataset(10, 48)}  # brought to 48 pixels
+    genes = tuple(tuple(map(str, values)) for _, values in GENES)
+    group = tuple("topology" if gene in GROUPS["topology"] else "size" for gene, _ in GENES)
+
+    def spell(self, values: Sequence[str]) -> str:
+        left = iter(values)
+        stages = (" ".join(".".join(islice(left, len(block))) for block in stage) for stage in SEARCHED.options)
+        return f"{SEARCHED.space}: {' / '.join(stages)}"
+
+    def values(self, architecture: str) -> tuple[str, ...]:
+        genotype = _parse(architecture)
+        if genotype.space != SEARCHED.space:
+            raise BenchmarkError(f"{architecture[:80]!r} is of space {genotype.space}, not of {SEARCHED.space}")
+        return tuple(str(gene) for stage in genotype.stages for block in stage for gene in block.genes().values())
 
     def read(self, table: Path, dataset: str = "cifar10") -> list[Entry]:
         """The genotypes of a table; the accuracy is that of the last epoch's weights, mean over the seeds."""
@@ -121,8 +141,14 @@ class ESFormers(Benchmark):
         return _parse(architecture)
 
     def params(self, architecture: str, dataset: str = "cifar10") -> int:
+        return self._cost(architecture, dataset).params
+
+    def macs(self, architecture: str, dataset: str = "cifar10") -> int:
+        return self._cost(architecture, dataset).macs
+
+    def _cost(self, architecture: str, dataset: str) -> Cost:
         images = self.dataset(dataset)
-        return cost(_parse(architecture), images.img_size, images.num_classes).params
+        return cost(_parse(architecture), images.img_size, images.num_classes)
 
     def topology(self, architecture: str) -> Topology:
         return Topology.of(_parse(architecture))

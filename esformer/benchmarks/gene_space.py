@@ -15,6 +15,7 @@ from esformer.benchmarks.architecture import SCALE, GeneArchitecture, NetworkSet
 from esformer.benchmarks.base import BenchmarkError, shown
 from esformer.benchmarks.tables import entries, read_csv
 from esformer.choices import Group
+from esformer.genotype import Genotype
 from esformer.model.cost import Budget, Cost
 from esformer.proxies import Proxy, ProxyError, Subject, score
 from esformer.proxies.macs import cost_of
@@ -113,6 +114,14 @@ class GeneSpace(ABC):
         if asked := [name for name in SCALE if getattr(settings, name) is not None]:
             raise BenchmarkError(f"space {self.name} leaves no {asked[0]} open; leave {asked[0]} out")
         self.num_classes, self.img_size = settings.num_classes, settings.img_size
+        return self.network(values)
+
+    def subject(self, values: Sequence[str]) -> nn.Module | Genotype:
+        """What proxies score: the network; or a genotype, which is scored as a search of ESFormers scores it.
+
+        Args:
+            values: a value of each gene.
+        """
         return self.network(values)
 
     def topology(self, values: Sequence[str]) -> Topology:
@@ -316,8 +325,9 @@ class GeneSpace(ABC):
         """
         values, name = self._parent(architecture), architecture.notation
         with said_of(self.name, name):
-            subject: Subject = shown(proxy, seed, lambda: self.network(values), lambda: self.topology(values))
-            return score(proxy, subject, seed, self.img_size, images, labels, identity=name, draws=draws)
+            subject: Subject = shown(proxy, seed, lambda: self.subject(values), lambda: self.topology(values))
+            identity = None if isinstance(subject, Genotype) else name
+            return score(proxy, subject, seed, self.img_size, images, labels, identity=identity, draws=draws)
 
     def accuracy(self, architecture: GeneArchitecture) -> float:
         """The accuracy of the trained network, in percent.

@@ -1,17 +1,24 @@
 """A table of trained architectures as a space: a search of it takes seconds and ends in an accuracy that is known."""
 
+import math
 import os
+import random
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from torch import nn
 
 from esformer.benchmarks.architecture import GeneArchitecture, NetworkSettings
 from esformer.benchmarks.base import Benchmark, BenchmarkError, Dataset, GeneBenchmark
-from esformer.benchmarks.gene_space import GeneSpace
+from esformer.benchmarks.gene_space import TRIES, GeneSpace
+from esformer.choices import Group
+from esformer.genotype import Genotype
 from esformer.model.cost import Cost
 from esformer.topology import Topology
+
+NEAREST = 8
+"""Architectures of a sparse table that one mutates to."""
 
 
 class TableSpace(GeneSpace):
@@ -57,9 +64,21 @@ class TableSpace(GeneSpace):
     def network(self, values: Sequence[str]) -> nn.Module:
         return self.benchmark.network(self.spell(values), self.dataset)
 
+    def mutate(
+        self, architecture: GeneArchitecture, rng: random.Random, genes: Group = "all", most: int | None = None
+    ) -> GeneArchitecture:
+        """As in any space; of a table that holds hardly any of it, one of those that differ in the fewest genes."""
+        if not self._is_sparse:
+            return super().mutate(architecture, rng, genes, most)
+        near = self._nearest(self._parent(architecture), self._places(genes), most)
+        return self._spelled(rng.choice(near)) if near else architecture
+
     def trained_network(self, values: Sequence[str], settings: NetworkSettings) -> nn.Module:
         self.benchmark.datasets = {self.dataset: Dataset(settings.num_classes, settings.img_size)}  # type: ignore[misc]
         return super().trained_network(values, settings)
+
+    def subject(self, values: Sequence[str]) -> nn.Module | Genotype:
+        return self.benchmark.subject(self.spell(values), self.dataset)
 
     def topology(self, values: Sequence[str]) -> Topology:
         return self.benchmark.topology(self.spell(values))
@@ -83,6 +102,25 @@ class TableSpace(GeneSpace):
     def count(self, values: Sequence[str]) -> Cost:
         notation = self.spell(values)
         return Cost(self.benchmark.params(notation, self.dataset), self.benchmark.macs(notation, self.dataset))
+
+    @property
+    def _is_sparse(self) -> bool:
+        """Whether even TRIES draws find something in the table once in a thousand times only."""
+        return 0 < len(self._drawn) * TRIES * 1000 < math.prod(map(len, self.genes))
+
+    @cached_property
+    def _drawn_values(self) -> list[tuple[str, ...]]:
+        return [self.values(notation) for notation in self._drawn]
+
+    def _nearest(self, values: Sequence[str], places: Sequence[int], most: int | None) -> list[tuple[str, ...]]:
+        """Those of the table that differ in the fewest genes, at most `most`, all of them at some places."""
+        apart = {
+            other: [place for place, (a, b) in enumerate(zip(values, other, strict=True)) if a != b]
+            for other in self._drawn_values
+        }
+        limit, allowed = most or len(self.genes), {*places}
+        near = [other for other, where in apart.items() if 0 < len(where) <= limit and allowed.issuperset(where)]
+        return sorted(near, key=lambda other: len(apart[other]))[:NEAREST]
 
 
 def _counted(count: Callable[[str], float], architecture: GeneArchitecture) -> float:

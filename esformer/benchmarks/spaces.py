@@ -13,7 +13,7 @@ from esformer.benchmarks.gene_space import GeneSpace
 from esformer.benchmarks.space import TableSpace
 from esformer.search.space import ScoredSpace
 
-TABLES = ("nats-tss", "nats-sss", "channel-bench-resnet", "nasbench101")
+TABLES = ("nats-tss", "nats-sss", "channel-bench-resnet", "nasbench101", "esformer")
 """The benchmarks whose tables are spaces."""
 Opener = Callable[[str | os.PathLike[str] | None, str | None], Any]
 _Opener = TypeVar("_Opener", bound=Opener)
@@ -81,9 +81,10 @@ def open_space(name: str, table: str | os.PathLike[str] | None = None, dataset: 
         '1.08e+18'
     """
     if name in TABLES:
-        if table is None:
+        benchmark = get(name)
+        if (table := table or benchmark.shipped) is None:
             raise BenchmarkError(f"space {name} needs its table: give the file with --table (space.table)")
-        return TableSpace(get(name), table, dataset)
+        return TableSpace(benchmark, table, dataset)
     if name not in _SPACES:
         plugins.load(plugins.SPACES)
     if name not in _SPACES:

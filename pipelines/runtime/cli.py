@@ -52,7 +52,8 @@ SPACE: dict[str, dict[str, Any]] = {
     "--space": dict(
         metavar="NAME",
         help="search another space: darts, or, where a table of trained networks shows what a search is worth,"
-        " nats-tss, nats-sss, channel-bench-resnet or nasbench101; accuracy is a guide then too",
+        " nats-tss, nats-sss, channel-bench-resnet, nasbench101 or esformer (its table comes along); accuracy is then a"
+        " guide too",
     ),
     "--table": dict(metavar="FILE", type=path_or_name, help="the table, as pipelines.correlate reads it"),
     "--dataset": dict(metavar="NAME", help="of the table: cifar10, cifar100 or imagenet16-120 (default cifar10)"),

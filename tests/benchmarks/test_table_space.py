@@ -6,12 +6,14 @@ import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
 
-from esformer import Budget, Schedule, search
+from esformer import Budget, Genotype, Schedule, cost, score, search
 from esformer.benchmarks import get
 from esformer.benchmarks.architecture import GeneArchitecture
 from esformer.benchmarks.base import BenchmarkError
 from esformer.benchmarks.space import TableSpace
+from esformer.benchmarks.spaces import open_space
 from esformer.errors import ESFormerError
+from esformer.genotype import notation, parse
 from esformer.model.cost import Cost
 from esformer.proxies import get as proxy
 from pipelines.runtime.scoring import Job, Scorer, Task
@@ -38,6 +40,11 @@ def sss(tmp_path):
         return TableSpace(benchmark, tmp_path / "sss.csv")
 
     return sss
+
+
+def batch():
+    images = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    return {"images": images, "labels": torch.arange(4)}
 
 
 def plain(guide, length, **settings):
@@ -77,6 +84,27 @@ def test_nothing_outside_the_table_is_drawn(sss):
     lonely = sss(keep=1)
     only = lonely.sample(rng)
     assert lonely.mutate(only, rng) == only and lonely.cardinality == 1
+
+
+def test_trained_esformers_are_a_space_whose_mutations_lead_to_the_nearest():
+    space, rng = open_space("esformer"), random.Random(8)
+    assert space.cardinality == 25 and space.groups == ("topology", "size")
+    one = space.sample(rng)
+    values = space.values(one.notation)
+    assert space.spell(values) == one.notation and len(values) == len(space.genes)
+    apart = sorted(sum(a != b for a, b in zip(values, space.values(other), strict=True)) for other in space._accuracies)
+    near = {space.mutate(one, rng) for _ in range(200)}
+    assert len(near) == 8 and one not in near
+    found = [sum(a != b for a, b in zip(values, space.values(other.notation), strict=True)) for other in near]
+    assert sorted(found) == apart[1:9]
+    assert space.mutate(one, rng, most=1) in (one, *near)
+    genotype = parse(one.notation)
+    assert space.cost(one) == cost(genotype, 48, 10)
+    assert space.score(proxy("naswot"), one, 3, **batch()) == score("naswot", genotype, 3, **batch())
+    found = search(space, Budget(), plain("accuracy", 60)).genotype
+    assert space.standing(found).rank == 1
+    with pytest.raises(BenchmarkError, match="is of space S1, not of S0"):
+        space.values(notation(Genotype.shipped("esformer_s1")))
 
 
 def test_networks_that_do_not_see_the_image_are_never_drawn_but_count_in_the_ranks(table):
