@@ -43,6 +43,10 @@ MOST |= {"trainer.devices": 1024, "trainer.num_nodes": 100_000, "trainer.threads
 """The most of settings that count, where a section says nothing else: what the code, or a machine, can take."""
 
 
+DEFAULT_CHOICES = {"data": "imagenet", "search": "naswot", "recipe": "s0-s1"}
+"""The named choices of a command without settings; a size, `--quick` and `--from` may bring others."""
+
+
 def compose(size: str | None = None, quick: bool = False, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a size, with or without `--quick`, and `key=value` settings on top.
 
@@ -59,7 +63,7 @@ def compose(size: str | None = None, quick: bool = False, overrides: Sequence[st
     size = next((value for key, value in reversed(pairs) if key == "size"), size) or _size_of(init)
     if size not in SIZES:
         raise ConfigError(f"size is {show(size)}; it must be one of {', '.join(SIZES)}")
-    chosen = {"data": "imagenet", "search": "naswot", "recipe": "s0-s1"}
+    chosen = {**DEFAULT_CHOICES}
     of_table = next((value for key, value in reversed(pairs) if key == "space.name"), "null") != "null"
     layers: list[dict[str, Any]] = [
         {} if of_table else {"budget": {"params": f"{size_of(size).params:.1f}", "macs": AUTO}}

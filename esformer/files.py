@@ -27,7 +27,7 @@ DEEPEST = 20
 """Lists and mappings within each other; what we write has 6."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Of a disk that is full, or a file that may not become as large."""
+"""Error numbers of a full disk, an exceeded quota and a limit of file sizes."""
 
 StrPath = str | os.PathLike[str]
 

@@ -10,6 +10,7 @@ STAGES = 4
 """Of every ESFormer."""
 
 MOST = {"epochs": 1_000_000, "batch_size": 2**20}
+"""Upper bounds of settings that count: so many steps are still numbered exactly, and their dates exist."""
 WORDS = {
     "clip_mode": ("norm", "value", "agc"),
     "optimizer": ("adamw", "sgd"),
@@ -17,15 +18,17 @@ WORDS = {
     "loss": ("bce", "ce"),
     "drop_path_schedule": ("depth", "epochs"),
 }
-"""What the settings that are words may be."""
+"""Allowed values of the settings that are words."""
 LARGEST = {"crop_padding": 1024, "cutout": 2048}
-"""Of the settings that count pixels."""
-"""Of the settings that count: a million epochs of a million steps are still numbered exactly, and their dates exist."""
+"""Upper bounds of settings in pixels."""
 
 
 @dataclass
 class Recipe:
-    """The training hyper-parameters of Table 2, and what it leaves open (said at the field)."""
+    """The training hyper-parameters of Table 2, and what it leaves open (said at the field).
+
+    These defaults are the library's; the commands take those of `configs/recipe/`.
+    """
 
     epochs: int = 300
     """Passes over the training images."""

@@ -1,4 +1,4 @@
-"""Something that is done now and then."""
+"""Rate limiting: something that is done at most once in so many seconds."""
 
 import time
 

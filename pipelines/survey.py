@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name in ("networks", "seeds", "workers"):
         if not 1 <= getattr(arguments, name) <= 100_000:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}; it must be from 1 to 100,000")
+    from pipelines.runtime.console import show
     from pipelines.runtime.preflight import preflight
-    from pipelines.runtime.report import show
     from pipelines.runtime.run_folder import is_main
     from pipelines.runtime.surveying import survey
 

@@ -16,7 +16,7 @@ FEWEST = 100
 EQUAL = 0.03
 """Costs that differ by no more, as a share, count as equal."""
 MOST_PAIRED = 2000
-"""Architectures of which all pairs are looked at; of more, so many are drawn."""
+"""Architectures that are compared in all pairs; of more, a sample of this size."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from esformer.data.datasets import DataConfig
 FAST_INTERPOLATIONS = ("bilinear", "bicubic", "random")
 """What torchvision resizes as PIL does: its nearest takes other pixels, and its Lanczos is not in all versions."""
 PIXELS = 178_956_970
-"""Above so many, 716 MB in RGB, Pillow takes an image for an attack on the memory."""
+"""Pillow's limit against decompression bombs: 716 MB in RGB."""
 SLIMMEST = 100
 """Times that a side is longer than the other: evaluation brings the shorter one to its size, and the other with it."""
 

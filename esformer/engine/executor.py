@@ -33,7 +33,7 @@ class Executor(Protocol[Task, Result]):
         """
 
     def shutdown(self, done: bool) -> None:
-        """Let go whoever computes, with all work done or not."""
+        """Release the workers, whether or not all tasks are done."""
 
 
 class Future(Generic[Result]):

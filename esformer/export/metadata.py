@@ -1,4 +1,4 @@
-"""What is known of a network, for the place that a format has for it."""
+"""Metadata of a network within its exported file, for ONNX and the runtimes of apps; other formats hold it whole."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -27,7 +27,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LONGEST = 100
 """Characters of a name that a message shows."""
 SHOWN = 3
-"""Of so many things a message speaks."""
+"""Things that a message lists, at most."""
 
 
 class WeightsError(ESFormerError):

@@ -11,9 +11,9 @@ from esformer.search.trajectory import PhaseRange, Trajectory
 PHASES = {"multi-start": "tab:gray", "topology": "tab:blue", "size": "tab:orange", "joint": "tab:green"}
 COSTS = {"params": ("parameters [M]", 1e6), "macs": ("MACs [G]", 1e9), "latency_ms": ("latency [ms]", 1.0)}
 POINTS = 300
-"""Of a curve that changes at every evaluation so many points are drawn of each phase."""
+"""Points that are drawn of a curve in each phase, at most."""
 INTERVALS = 100
-"""Over so many parts of a search its speed is averaged."""
+"""Parts of a search over which its speed is averaged."""
 
 
 def draw_search(trajectory: Trajectory, limits: Mapping[str, float | None], path: Path) -> None:

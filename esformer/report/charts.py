@@ -32,7 +32,7 @@ STAGES = ("stage 1", "stage 2", "stage 3", "stage 4")
 MOST = 6000
 """Evaluations of a search that a page shows."""
 STEPS = 1000
-"""Of a training so many single steps are drawn."""
+"""Training steps that are drawn, at most."""
 
 
 def x_y(x: str, y: str, titles: tuple[str, str], numbers: str = "~s", **more: Any) -> dict[str, Any]:

@@ -264,8 +264,8 @@ class SearchStage:
                 self._began = time.perf_counter()
             digest = offspring.genotype.digest
             lacking = tuple(p for p in evolution.phase.proxies if digest not in self._known[p])
-            lacking = tuple(p for p in lacking if (p, digest) not in self._flying)
-            self._flying |= {(proxy, digest) for proxy in lacking}
+            lacking = tuple(p for p in lacking if (p, digest) not in self._in_flight)
+            self._in_flight |= {(proxy, digest) for proxy in lacking}
             scores = executor.submit(Task(lacking, offspring.genotype)) if lacking else None
             return _Asked(evolution, offspring, None, lacking, scores)
         return None
@@ -286,7 +286,7 @@ class SearchStage:
         measured = Measured((), 0.0) if asked.scores is None else asked.scores.result()
         for proxy, value in zip(asked.lacking, measured.scores, strict=True):
             self._known[proxy][digest] = value
-            self._flying.remove((proxy, digest))
+            self._in_flight.remove((proxy, digest))
         scores = {proxy: self._known[proxy][digest] for proxy in proxies}
         if asked.line is None:
             self._record(asked, scores, measured.seconds)
@@ -328,7 +328,7 @@ class SearchStage:
         """Everything as before the first evaluation."""
         self._replay: Iterator[Evaluation] = iter(replay)
         self._known: dict[str, dict[str, float]] = {proxy: {} for proxy in self.schedule.proxies()}
-        self._flying: set[tuple[str, str]] = set()
+        self._in_flight: set[tuple[str, str]] = set()
         self._asked = 0
         self._elapsed = self._resumed_at = 0.0
         self._began = 0.0  # of this session, when it begins to score

@@ -36,9 +36,9 @@ from pipelines.runtime.ablating import (
     write_rows,
 )
 from pipelines.runtime.build import search_fabric, search_stage
+from pipelines.runtime.console import show_rows
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.preflight import preflight
-from pipelines.runtime.report import show_rows
 from pipelines.runtime.run_folder import RunFolder, is_main
 from pipelines.runtime.searching import search_other
 

@@ -132,7 +132,7 @@ def run(main: Callable[[], object], goes_on: bool = True) -> NoReturn:
     try:
         main()
     except KeyboardInterrupt:
-        _end(INTERRUPTED, signals.stop.farewell)
+        _end(INTERRUPTED, signals.stop.exit_message)
     except SystemExit as end:
         if end.code == STOPPED:
             _stop()

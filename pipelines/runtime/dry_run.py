@@ -29,8 +29,8 @@ from esformer.benchmarks.trained import AnyArchitecture, price
 from esformer.checkpoint import Checkpoint
 from esformer.search.finalists import describe, rungs, seconds
 from pipelines.runtime.build import accumulation, network, search_fabric, search_stage, trainer, try_memory
+from pipelines.runtime.console import show
 from pipelines.runtime.plan import Plan
-from pipelines.runtime.report import show
 from pipelines.runtime.run_folder import RunError, RunFolder, is_main
 from pipelines.runtime.start import given_genotype
 from pipelines.runtime.watchdog import disconnect

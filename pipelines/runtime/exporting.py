@@ -25,9 +25,9 @@ from esformer.files import atomic_output
 from esformer.genotype import Genotype
 from esformer.plots.architecture import draw_architecture
 from pipelines.runtime.checkpoint import beside, check_size, evaluation_of
+from pipelines.runtime.console import show
 from pipelines.runtime.lineage import check_login, send_export
 from pipelines.runtime.quantizing import LARGEST_DROP, check_options, int8_images, write_int8
-from pipelines.runtime.report import show
 from pipelines.runtime.run_folder import start_logging
 from pipelines.runtime.signals import stop
 

@@ -11,8 +11,8 @@ from callbacks.progress import duration
 from esformer.errors import ESFormerError
 from esformer.files import read_text
 from esformer.text import number, printable
+from pipelines.runtime.console import console, show_rows
 from pipelines.runtime.record import COMMANDS, Record, is_locked, read_run
-from pipelines.runtime.report import console, show_rows
 
 TITLE = "# python -m pipelines."
 """How `config.yaml` begins in the folder of a command."""

@@ -20,8 +20,8 @@ from esformer.report.page import Page, folded, picture, table, text
 from esformer.search.trajectory import PhaseRange
 from esformer.text import number
 from esformer.throttle import Throttle
+from pipelines.runtime.console import readable
 from pipelines.runtime.record import Record, read_run
-from pipelines.runtime.report import readable
 
 log = logging.getLogger("esformer")
 

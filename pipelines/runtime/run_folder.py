@@ -28,9 +28,9 @@ from esformer.files import ContentError, FileError, parse_yaml, place_of, read_j
 from esformer.space import SearchSpace
 from esformer.text import printable
 from esformer.version import versions
+from pipelines.runtime.console import show
 from pipelines.runtime.processes import machine
 from pipelines.runtime.record import COMMAND, MACHINE
-from pipelines.runtime.report import show
 from pipelines.runtime.reporting import LiveReport
 
 log = logging.getLogger("esformer")

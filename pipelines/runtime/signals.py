@@ -1,4 +1,7 @@
-"""Stop in good order: what SIGUSR1 and SIGTERM do to a pipeline, and how its SLURM job comes back.
+"""Graceful shutdown: what SIGUSR1 and SIGTERM do to a pipeline, and how its SLURM job is requeued.
+
+A search stops at once, for its journal has everything (`callbacks.search.StopWhenAsked` sees to signals that Python
+loses); a training at a batch on which all ranks agree, behind a checkpoint (`callbacks.checkpoints.Checkpoints`).
 
 SLURM sends SIGUSR1 some minutes before the time limit (`--signal=USR1@300`) and SIGTERM (or SIGUSR1, as the cluster is
 set up) when it preempts. Either stops a pipeline with what it needs to go on, and exit code 75; a batch job is then put
@@ -54,12 +57,12 @@ class Stop:
         self._over = False
 
     @property
-    def farewell(self) -> str:
+    def exit_message(self) -> str:
         """What is said at the end of a stop."""
-        return f"stopped; the same command {self.then}"
+        return f"stopped; the same command {self.on_restart}"
 
     @property
-    def then(self) -> str:
+    def on_restart(self) -> str:
         """What happens when the command is given again."""
         return "goes on from here" if self.goes_on else "begins again"
 
@@ -188,16 +191,16 @@ def requeue_and_exit_code() -> tuple[int, str]:
     if not is_first():
         return (STOPPED if "TORCHELASTIC_RUN_ID" in os.environ else 0), ""
     if not under_slurm():
-        return STOPPED, stop.farewell
+        return STOPPED, stop.exit_message
     job = _job()
     running = job.get("JobState") in RUNNING
     if running and signal.SIGUSR1 not in stop.received and not _preempted(job):
         return 1, "stopped by SIGTERM, which srun sends to all tasks of a job when one of them fails; see what it says"
     if not running or job.get("BatchFlag") != "1":  # cancelled, or requeued by SLURM; no batch job
-        return STOPPED, stop.farewell
+        return STOPPED, stop.exit_message
     if failure := requeue():
         return STOPPED, f"stopped; submit the same job again, for it could not be requeued ({failure})"
-    return STOPPED, f"stopped; job {_job_name()} is in the queue again and {stop.then}"
+    return STOPPED, f"stopped; job {_job_name()} is in the queue again and {stop.on_restart}"
 
 
 def requeue() -> str:

@@ -198,7 +198,7 @@ class Watchdog:
 
     def _stop(self, asked: Sequence[int]) -> tuple[int, str]:
         if asked == [signal.SIGINT]:
-            return INTERRUPTED, signals.stop.farewell
+            return INTERRUPTED, signals.stop.exit_message
         signals.stop.received.update(number for number in asked if number != signal.SIGINT)
         return signals.requeue_and_exit_code()
 

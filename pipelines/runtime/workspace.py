@@ -130,7 +130,7 @@ def _panels() -> dict[str, list[Any]]:
 def _table() -> str:
     """Table 3, to compare with."""
     rows = [
-        f"| {name} | {size_of(name).params / 1e6:g} M | {size_of(name).macs / 1e9:.1f} G | {PAPER[name]} |"
+        f"| {name} | {size_of(name).params / 1e6:g} M | {size_of(name).macs / 1e9:.1f} G | {PAPER.get(name, '')} |"
         for name in SIZES
     ]
     head = "| ESFormer | parameters, at most | MACs | top-1 on ImageNet-1k in the paper, % |"

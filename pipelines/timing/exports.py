@@ -23,8 +23,8 @@ from esformer.export.exported import Exported, exported_kind, open_exported
 from esformer.files import write_text
 from esformer.model.latency import MOST, Latency, device_name, runs, summarise, time_network
 from pipelines.runtime.checkpoint import evaluation_of
+from pipelines.runtime.console import show_rows
 from pipelines.runtime.evaluating import EvaluationError, check_flags, results, too_many
-from pipelines.runtime.report import show_rows
 from pipelines.runtime.run_folder import is_main
 
 log = logging.getLogger("esformer")

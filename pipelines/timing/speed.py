@@ -278,7 +278,7 @@ def _progress(items: Iterable[Item], what: str, every: float = 15) -> Iterator[I
 
 def show(found: dict[str, Any]) -> None:
     """Print the figures as tables."""
-    from pipelines.runtime.report import console, show_rows
+    from pipelines.runtime.console import console, show_rows
 
     counts = ", ".join(f"{count:,} {name}" for name, count in found["genotypes"].items())
     console().print(

@@ -26,10 +26,10 @@ from esformer.data.in_memory import InMemoryDataModule
 from esformer.errors import ESFormerError, out_of_memory
 from esformer.genotype import Genotype
 from pipelines.runtime.build import accumulation, bare_trainer, network, trainer
+from pipelines.runtime.console import console, show_rows
 from pipelines.runtime.memory import precision, ran_out
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.processes import processes, with_workers
-from pipelines.runtime.report import console, show_rows
 from pipelines.runtime.run_folder import RunFolder, start_logging
 from pipelines.timing.interleaved import (
     OURS,

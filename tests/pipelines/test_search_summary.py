@@ -6,7 +6,7 @@ from esformer import Genotype, cost, score
 from esformer.proxies import get
 from esformer.text import number
 from pipelines import search
-from pipelines.runtime.report import show
+from pipelines.runtime.console import show
 
 SHORT = ["--size", "S0", "--quick", "search.total=20", "search.start_length=5", "search.phase_length=5"]
 SHORT += ["search.img_size=33", "seed=4", "wandb.mode=disabled"]

@@ -1,18 +1,18 @@
 """Tables for people."""
 
-from pipelines.runtime import report
+from pipelines.runtime import console
 
 
 def test_in_a_log_a_path_is_whole_and_text_is_no_markup(capsys):
     path = "/images/[bold]/" + "x" * 150
-    report.show({"best_checkpoint": path})
-    report.show_rows([["what", "where"], ["[red]", path]])
+    console.show({"best_checkpoint": path})
+    console.show_rows([["what", "where"], ["[red]", path]])
     lines = [line for line in capsys.readouterr().out.splitlines() if path in line]
     assert [line.split()[1:3] for line in lines] == [["best", "checkpoint"], ["[red]", "│"]]
 
 
 def test_numbers_are_rounded_and_lists_take_a_line_each(capsys):
-    report.show(
+    console.show(
         {
             "epochs": 1200,
             "top1": 0.5,
