@@ -75,7 +75,7 @@ def compose(size: str | None = None, quick: bool = False, overrides: Sequence[st
     chosen |= {"recipe": "finetune"} if init is not None else {}
     chosen |= {key: value for key, value in pairs if key in SECTIONS_WITH_FILES}
     layers += [{section: _read(section, name)} for section, name in chosen.items()]
-    texts = [*_leaves(OmegaConf.to_container(OmegaConf.merge(*layers)))]
+    texts = [*leaves(OmegaConf.to_container(OmegaConf.merge(*layers)))]
     texts += [(key, value) for key, value in pairs if key not in (*SECTIONS_WITH_FILES, "init", "size")]
     for key, _ in texts:
         _check_key(key)
@@ -144,7 +144,7 @@ def to_yaml(config: Config) -> str:
 
 def default_values() -> dict[str, Any]:
     """Every setting as it is where a command is given none: of size S0, with the choices that this brings."""
-    return dict(_leaves(asdict(compose())))
+    return dict(leaves(asdict(compose())))
 
 
 def differences(old: str, new: str) -> list[str]:
@@ -159,7 +159,7 @@ def differences(old: str, new: str) -> list[str]:
 def changes(old: str, new: str) -> list[tuple[str, Any, Any]]:
     """Every key that has other values in two configurations (as YAML), and these."""
     before, after = (
-        {key: value for key, value in _leaves(parse_yaml(text)) if key not in ADDED or value != ADDED[key]}
+        {key: value for key, value in leaves(parse_yaml(text)) if key not in ADDED or value != ADDED[key]}
         for text in (old, new)
     )
     added = ADDED if before else {}
@@ -170,12 +170,21 @@ def changes(old: str, new: str) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of mappings within mappings, by its key such as `search.total`.
+
+    Args:
+        tree: a mapping.
+        prefix: before each key.
+
+    Raises:
+        ContentError: it is no mapping.
+    """
     if not isinstance(tree, dict):
         raise ContentError("holds no settings")
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

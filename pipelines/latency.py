@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measures what the table lacks, or has it measured elsewhere; tells how well networks are predicted."""
     options = parse(argv)
     from pipelines.runtime.console import show
-    from pipelines.runtime.run_folder import start_logging
+    from pipelines.runtime.logs import start_logging
     from pipelines.runtime.tabulating import emit_files, measure_table, read_outputs
 
     start_logging()

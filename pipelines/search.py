@@ -57,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from pipelines.runtime.build import prepare
     from pipelines.runtime.dry_run import dry_run
     from pipelines.runtime.finalists import choose
+    from pipelines.runtime.logs import is_main
     from pipelines.runtime.predicting import predicted_and_measured
     from pipelines.runtime.preflight import preflight
-    from pipelines.runtime.run_folder import is_main
     from pipelines.runtime.searching import (
         check_points,
         compare,

@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if not 1 <= getattr(arguments, name) <= 100_000:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}; it must be from 1 to 100,000")
     from pipelines.runtime.console import show
+    from pipelines.runtime.logs import is_main
     from pipelines.runtime.preflight import preflight
-    from pipelines.runtime.run_folder import is_main
     from pipelines.runtime.surveying import survey
 
     plan = preflight("survey", config, argv)

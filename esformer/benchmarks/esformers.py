@@ -96,7 +96,7 @@ def write_trainings(table: Path, trainings: Sequence[Training]) -> None:
 
 
 SEARCHED = choices_of("S0")
-"""The space that is searched among the trained; tables may hold others."""
+"""The space that is searched among the trained."""
 GENES = [(gene, values) for stage in SEARCHED.options for block in stage for gene, values in block.items()]
 
 
@@ -114,6 +114,9 @@ class ESFormers(GeneBenchmark):
         left = iter(values)
         stages = (" ".join(".".join(islice(left, len(block))) for block in stage) for stage in SEARCHED.options)
         return f"{SEARCHED.space}: {' / '.join(stages)}"
+
+    def is_connected(self, architecture: str) -> bool:
+        return bool(self.values(architecture))
 
     def values(self, architecture: str) -> tuple[str, ...]:
         genotype = _parse(architecture)

@@ -50,7 +50,10 @@ class TableSpace(GeneSpace):
         self.genes, self.group = benchmark.genes, benchmark.group
         images = benchmark.dataset(self.dataset)
         self.img_size, self.num_classes = images.img_size, images.num_classes
-        super().__init__(table, None if table is None else self.dataset)
+        try:
+            super().__init__(table, None if table is None else self.dataset)
+        except BenchmarkError as error:
+            raise BenchmarkError(str(error) if str(table) in str(error) else f"{table}: {error}") from None
         self._listed = dict(zip(benchmark.same([*self._accuracies]), self._accuracies, strict=True))
 
     def read(self, table: Path, dataset: str) -> dict[str, float]:

@@ -88,13 +88,7 @@ class SearchCharts:
         Raises:
             LookupError, ValueError, TypeError, AttributeError: its phase or its genotype is not one of this search.
         """
-        if "architecture" in evaluation.genotype:  # of another space
-            genes = {"architecture": [str(evaluation.genotype["architecture"])]}
-        else:
-            stages = [
-                [".".join(map(str, block.values())) for block in stage] for stage in evaluation.genotype["stages"]
-            ]
-            genes = dict(zip(STAGES, stages, strict=True))
+        genes = _genes_of(evaluation.genotype)
         self.coded = self.coded if self._coded else ("phase", "origin", *genes)
         if self.coded[2:] != (*genes,):
             raise LookupError("a genotype of another space")
@@ -160,15 +154,21 @@ class SearchCharts:
             made[caption] = layers
         return {caption: {"layer": layers} for caption, layers in made.items()}
 
+    def place_of(self, genotype: Mapping[str, Any]) -> int | None:
+        """Where a genotype, as its `to_dict`, was evaluated last; None if it was not."""
+        wanted = [[self._words.get(word) for word in words] for words in _genes_of(genotype).values()]
+        places = (n for n in reversed(range(len(self))) if [[*codes] for codes in self._coded[n][2:]] == wanted)
+        return next(places, None)
+
     @property
-    def found(self) -> int:
+    def best(self) -> int:
         """Where the best of the last phase stands, by the guide of that phase."""
         last = self.trajectory.last_span()
         return last.start + int(self.trajectory.best(last)[-1])
 
     def notation(self, space: str) -> str:
         """The best of the last phase, as `esformer.genotype.parse` reads it."""
-        return f"{space}: " + " / ".join(self._said(self.found, stage) for stage in STAGES)
+        return f"{space}: " + " / ".join(self._said(self.best, stage) for stage in STAGES)
 
     def front(self) -> tuple[tuple[str, ...], list[list[str]]]:
         """The head and the rows of a table: the Pareto front of the last phase, the cheapest first, with its genes."""
@@ -231,6 +231,14 @@ class SearchCharts:
         limit = self.budget.get(name)
         rule = {"mark": {"type": "rule", "strokeDash": [5, 4]}, "encoding": {axis: {"datum": limit}}}
         return [rule] if limit else []
+
+
+def _genes_of(genotype: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What is said of a genotype in words: its blocks by stages; of another space the architecture."""
+    if "architecture" in genotype:
+        return {"architecture": [str(genotype["architecture"])]}
+    stages = [[".".join(map(str, block.values())) for block in stage] for stage in genotype["stages"]]
+    return dict(zip(STAGES, stages, strict=True))
 
 
 def network(rows: Sequence[Mapping[str, Any]]) -> tuple[Data, dict[str, Spec]]:

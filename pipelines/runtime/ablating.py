@@ -30,9 +30,10 @@ from esformer.space import SearchSpace
 from pipelines.runtime import tracking
 from pipelines.runtime.build import search_fabric, search_stage, try_memory
 from pipelines.runtime.console import show_rows
+from pipelines.runtime.logs import is_main
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.preflight import preflight
-from pipelines.runtime.run_folder import RunFolder, is_main, read_summary
+from pipelines.runtime.run_folder import RunFolder, read_summary
 from pipelines.runtime.searching import PROXIES, UNSEEN, search, search_summary
 from pipelines.runtime.training import train_alone
 

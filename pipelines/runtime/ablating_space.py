@@ -37,9 +37,10 @@ from pipelines.runtime.ablating import (
 )
 from pipelines.runtime.build import search_fabric, search_stage
 from pipelines.runtime.console import show_rows
+from pipelines.runtime.logs import is_main
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.preflight import preflight
-from pipelines.runtime.run_folder import RunFolder, is_main
+from pipelines.runtime.run_folder import RunFolder
 from pipelines.runtime.searching import search_other
 
 log = logging.getLogger("esformer")

@@ -29,8 +29,9 @@ from esformer.guide import Guide, Term
 from esformer.plots.correlation import Panel, draw_correlations
 from esformer.proxies import get, names
 from pipelines.runtime.console import show_rows
+from pipelines.runtime.logs import start_logging
 from pipelines.runtime.processes import processes
-from pipelines.runtime.run_folder import Folder, start_logging
+from pipelines.runtime.run_folder import Folder
 from pipelines.runtime.scoring import Job, Progress, ScoreFile, Scorer, read_batch
 
 log = logging.getLogger("esformer")

@@ -30,8 +30,9 @@ from esformer.checkpoint import Checkpoint
 from esformer.search.finalists import describe, rungs, seconds
 from pipelines.runtime.build import accumulation, network, search_fabric, search_stage, trainer, try_memory
 from pipelines.runtime.console import show
+from pipelines.runtime.logs import is_main
 from pipelines.runtime.plan import Plan
-from pipelines.runtime.run_folder import RunError, RunFolder, is_main
+from pipelines.runtime.run_folder import RunError, RunFolder
 from pipelines.runtime.start import given_genotype
 from pipelines.runtime.watchdog import disconnect
 

@@ -40,11 +40,11 @@ from pipelines.runtime.checkpoint import check_size, evaluation_of
 from pipelines.runtime.console import console
 from pipelines.runtime.console import show as show_summary
 from pipelines.runtime.errors import explain
+from pipelines.runtime.logs import is_main, start_logging
 from pipelines.runtime.memory import check_precision
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.preflight import preflight
 from pipelines.runtime.reporting import LiveReport
-from pipelines.runtime.run_folder import is_main, start_logging
 from pipelines.runtime.watchdog import disconnect
 
 log = logging.getLogger("esformer")

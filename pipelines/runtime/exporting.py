@@ -27,8 +27,8 @@ from esformer.plots.architecture import draw_architecture
 from pipelines.runtime.checkpoint import beside, check_size, evaluation_of
 from pipelines.runtime.console import show
 from pipelines.runtime.lineage import check_login, send_export
+from pipelines.runtime.logs import start_logging
 from pipelines.runtime.quantizing import LARGEST_DROP, check_options, int8_images, write_int8
-from pipelines.runtime.run_folder import start_logging
 from pipelines.runtime.signals import stop
 
 log = logging.getLogger("esformer")

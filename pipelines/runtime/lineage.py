@@ -121,4 +121,6 @@ def send_export(project: str, name: str, source: str, files: Sequence[Path], abo
             run.log_artifact(artifact)
             return str(run.url)
     except Exception as error:
-        raise ESFormerError(f"{name} could not be sent to Weights & Biases: {reason_of(error)}") from None
+        raise ESFormerError(
+            f"{files[0]} is written, and could not be sent to Weights & Biases: {reason_of(error)}"
+        ) from None

@@ -18,7 +18,8 @@ from esformer.errors import STOPPED, first_line
 from esformer.files import read_text, write_text
 from esformer.version import code_version
 from pipelines.runtime import tracking
-from pipelines.runtime.run_folder import RunFolder, is_main
+from pipelines.runtime.logs import is_main
+from pipelines.runtime.run_folder import RunFolder
 
 log = logging.getLogger("esformer")
 

@@ -6,8 +6,8 @@ import signal
 import subprocess
 from contextlib import suppress
 
+from pipelines.runtime.logs import is_main
 from pipelines.runtime.plan import Plan
-from pipelines.runtime.run_folder import is_main
 
 log = logging.getLogger("esformer")
 

@@ -12,8 +12,8 @@ from esformer.genotype import Genotype
 from esformer.model.latency import device_name
 from esformer.model.latency_fit import LatencyModel
 from esformer.model.latency_table import LatencyTable, Row
+from pipelines.runtime.logs import is_main
 from pipelines.runtime.plan import Plan
-from pipelines.runtime.run_folder import is_main
 
 log = logging.getLogger("esformer")
 

@@ -9,10 +9,11 @@ from esformer.data.base import DataError
 from esformer.data.datamodule import ImageDataModule, SampleIndex, device_batch_size
 from esformer.data.datasets import DataConfig, resolve
 from pipelines.runtime.build import bare_trainer, search_fabric, search_stage
+from pipelines.runtime.logs import start_logging
 from pipelines.runtime.memory import check_precision
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.processes import Processes, check_gpus, processes, with_workers
-from pipelines.runtime.run_folder import RunFolder, start_logging
+from pipelines.runtime.run_folder import RunFolder
 from pipelines.runtime.trainings import visible_gpus
 
 

@@ -126,6 +126,7 @@ def read_run(path: Path) -> Record:
     readings: dict[str, Callable[[Path], object]] = {
         "summary.json": lambda file: run.summary.update(_mapping(file)),
         "genotype.yaml": lambda file: setattr(run, "genotype", read_architecture(file)),
+        "architecture.yaml": lambda file: setattr(run, "genotype", read_architecture(file)),
         "journal.jsonl": lambda file: _read_journal(run, file),
         "metrics.csv": lambda file: run.epochs.extend(read_steps(file)),
         "steps.csv": lambda file: run.steps.extend(read_steps(file)),

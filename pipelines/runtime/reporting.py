@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.checkpoints import BEST
+from configs.compose import leaves
 from esformer.errors import first_line
 from esformer.files import read_text, write_text
 from esformer.genotype import Genotype, parse
@@ -133,13 +134,15 @@ def about(run: Record) -> str:
     rows += [("images", run.setting("data.root") or run.setting("data.name"))] if not run.of_other_space else []
     rows += [("seed", run.setting("seed"))]
     limits = [f"{number(limit)} {charts.COSTS[cost]}" for cost, limit in budget(run).items()]
-    rows += [("budget", ", ".join(limits) or "no limit")] if run.search or run.kind != "train" else []
+    rows += [("budget", ", ".join(limits) or "no limit")] if run.kind != "train" else []
     return table((), rows)
 
 
 def budget(run: Record) -> dict[str, float]:
     """What a search may spend, as far as it is limited: by the names of `charts.COSTS`."""
-    known = run.search.budget if run.search else {}
+    if run.kind == "train":
+        return {}
+    known = run.header.get("budget") or {}
     limits = {cost: known.get(cost) or run.setting(f"budget.{cost}") for cost in charts.COSTS}
     return {cost: int(limit) if cost != "latency_ms" else limit for cost, limit in limits.items() if is_number(limit)}
 
@@ -151,15 +154,14 @@ def is_number(value: Any) -> bool:
 
 def result(run: Record) -> str:
     """The summary; of a run that is not over, how far it is."""
-    limits = budget(run)
-    rows = [
-        (key.replace("_", " "), shown + (f" ({value / limits[key]:.0%} of the budget)" if key in limits else ""))
-        for key, value in run.summary.items()
-        if (shown := _shown(key, value))
-    ]
+    limits, rows = budget(run), []
+    for key, value in run.summary.items():
+        if shown := _shown(key, value):
+            spent = f" ({value / limits[key]:.0%} of the budget)" if key in limits and is_number(value) else ""
+            rows.append((key.replace("_", " "), shown + spent))
     if not rows and (last := run.last):
         schedule = run.header["schedule"]
-        planned = f"{number(schedule['total'])} {schedule['unit']}"
+        planned = f"{int(schedule['total']):,} {schedule['unit']}"
         done = f"{last.evaluation:,} evaluations in {last.elapsed:,.0f} s, of {planned} planned; last in {last.phase}"
         rows.append(("search", done))
     if not run.summary and run.epochs:
@@ -186,8 +188,10 @@ def searched(page: Page, run: Record, name: str) -> str:
     spans = made.trajectory.spans()
     rows = [(span.name, span.stop - span.start, str(span.guide), *_best(made, span)) for span in spans]
     head = ("phase", "evaluations", "guide", "its best: evaluation", "score", "parameters", "MACs")
-    found = "The best so far is" if run.genotype is None else "What was found is"
-    found += f" evaluation {made.found + 1:,}, by the guide of the last phase; those before it may rank it otherwise."
+    place = None if run.genotype is None else made.place_of(run.genotype.to_dict())
+    found = "The best so far is" if run.genotype is None else "By the guide of the last phase the best is"
+    found += f" evaluation {made.best + 1:,}"
+    found += "." if place is None else f"; what was found is evaluation {place + 1:,}."
     genes = "Each point is a genotype and shows its blocks: FFN.kernel.channels.ratio, and of Transformer layers"
     genes += " FFN.heads.channels.ratio.key channels."
     front = f"The Pareto front of {spans[-1].guide} against {charts.COSTS[made.front_cost]} in the last phase"
@@ -306,8 +310,8 @@ def logged(run: Record) -> str:
 
 def _differing(runs: Sequence[Record]) -> list[list[Any]]:
     """The settings that are not the same in all runs, and their values; where a run lies is above."""
-    changed = dict.fromkeys(key for run in runs for key, *_ in run.changed if key != "run.dir")
-    rows = [[key, *(run.setting(key) for run in runs)] for key in ("size", *changed)]
+    keys = dict.fromkeys(key for run in runs for key, _ in leaves(run.config) if key != "run.dir")
+    rows = [[key, *(run.setting(key) for run in runs)] for key in keys]
     return [
         [key, *("null" if value is None else value for value in values)]
         for key, *values in rows

@@ -10,15 +10,11 @@ import shlex
 import stat
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Self, TextIO
-
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from rich.logging import RichHandler
+from typing import IO, Any, Self
 
 from callbacks.checkpoints import BEST, LAST, PREVIOUS
 from configs.compose import differences, to_yaml
@@ -29,6 +25,7 @@ from esformer.space import SearchSpace
 from esformer.text import printable
 from esformer.version import versions
 from pipelines.runtime.console import show
+from pipelines.runtime.logs import LogFormatter, is_main
 from pipelines.runtime.processes import machine
 from pipelines.runtime.record import COMMAND, MACHINE
 from pipelines.runtime.reporting import LiveReport
@@ -206,7 +203,13 @@ class Folder:
             handler.setFormatter(LogFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             log.addHandler(handler)
             for line in (f"{COMMAND}{self.command}", f"{MACHINE}{versions()}, {machine()}"):
-                handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "msg": printable(line)}))
+                self.note(line)
+
+    def note(self, line: str, level: int = logging.INFO) -> None:
+        """Write a line into `log.txt` alone."""
+        facts = {"levelno": level, "levelname": logging.getLevelName(level)}
+        for handler in (one for one in log.handlers if isinstance(one, logging.FileHandler)):
+            handler.handle(logging.makeLogRecord(facts | {"msg": printable(line)}))
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -219,7 +222,7 @@ class Folder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
 
@@ -241,9 +244,12 @@ class RunFolder(Folder):
         self.wandb_id = path / "wandb_id"
         self.report = LiveReport(path)
 
-    def __exit__(self, error: type[BaseException] | None, *rest: object) -> None:
-        super().__exit__(error, *rest)
-        if error is not None and is_main():  # so far as it came
+    def __exit__(self, *ended: Any) -> None:
+        kind, error, _ = ended
+        if isinstance(error, ESFormerError):
+            self.note(str(error), logging.ERROR)
+        super().__exit__(*ended)
+        if kind is not None and is_main():  # so far as it came
             self.report(at_end=True)
 
     @classmethod
@@ -324,46 +330,6 @@ def read_summary(file: Path) -> dict[str, Any] | None:
         log.warning("%s; it is made anew", error)
         return None
     return summary if isinstance(summary, dict) else None
-
-
-def is_main() -> bool:
-    """Whether this process is the one that writes and prints: rank 0, or the only one."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-class LogFormatter(logging.Formatter):
-    """Marks warnings, so that people, and the report, find them."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        mark = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return f"{record.asctime} {mark}{record.message}"
-
-
-class PlainHandler(logging.StreamHandler[TextIO]):
-    """Writes to the `sys.stdout` of the moment, which a notebook or a test may have replaced."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stdout
-        super().emit(record)
-
-
-def start_logging() -> None:
-    """People on a terminal get Rich's lines, everything else plain ones."""
-    log.setLevel(logging.INFO if is_main() else logging.ERROR)
-    log.propagate = False
-    if not any(isinstance(handler, (PlainHandler, RichHandler)) for handler in log.handlers):
-        log.addHandler(RichHandler(show_path=False, show_level=False) if sys.stdout.isatty() else PlainHandler())
-    for noisy in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    for settled in (
-        ".*LeafSpec.*is deprecated",  # Lightning's affair with newer torch
-        ".*smaller than the logging interval",  # epochs have a line of their own
-        "Checkpoint directory .* exists and is not empty",  # that is what resuming means
-        "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on where it was
-        "Found .* module.* in eval mode at the start of training",  # frozen stages
-        "The `srun` command is available",  # one process on a login node is no mistake
-    ):
-        warnings.filterwarnings("ignore", message=settled)
 
 
 def _default(pipeline: str, config: Config) -> Path:

@@ -28,9 +28,10 @@ from esformer.space import SearchSpace
 from esformer.text import number
 from pipelines.runtime.build import search_fabric
 from pipelines.runtime.console import show, show_rows
+from pipelines.runtime.logs import is_main, start_logging
 from pipelines.runtime.notify import notify
 from pipelines.runtime.plan import Plan
-from pipelines.runtime.run_folder import RunError, is_main, start_logging
+from pipelines.runtime.run_folder import RunError
 from pipelines.runtime.signals import stop
 from pipelines.runtime.tracking import log_genotype
 

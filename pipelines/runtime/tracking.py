@@ -19,7 +19,8 @@ from configs.schema import Config, ConfigError
 from esformer.errors import STOPPED, first_line
 from esformer.files import ContentError, read_text, write_text
 from esformer.version import code_version
-from pipelines.runtime.run_folder import RunFolder, is_main
+from pipelines.runtime.logs import is_main
+from pipelines.runtime.run_folder import RunFolder
 from pipelines.runtime.signals import stop
 
 if TYPE_CHECKING:

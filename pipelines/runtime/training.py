@@ -25,9 +25,10 @@ from esformer.training.module import ESFormerModule, TrainingError, optimizer_of
 from pipelines.runtime import lineage, tracking
 from pipelines.runtime.build import accumulation, network, prepare, trainer
 from pipelines.runtime.errors import explain
+from pipelines.runtime.logs import is_main
 from pipelines.runtime.memory import ran_out
 from pipelines.runtime.plan import Plan
-from pipelines.runtime.run_folder import RunError, is_main
+from pipelines.runtime.run_folder import RunError
 from pipelines.runtime.signals import stop
 from pipelines.runtime.start import descent
 

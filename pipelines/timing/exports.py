@@ -25,7 +25,7 @@ from esformer.model.latency import MOST, Latency, device_name, runs, summarise, 
 from pipelines.runtime.checkpoint import evaluation_of
 from pipelines.runtime.console import show_rows
 from pipelines.runtime.evaluating import EvaluationError, check_flags, results, too_many
-from pipelines.runtime.run_folder import is_main
+from pipelines.runtime.logs import is_main
 
 log = logging.getLogger("esformer")
 

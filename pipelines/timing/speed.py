@@ -72,7 +72,7 @@ def speed(config: Config, sample: int = 100, late: str | Path | None = None) -> 
         late: the journal of a search, whose last genotypes are ranked too: they are more alike than random ones.
     """
     from esformer.space import SearchSpace
-    from pipelines.runtime.run_folder import start_logging
+    from pipelines.runtime.logs import start_logging
 
     if sample < 1:
         raise ESFormerError(f"{sample} genotypes are too few to measure; give at least 1")

@@ -27,10 +27,11 @@ from esformer.errors import ESFormerError, out_of_memory
 from esformer.genotype import Genotype
 from pipelines.runtime.build import accumulation, bare_trainer, network, trainer
 from pipelines.runtime.console import console, show_rows
+from pipelines.runtime.logs import start_logging
 from pipelines.runtime.memory import precision, ran_out
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.processes import processes, with_workers
-from pipelines.runtime.run_folder import RunFolder, start_logging
+from pipelines.runtime.run_folder import RunFolder
 from pipelines.timing.interleaved import (
     OURS,
     TIMM,

@@ -1,6 +1,7 @@
 """Tables as spaces: nothing outside is drawn, costs are the network's, and a search ends in a known regret."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from esformer import Budget, Genotype, Schedule, cost, score, search
 from esformer.benchmarks import get
 from esformer.benchmarks.architecture import GeneArchitecture
 from esformer.benchmarks.base import BenchmarkError
+from esformer.benchmarks.esformers import ESFormers, read_trainings, write_trainings
 from esformer.benchmarks.space import TableSpace
 from esformer.benchmarks.spaces import open_space
 from esformer.errors import ESFormerError
@@ -86,7 +88,7 @@ def test_nothing_outside_the_table_is_drawn(sss):
     assert lonely.mutate(only, rng) == only and lonely.cardinality == 1
 
 
-def test_trained_esformers_are_a_space_whose_mutations_lead_to_the_nearest():
+def test_trained_esformers_are_a_space_whose_mutations_lead_to_the_nearest(tmp_path):
     space, rng = open_space("esformer"), random.Random(8)
     assert space.cardinality == 25 and space.groups == ("topology", "size")
     one = space.sample(rng)
@@ -103,8 +105,12 @@ def test_trained_esformers_are_a_space_whose_mutations_lead_to_the_nearest():
     assert space.score(proxy("naswot"), one, 3, **batch()) == score("naswot", genotype, 3, **batch())
     found = search(space, Budget(), plain("accuracy", 60)).genotype
     assert space.standing(found).rank == 1
-    with pytest.raises(BenchmarkError, match="is of space S1, not of S0"):
-        space.values(notation(Genotype.shipped("esformer_s1")))
+    (line,) = [one for one in read_trainings(ESFormers.shipped) if one.drawn == "reference" and one.seed == 0]
+    write_trainings(
+        table := tmp_path / "t.csv", [line, replace(line, genotype=notation(Genotype.shipped("esformer_s1")))]
+    )
+    with pytest.raises(BenchmarkError, match=r"t\.csv: 'S1: .* is of space S1, not of S0"):
+        open_space("esformer", table)
 
 
 def test_networks_that_do_not_see_the_image_are_never_drawn_but_count_in_the_ranks(table):

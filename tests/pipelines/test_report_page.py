@@ -14,6 +14,7 @@ import pytest
 from configs.compose import compose, to_yaml
 from esformer import search
 from esformer.errors import ESFormerError
+from esformer.genotype import Genotype
 from esformer.model.cost import Budget
 from esformer.report import page as pages
 from esformer.report import vega
@@ -115,6 +116,14 @@ def test_what_a_run_left_is_on_its_page(run, capsys):
         "stage 4, block 4 (attention)",
     ):
         assert words in page.text, words
+    (line,) = [
+        one for one in read(run / "journal.jsonl") if one.genotype == Genotype.load(run / "genotype.yaml").to_dict()
+    ]
+    words = f"By the guide of the last phase the best is evaluation {line.evaluation}; what was found is evaluation"
+    assert f"{words} {line.evaluation}." in page.text
+    other = next(iter(read(run / "journal.jsonl")))  # as a finalist is not always the first
+    Genotype.from_dict(other.genotype).save(run / "genotype.yaml")
+    assert f"{words} {other.evaluation}." in made(run).text
     assert len(page.data["charts"]) == len([e for e in page.elements if e[1].get("class") == "chart"]) == 13
 
 
@@ -154,7 +163,7 @@ def test_a_killed_run_is_shown_until_its_torn_line(run):
     assert "search 40 evaluations in" in page.text and " of 90 evaluations planned; last in topology 1" in page.text
     begun = [*read(run / "journal.jsonl")][30:]
     best = max(begun, key=lambda one: one.scores["parameters"]).evaluation
-    assert f"The best so far is evaluation {best}, by the guide of the last phase" in page.text
+    assert f"The best so far is evaluation {best}. " in page.text
     assert "The best so far. Space S0, 32 pixels" in page.text
     assert "run 0 training" not in page.data["datasets"]
     assert "parameters: each genotype" in page.text and "macs: each genotype" not in page.text  # no phase asked for it

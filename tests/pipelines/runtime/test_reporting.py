@@ -4,7 +4,7 @@ import pytest
 from test_report_page import read_page
 
 from configs.compose import compose
-from esformer.errors import STOPPED
+from esformer.errors import STOPPED, ESFormerError
 from pipelines import full
 from pipelines.runtime import reporting
 from pipelines.runtime.record import read_run
@@ -62,9 +62,11 @@ def test_a_report_is_not_written_too_often(tmp_path, monkeypatch):
     assert written == [60, 262, 464]  # 2 seconds are 1 % of 200
 
 
-@pytest.mark.parametrize("error", [SystemExit(STOPPED), ValueError("no room")])
+@pytest.mark.parametrize("error", [SystemExit(STOPPED), ValueError("no room"), ESFormerError("no images")])
 def test_a_run_that_ends_early_says_so_on_its_page(tmp_path, error):
     config = compose("S0", True, [f"run.dir={tmp_path}"])
     with pytest.raises(type(error)), RunFolder.of("train", config, []).open(config):
         raise error
-    assert "state stopped before its end; the same command goes on" in read_page(tmp_path / "report.html").text
+    page = read_page(tmp_path / "report.html").text
+    assert "state stopped before its end; the same command goes on" in page and "budget" not in page
+    assert ("error: no images" in page) == isinstance(error, ESFormerError)

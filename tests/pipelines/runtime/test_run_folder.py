@@ -17,9 +17,10 @@ from esformer.errors import ESFormerError
 from esformer.genotype import Genotype
 from pipelines import full, search, train
 from pipelines.runtime import cli, training
+from pipelines.runtime.logs import start_logging
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.processes import Processes
-from pipelines.runtime.run_folder import RunError, RunFolder, start_logging
+from pipelines.runtime.run_folder import RunError, RunFolder
 
 FAST = ["--quick", "wandb.mode=disabled", "trainer.accelerator=cpu"]
 SEARCH = ["search.total=8", "search.start_length=2", "search.phase_length=2", "search.seeds=1"]
