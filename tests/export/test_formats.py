@@ -81,7 +81,7 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
         ("coreml", "needs: pip install 'esformer[coreml]'"),
         (
             "litert",
-            "its own, .*: python -m venv litert && .*esformer && .* 'litert-torch>=0.10,<0.11'",
+            "its own, .*: python -m venv litert && .*install -e .* && .* 'litert-torch>=0.10,<0.11'",
         ),
     ],
 )
