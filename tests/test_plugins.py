@@ -26,7 +26,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("proxy", "space", "images"))
 PROXY, PROGRAM, SPACE, _, IMAGES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 TABLE = re.search(r"```csv\n(.*?)```", PAGE, re.DOTALL)[1]
-POINTS = re.findall(r'```toml\n\[project.entry-points."(.*?)"\]\n(.*?)```', PAGE, re.DOTALL)
+POINTS = re.findall(r'\[project.entry-points."(.*?)"\]\n(.*?)```', PAGE, re.DOTALL)
+assert [group for group, _ in POINTS] == ["esformer.proxies", "esformer.spaces", "esformer.data_sources"]
 
 
 @pytest.fixture(scope="module")

@@ -260,7 +260,9 @@ def trained(page: Page, run: Record, name: str) -> str:
     if not run.epochs:
         return ""
     data, specs = charts.training(run.epochs, run.steps)
-    scales = "The loss of the training is the recipe's, on augmented images; that of the validation is cross-entropy, on"
+    scales = (
+        "The loss of the training is the recipe's, on augmented images; that of the validation is cross-entropy, on"
+    )
     scales += " images as they are: they have different scales."
     return f"<p>{scales}</p>" + page.charts(f"{name} training", data, specs, [run.path / "training.png"])
 
