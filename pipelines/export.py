@@ -21,8 +21,9 @@ EPILOG = """
   torch-export  PyTorch's own graph (torch.export), a .pt2 file; TorchScript is deprecated and not offered
   timm-folder   a folder for timm.create_model("local-dir:..."), ready for the Hugging Face hub
   openvino      a graph for OpenVINO, NAME.xml with its weights NAME.bin; needs pip install 'esformer[openvino]'
-  litert        a graph for LiteRT (TensorFlow Lite), a .tflite file; needs an environment of its own:
-                python -m venv litert && litert/bin/pip install -e . && (in the folder of this repository)
+  litert        a graph for LiteRT (TensorFlow Lite), a .tflite file; needs an environment of its own,
+                made in the folder of this repository:
+                python -m venv litert && litert/bin/pip install -e . &&
                 litert/bin/pip install 'litert-torch>=0.10,<0.11'
   executorch    a program for ExecuTorch with XNNPACK, a .pte file; needs pip install 'esformer[executorch]'
   coreml        a package for Core ML, .mlpackage; needs pip install 'esformer[coreml]'. Core ML runs on Macs alone, so

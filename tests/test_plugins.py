@@ -102,7 +102,7 @@ def test_a_search_and_its_workers_find_a_space_of_another_package(python, tmp_pa
     assert (four["architecture"], four["accuracy"], four["regret"]) == ("3-3-3-8-16-32", 68.1, 0)
     refused = python("-m", "pipelines.search", "--space", "plain", fails=True)
     assert "there is no space 'plain'; there are nats-tss, nats-sss, channel-bench-resnet" in refused
-    assert refused.endswith("nasbench101, darts, plain-nets\n")
+    assert refused.endswith("esformer, darts, plain-nets\n")
 
 
 def write_digits(folder):

@@ -50,11 +50,15 @@ class TableSpace(GeneSpace):
         self.genes, self.group = benchmark.genes, benchmark.group
         images = benchmark.dataset(self.dataset)
         self.img_size, self.num_classes = images.img_size, images.num_classes
-        try:
-            super().__init__(table, None if table is None else self.dataset)
-        except BenchmarkError as error:
-            raise BenchmarkError(str(error) if str(table) in str(error) else f"{table}: {error}") from None
+        self._table = table
+        super().__init__(table, None if table is None else self.dataset)
         self._listed = dict(zip(benchmark.same([*self._accuracies]), self._accuracies, strict=True))
+
+    def _know(self, accuracies: Mapping[str, float]) -> None:
+        try:
+            super()._know(accuracies)
+        except BenchmarkError as error:
+            raise BenchmarkError(f"{self._table}: {error}") from None
 
     def read(self, table: Path, dataset: str) -> dict[str, float]:
         return {entry.architecture: entry.accuracy for entry in self.benchmark.read(table, dataset)}

@@ -44,7 +44,7 @@ from pipelines.runtime.logs import is_main, start_logging
 from pipelines.runtime.memory import check_precision
 from pipelines.runtime.plan import Plan
 from pipelines.runtime.preflight import preflight
-from pipelines.runtime.reporting import LiveReport
+from pipelines.runtime.run_folder import RunFolder
 from pipelines.runtime.watchdog import disconnect
 
 log = logging.getLogger("esformer")
@@ -105,7 +105,9 @@ def run(config: Config, flags: argparse.Namespace, argv: Sequence[str] | None) -
                 raise EvaluationError(f"the results cannot be written to {folder}: {error.strerror}") from None
             finally:
                 show(report, folder)
-            LiveReport(folder.parent.parent)(at_end=True)  # if it is a run's checkpoint
+            of_run = RunFolder(folder.parent.parent, "")
+            if folder.parent == of_run.checkpoints:
+                of_run.report(at_end=True)
     return report
 
 

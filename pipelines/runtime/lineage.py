@@ -15,7 +15,7 @@ from esformer.checkpoint.artifacts import WANDB, reason_of
 from esformer.errors import ESFormerError
 from esformer.files import FileError
 from pipelines.runtime.run_folder import RunFolder
-from pipelines.runtime.tracking import Tracker, known_id, settings
+from pipelines.runtime.tracking import Tracker, known_id, logged_in, settings
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -85,10 +85,7 @@ def check_login(project: str) -> None:
         ConfigError: no project can be called that, or nobody is logged in.
     """
     WandbConfig(project=project)
-    import wandb
-
-    wandb.setup(wandb.Settings(silent=True))
-    if not wandb.login(prompt=False, verify=False):
+    if not logged_in():
         raise ConfigError("sending to Weights & Biases needs a login; type `wandb login`")
 
 

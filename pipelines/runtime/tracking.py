@@ -156,10 +156,8 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
         return []
     import wandb
 
-    os.environ.pop("WANDB_SERVICE", None)  # of whoever submitted the job, perhaps on another machine or long gone
     try:
-        wandb.setup(wandb.Settings(silent=True))
-        known = mode != "offline" and wandb.login(prompt=False, verify=False)  # asks no server
+        known = logged_in() and mode != "offline"
     except Exception as error:
         log.warning("W&B cannot start (%s); this session goes on without it", _reason(error))
         return []
@@ -201,6 +199,15 @@ def loggers(config: Config, run: RunFolder) -> list[WandbLogger]:
     except Exception as error:
         log.warning("W&B cannot start (%s); this session goes on without it", _reason(error))
         return []
+
+
+def logged_in() -> bool:
+    """Start W&B's client, silent; gives whether it has a key for its server, which is not asked."""
+    import wandb
+
+    os.environ.pop("WANDB_SERVICE", None)  # of whoever submitted the job, perhaps on another machine or long gone
+    wandb.setup(wandb.Settings(silent=True))
+    return bool(wandb.login(prompt=False, verify=False))
 
 
 def settings() -> "Settings":

@@ -78,6 +78,7 @@ def test_it_finds_what_the_training_reported(trained, capsys):
         *("classes.csv", "confusion.png", "evaluation.json", "mistakes.png")
     ]
     assert json.loads((results / "evaluation.json").read_text()) == report
+    assert "<h2>Evaluation: last-evaluation</h2>" in (folder / "report.html").read_text()
     rows = list(csv.DictReader((results / "classes.csv").open()))
     assert [row["class"] for row in rows] == list("0123456789")
     assert sum(float(row["top1"]) * int(row["images"]) for row in rows) == pytest.approx(360 * report["top1"])
