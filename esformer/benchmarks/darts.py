@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from esformer.benchmarks.base import Benchmark, BenchmarkError, Entry
 from esformer.benchmarks.layers import Zero, conv_bn_params, relu_conv_bn
 from esformer.benchmarks.tables import entries, read_csv
+from esformer.model.cost import Cost
 from esformer.topology import Block, Topology
 
 OPS = (
@@ -313,25 +314,23 @@ class Darts(Benchmark):
     def network(self, architecture: str, dataset: str = "cifar10") -> nn.Module:
         return Network(self.plan(architecture), self.dataset(dataset).num_classes)
 
-    def params(self, architecture: str, dataset: str = "cifar10") -> int:
-        plan = self.plan(architecture)
-        total = conv_bn_params(3, plan[0].in_chs, 3)
-        for layer, operations in zip(plan, _of_layers(plan, _operations_params), strict=True):
-            total += conv_bn_params(layer.before_chs, layer.chs) + conv_bn_params(layer.in_chs, layer.chs) + operations
-        return total + (len(plan[-1].concat) * plan[-1].chs + 1) * self.dataset(dataset).num_classes
-
-    def macs(self, architecture: str, dataset: str = "cifar10") -> int:
-        """Multiply-accumulates of one image, by fvcore's rules: a norm is 2 a value, as it has 2 parameters each."""
+    def cost(self, architecture: str, dataset: str = "cifar10") -> Cost:
+        """Parameters, and multiply-accumulates by fvcore's rules: a norm is 2 a value, as it has 2 parameters each."""
         plan, images = self.plan(architecture), self.dataset(dataset)
         side = images.img_size
-        total = conv_bn_params(3, plan[0].in_chs, 3) * side**2
+        params = conv_bn_params(3, plan[0].in_chs, 3)
+        macs = params * side**2
         for layer, operations in zip(plan, _of_layers(plan, _operations_params), strict=True):
             before = conv_bn_params(layer.before_chs, layer.chs) + conv_bn_params(layer.in_chs, layer.chs)
-            total += before * side**2
+            macs += before * side**2
             side = -(-side // 2) if layer.reduction else side
-            total += operations * side**2
-        out = len(plan[-1].concat) * plan[-1].chs
-        return total + out * side**2 + out * images.num_classes
+            macs += operations * side**2
+            params += before + operations
+        out = plan[-1].out_chs
+        return Cost(params + (out + 1) * images.num_classes, macs + out * side**2 + out * images.num_classes)
+
+    def params(self, architecture: str, dataset: str = "cifar10") -> int:
+        return self.cost(architecture, dataset).params
 
     def topology(self, architecture: str) -> Topology:
         return Topology(tuple(_of_layers(self.plan(architecture), _block)), largest_pool=3)

@@ -114,5 +114,4 @@ class DartsSpace(GeneSpace):
         return self._darts.topology(self.spell(values))
 
     def count(self, values: Sequence[str]) -> Cost:
-        notation = self.spell(values)
-        return Cost(self._darts.params(notation), self._darts.macs(notation))
+        return self._darts.cost(self.spell(values))

@@ -5,6 +5,7 @@ import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from operator import contains
 from pathlib import Path
@@ -68,6 +69,7 @@ class GeneSpace(ABC):
                 raise BenchmarkError(f"space {self.name} has no dataset {dataset!r} without a table of accuracies")
             self.name = f"{self.name}/{dataset}"
         self._costs: dict[str, Cost] = {}
+        self._values_of: dict[str, tuple[str, ...]] = {}
         self._know({} if table is None else self.read(Path(table), dataset or "accuracy"))
 
     def _check_genes(self) -> None:
@@ -367,12 +369,9 @@ class GeneSpace(ABC):
 
     def _has(self, notation: str) -> bool:
         """Whether an architecture may be drawn."""
-        if self._accuracies and notation not in self._accuracies:
-            return False
-        try:
-            return self._may_draw(notation)
-        except BenchmarkError:
-            return False
+        with suppress(BenchmarkError):
+            return (not self._accuracies or notation in self._accuracies) and self._may_draw(notation)
+        return False
 
     def _may_draw(self, notation: str) -> bool:
         return self.is_valid(self.values(notation))
@@ -384,10 +383,12 @@ class GeneSpace(ABC):
         return GeneArchitecture(self.name, self.spell(values))
 
     def _parent(self, architecture: GeneArchitecture) -> tuple[str, ...]:
-        """The genes of an architecture of this space."""
-        if architecture not in self:
-            raise BenchmarkError(f"{str(architecture)[:200]} is no architecture of space {self.name}")
-        return self.values(architecture.notation)
+        """The genes of an architecture of this space, read once."""
+        if architecture.space != self.name or (known := self._values_of.get(architecture.notation)) is None:
+            if architecture not in self:
+                raise BenchmarkError(f"{str(architecture)[:200]} is no architecture of space {self.name}")
+            self._values_of[architecture.notation] = known = self.values(architecture.notation)
+        return known
 
     def _neighbours(self, architecture: GeneArchitecture) -> Iterator[GeneArchitecture]:
         """Every architecture of which one gene differs."""
