@@ -276,3 +276,17 @@ def test_damaged_official_file(tmp_path, refused, content, words):
     path.write_bytes(content)
     refused(lambda: BENCHMARK.read(path), str(path), words)
     refused(lambda: BENCHMARK.read(tmp_path / "absent.tfrecord"), "No such file")
+
+
+@pytest.mark.parametrize(
+    ("cell", "passed"),
+    [
+        ("2:1:", 0),
+        ("3:101:3", 0),
+        ("3:111:3", 1),  # from the input to the output, past the one vertex
+        ("4:111111:3p", (1 + 2 + 1) / 3),  # 0 to 2, 0 to 3, 1 to 3
+        ("4:110001:3p", 0),  # vertex 1 leads nowhere, and without it nothing is passed over
+    ],
+)
+def test_skipped_layers_are_the_vertices_that_edges_pass_over(cell, passed):
+    assert BENCHMARK.counts["skipped_layers"](cell) == pytest.approx(passed)
