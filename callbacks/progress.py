@@ -100,7 +100,8 @@ class SearchProgress(SearchCallback):
         now = time.monotonic()
         self._counts.append((now, evaluation.evaluation))
         since, before = self._counts[0]
-        speed = f", {(evaluation.evaluation - before) / (now - since):.0f} evaluations/s" if now > since else ""
+        rate = (evaluation.evaluation - before) / (now - since) if now > since else 0.0
+        speed = f", {rate:{'.0f' if rate >= 10 else '.2g'}} evaluations/s" if rate else ""
         phase = evaluation.phase if len(self._phases) == 1 else evaluation.phase.rpartition(" ")[0]
         what = f"{phase}, best {_scores(self._best)}{speed}"
         counted = stage.schedule.unit == "evaluations"

@@ -67,7 +67,7 @@ class SearchHistory(SearchRecorder):
 
     A search for a family leaves `front.csv` and `front.png` too.
 
-    The files are written after a phase, not too often, and at the end. They are made from the journal and what came
+    The files are written now and then, and at the end. They are made from the journal and what came
     after it, so a kill costs them nothing: the next session writes them whole.
 
     Args:
@@ -92,7 +92,8 @@ class SearchHistory(SearchRecorder):
             raise FileError(unwritable(self.folder, error)) from None
         super().on_search_start(stage)
 
-    def on_phase_end(self, stage: Search, phase: Phase, best: Scored) -> None:
+    def on_evaluation(self, stage: Search, evaluation: Evaluation) -> None:
+        super().on_evaluation(stage, evaluation)
         if self._throttle.due():
             began = time.monotonic()
             self._write(stage)

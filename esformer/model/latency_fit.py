@@ -91,7 +91,7 @@ class LatencyModel:
         rows = [row for row in table.rows if row.layer is not None]
         if (missing := sum(row.ms is None for row in rows)) or not rows:
             raise LatencyTableError(
-                f"{missing} of the {len(rows)} layers of the table have no ms yet: measure them all"
+                f"{missing} of the {len(rows)} layers of the table have no ms yet: pipelines.latency goes on with it"
             )
         times = _fit([_work_of(row) for row in rows], [row.ms or 0.0 for row in rows])
         model = cls(table.digest, table.img_size, table.num_classes, times)

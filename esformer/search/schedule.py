@@ -146,7 +146,8 @@ class Schedule:
             if self.unit == "evaluations" and getattr(self, name) % 1:
                 raise ESFormerError(f"{name} is {getattr(self, name)}; evaluations are counted in whole numbers")
         if not self.starts * self.start_length <= self.total < math.inf:
-            raise ESFormerError(f"total is {self.total}; the multi-start alone takes {self.starts * self.start_length}")
+            alone = f"the multi-start alone takes {self.starts * self.start_length:g}, starts times start_length"
+            raise ESFormerError(f"total is {self.total:g}; {alone}")
 
     def steps(self) -> list[list[Phase]]:
         """The phases in order; those of one step, the populations of the multi-start, evolve side by side."""

@@ -1,7 +1,6 @@
 """The runs of a folder as a table."""
 
 import os
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,15 +73,7 @@ def _row(path: Path, kind: str) -> dict[str, Any]:
         row |= {"state": run.state, "progress": _progress(run), "score": _score(run), "top-1": _top1(run)}
     except Exception as error:  # whatever a damaged folder holds: the others are listed all the same
         return row | {"state": "unreadable", "remarks": [str(error) or type(error).__name__]}
-    return row | {"go_on": _go_on(run), "remarks": run.remarks}
-
-
-def _go_on(run: Record) -> str | None:
-    """The command of its last session, for the folder where it lies now."""
-    if not run.commands:
-        return None
-    words = [word for word in shlex.split(run.commands[-1]) if not word.startswith("run.dir=")]
-    return shlex.join([*words, f"run.dir={run.path}"])
+    return row | {"go_on": run.go_on, "remarks": run.remarks}
 
 
 def _progress(run: Record) -> str:

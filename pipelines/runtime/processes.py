@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -15,6 +16,7 @@ from lightning.fabric.plugins.environments import (
 
 from configs.schema import Config, ConfigError
 from esformer.data.datasets import DataConfig, cpus, default_workers
+from esformer.model.latency import device_name
 
 INTERACTIVE = ("bash", "interactive")
 """Names that SLURM gives to jobs in which a person types; there, a lone process is an ordinary one."""
@@ -171,5 +173,6 @@ def _count(number: int, what: str, plural: str = "s") -> str:
 
 
 def machine() -> str:
-    """Python, the system and how many CPUs this process may use."""
-    return f"Python {platform.python_version()}, {platform.platform()}, {cpus()} CPU{'s' * (cpus() != 1)}"
+    """Python, the system, and how many CPUs of which kind this process may use."""
+    kind = device_name(torch.device("cpu"))
+    return f"Python {platform.python_version()}, {platform.platform()}, {cpus()} CPU{'s' * (cpus() != 1)} ({kind})"

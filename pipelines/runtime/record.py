@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,15 @@ class Record:
     def space(self) -> str:
         """What it searches or trains a network of: the name of a size or of a table."""
         return str(self.header.get("space") or self.setting("space.name") or self.setting("size"))
+
+    @property
+    def go_on(self) -> str | None:
+        """The command of its last session, for the folder where it lies now; None where the log does not say it."""
+        try:
+            words = shlex.split(self.commands[-1])
+        except (IndexError, ValueError):  # there is none, or a damaged one
+            return None
+        return shlex.join([*(word for word in words if not word.startswith("run.dir=")), f"run.dir={self.path}"])
 
     def setting(self, key: str) -> Any:
         """The value of a setting; None where the run has none."""

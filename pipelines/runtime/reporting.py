@@ -105,7 +105,8 @@ def sections(page: Page, run: Record, name: str, timed: bool) -> dict[str, str]:
         "Result": lambda: result(run),
         "What went wrong": str,  # until all the others have been made
         "Search": lambda: searched(page, run, name),
-        "Finalists": lambda: finalists(run),
+        "Beside EfficientFormerV2": lambda: rows_of(run.path / "compared.csv"),
+        "Finalists": lambda: rows_of(run.path / "finalists.csv"),
         "Network": lambda: network(page, run, name, timed and run.state != "running"),
         "Training": lambda: trained(page, run, name),
         **{f"Evaluation: {f.name}": partial(evaluated, f, found) for f, found in run.evaluated.items()},
@@ -128,14 +129,21 @@ def about(run: Record) -> str:
     commands = run.commands or run.summary.get("commands") or []
     rows = [("state", STATES[run.state]), ("folder", run.path.resolve())]
     rows += [("space", run.space)]
+    rows += [("goes on with", run.go_on)] if run.state == "stopped" and run.go_on else []
     rows += [("command", commands[-1])] if commands else [("kind", f"python -m pipelines.{run.kind}")]
     rows += [("sessions", len(run.commands))] if len(run.commands) > 1 else []
     rows += [("on", machine) for machine in dict.fromkeys(run.machines)]
     rows += [("images", run.setting("data.root") or run.setting("data.name"))] if not run.of_other_space else []
     rows += [("seed", run.setting("seed"))]
-    limits = [f"{number(limit)} {charts.COSTS[cost]}" for cost, limit in budget(run).items()]
-    rows += [("budget", ", ".join(limits) or "no limit")] if run.kind != "train" else []
+    rows += [("budget", limits(run))] if run.kind != "train" else []
     return table((), rows)
+
+
+def limits(run: Record) -> str:
+    """The budget of its search."""
+    if run.kind == "train":
+        return "-"
+    return ", ".join(f"{number(limit)} {charts.COSTS[cost]}" for cost, limit in budget(run).items()) or "no limit"
 
 
 def budget(run: Record) -> dict[str, float]:
@@ -154,11 +162,8 @@ def is_number(value: Any) -> bool:
 
 def result(run: Record) -> str:
     """The summary; of a run that is not over, how far it is."""
-    limits, rows = budget(run), []
-    for key, value in run.summary.items():
-        if shown := _shown(key, value):
-            spent = f" ({value / limits[key]:.0%} of the budget)" if key in limits and is_number(value) else ""
-            rows.append((key.replace("_", " "), shown + spent))
+    rows = [(key.replace("_", " "), _of_budget(run, key, value)) for key, value in run.summary.items()]
+    rows = [(key, shown) for key, shown in rows if shown]
     if not rows and (last := run.last):
         schedule = run.header["schedule"]
         planned = f"{int(schedule['total']):,} {schedule['unit']}"
@@ -170,7 +175,15 @@ def result(run: Record) -> str:
     return table((), rows) if rows else "<p>Nothing yet.</p>"
 
 
+def _of_budget(run: Record, key: str, value: Any) -> str:
+    """A value of a summary; of what is limited, the share of the limit too."""
+    limit = budget(run).get(key)
+    return _shown(key, value) + (f" ({value / limit:.0%} of the budget)" if limit and is_number(value) else "")
+
+
 def _shown(key: str, value: Any) -> str:
+    if key == "latency" and isinstance(value, Mapping):
+        return f"{number(value.get('ms'))} ± {number(value.get('error_ms'))} ms for one image"
     return "" if key == "commands" or isinstance(value, list) else readable(key, value)
 
 
@@ -216,9 +229,8 @@ def _best(made: charts.SearchCharts, span: PhaseRange) -> tuple[str, ...]:
     return f"{place + 1:,}", scores, *(f"{made.trajectory.column(cost, best)[0]:,}" for cost in ("params", "macs"))
 
 
-def finalists(run: Record) -> str:
-    """What the trained ones reached."""
-    file = run.path / "finalists.csv"
+def rows_of(file: Path) -> str:
+    """A file of the run's folder as a table, if it is there."""
     rows = list(csv.reader(read_text(file).splitlines())) if file.is_file() else []
     return table(rows[0], rows[1:]) if rows else ""
 
@@ -269,8 +281,8 @@ def trained(page: Page, run: Record, name: str) -> str:
 
 def evaluated(folder: Path, found: Mapping[str, Any]) -> str:
     """What `pipelines.evaluate` found: figures, the classes that are told worst, and which are taken for which."""
-    figures = ["weights", "images", "top1", "top5", "loss", "calibration_error"]
-    figures += ["latency", "images_per_second", "device", "command"]
+    figures = ["weights", "images", "top1", "top5", "loss", "calibration_error", "latency", "images_per_second"]
+    figures += ["batch_size", "device", "threads", "precision", "command"]
     rows = [(name.replace("_", " "), _shown(name, found[name])) for name in figures if name in found]
     classes = [
         one for one in found.get("classes") or () if isinstance(one, Mapping) and isinstance(one.get("top1"), float)
@@ -312,7 +324,8 @@ def logged(run: Record) -> str:
 
 def _differing(runs: Sequence[Record]) -> list[list[Any]]:
     """The settings that are not the same in all runs, and their values; where a run lies is above."""
-    keys = dict.fromkeys(key for run in runs for key, _ in leaves(run.config) if key != "run.dir")
+    left_out = ("run.dir", *(() if any(run.epochs for run in runs) else ("recipe.",)))  # of no use without a training
+    keys = dict.fromkeys(key for run in runs for key, _ in leaves(run.config) if not key.startswith(left_out))
     rows = [[key, *(run.setting(key) for run in runs)] for key in keys]
     return [
         [key, *("null" if value is None else value for value in values)]
@@ -323,10 +336,10 @@ def _differing(runs: Sequence[Record]) -> list[list[Any]]:
 
 def side_by_side(page: Page, runs: Sequence[Record]) -> list[str]:
     """A table of the runs, and their searches and trainings in one chart each."""
-    keys = ["params", "macs", "search_evaluations", "search_score", "top1", "ema_top1"]
+    keys = ["params", "macs", "search_evaluations", "search_seconds", "search_score", "top1", "ema_top1"]
     keys += ["accuracy", "rank", "regret"] if any(run.of_other_space for run in runs) else []
-    head = ("run", "state", "space", *(key.replace("_", " ") for key in keys))
-    rows = [(run.path, run.state, run.space, *(_shown(k, run.summary.get(k)) for k in keys)) for run in runs]
+    head = ("run", "state", "space", "budget", *(key.replace("_", " ") for key in keys))
+    rows = [(r.path, r.state, r.space, limits(r), *(_of_budget(r, k, r.summary.get(k)) for k in keys)) for r in runs]
     links = "".join(f'<a href="#run-{place}">{text(run.path)}</a>' for place, run in enumerate(runs))
     parts = [f"<nav>{links}</nav>", table(head, rows)]
     if differing := _differing(runs):

@@ -240,6 +240,7 @@ class RunFolder(Folder):
         self.journal = path / "journal.jsonl"
         self.checkpoints = path / "checkpoints"
         self.last, self.previous, self.best = (self.checkpoints / name for name in (LAST, PREVIOUS, BEST))
+        self.compared = path / "compared.csv"
         self.summary = path / "summary.json"
         self.wandb_id = path / "wandb_id"
         self.report = LiveReport(path)

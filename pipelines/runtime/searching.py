@@ -1,5 +1,7 @@
 """The search stage, and what is left of a search: its summary, its family, and all of it from a journal alone."""
 
+import csv
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from configs.schema import AUTO, Config, ConfigError
 from esformer.benchmarks.architecture import GeneArchitecture
 from esformer.benchmarks.gene_space import GeneSpace
 from esformer.choices import size_of
+from esformer.files import write_text
 from esformer.genotype import Genotype
 from esformer.plots.family import draw_family
 from esformer.proxies import get, score
@@ -65,7 +68,10 @@ def search(plan: Plan, loggers: list[Logger]) -> Genotype:
 
 
 def compare(plan: Plan, found: Genotype) -> None:
-    """Print what was found beside EfficientFormerV2 of the size, by the search's guide and in draws that none saw."""
+    """Print what was found beside EfficientFormerV2 of the size, by the search's guide and in draws that none saw.
+
+    It is kept in `compared.csv` too.
+    """
     if not is_main():
         return
     config = plan.config
@@ -83,6 +89,9 @@ def compare(plan: Plan, found: Genotype) -> None:
     for proxy in PROXIES:
         scores = (score(proxy, genotype, config.seed ^ UNSEEN, get(proxy).search_img_size) for genotype in networks)
         rows.append([f"{proxy}, in other draws", *map(number, scores)])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(plan.run.compared, text.getvalue())
     show_rows(rows)
 
 

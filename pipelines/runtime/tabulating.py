@@ -16,6 +16,7 @@ from esformer.files import unwritable
 from esformer.model.latency import device_name
 from esformer.model.latency_fit import LatencyModel
 from esformer.model.latency_table import LatencyTable, LatencyTableError
+from esformer.throttle import Throttle
 from pipelines.runtime.checkpoint import check_size
 from pipelines.runtime.exporting import importable
 from pipelines.runtime.signals import stop
@@ -24,8 +25,8 @@ log = logging.getLogger("esformer")
 
 TABLE = "table.csv"
 """Of a folder that is measured elsewhere."""
-SAID = 20
-"""Rows between two lines of progress."""
+EVERY = 15.0
+"""Seconds between two lines of progress."""
 
 
 def measure_table(options: argparse.Namespace) -> dict[str, Any]:
@@ -52,12 +53,12 @@ def measure_table(options: argparse.Namespace) -> dict[str, Any]:
 def _measure(table: LatencyTable, missing: list[int], bench: Bench, path: Path) -> None:
     if missing[0] == 0:
         table.fill(missing.pop(0), bench.reference_ms())
-    reference, began = table.rows[0].ms, time.monotonic()
+    reference, began, throttle = table.rows[0].ms, time.monotonic(), Throttle(EVERY, at_once=False)
     assert reference is not None
     for done, number in enumerate(missing):
         if stop.look():
             return
-        if done and done % SAID == 0:
+        if done and throttle.due():
             left = timedelta(seconds=round((time.monotonic() - began) / done * (len(missing) - done)))
             log.info("%d of %d rows measured; %s left", len(table.rows) - len(missing) + done, len(table.rows), left)
         table.fill(number, reference * bench.ratio(table.rows[number]))
@@ -86,10 +87,11 @@ def emit_files(options: argparse.Namespace) -> dict[str, Any]:
     _write(table, folder / TABLE)
     (folder / SCRIPT).write_text(script(table, runtime, options.threads))
     with importable(runtime.kind), stop.deferred():
+        throttle = Throttle(EVERY, at_once=False)
         for number in range(len(table.rows)):
             if stop.look():
                 break
-            if number % SAID == 0:
+            if throttle.due():
                 log.info("%d of %d files", number, len(table.rows))
             emit(table, number, runtime, folder)
     return {"folder": str(folder), "files": len(table.rows), "then": f"sh {folder / SCRIPT}, and --read {folder}"}

@@ -159,14 +159,23 @@ def _say_settings(config: Config, fit: Trainer, module: ESFormerModule) -> None:
         "optimiser": f"{f'SGD with momentum {r.momentum}' if r.optimizer == 'sgd' else 'AdamW'}, learning rate"
         f" {r.warmup_lr} to {r.lr} in {r.warmup_epochs} epochs, {_schedule(r)}{layers}, weight decay {r.weight_decay},"
         f" clipping {r.clip_mode} {r.clip_grad}",
-        "augmentation": f"{r.auto_augment or 'no RandAugment'}, erasing {r.random_erasing}, Mixup {r.mixup} / CutMix"
-        f" {r.cutmix} in {r.mixup_prob:.0%} of the groups, {r.mixup_switch_prob:.0%} of them CutMix"
+        "augmentation": f"{r.auto_augment or 'no RandAugment'}, erasing {r.random_erasing}, {_mixing(r)}"
         + "".join(f", {name} {value}" for name, value in _other_augmentation(r).items()),
         "loss": f"{'binary ' if r.loss == 'bce' else ''}cross-entropy, smoothing {r.smoothing}; weights averaged with"
         f" {r.ema_decay if r.ema else 'nothing'}",
     }
     for name, line in lines.items():
         log.info("%s: %s", name, line)
+
+
+def _mixing(recipe: Recipe) -> str:
+    """Whether images are mixed, and how."""
+    if not recipe.mixup_prob or not (recipe.mixup or recipe.cutmix):
+        return "no Mixup or CutMix"
+    return (
+        f"Mixup {recipe.mixup} / CutMix {recipe.cutmix} in {recipe.mixup_prob:.0%} of the groups,"
+        f" {recipe.mixup_switch_prob:.0%} of them CutMix"
+    )
 
 
 def _schedule(recipe: Recipe) -> str:

@@ -15,7 +15,8 @@ def test_lines_say_where_the_search_is(run, caplog):
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0].startswith("search: 111 evaluations in space S0, budget")
     said = [
-        re.match(r"search: (\d+) of 111 evaluations, (.+), best ([^/]+), (\d+) evaluations/s$", line) for line in lines
+        re.match(r"search: (\d+) of 111 evaluations, (.+), best ([^/]+), ([\d.]+) evaluations/s$", line)
+        for line in lines
     ]
     said = [match.groups() for match in said if match]
     assert [int(n) for n, *_ in said] == list(range(2, 112))  # the first has no speed yet

@@ -180,14 +180,14 @@ def test_an_evaluation_touches_no_file_and_no_logger(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_files_are_not_written_after_every_phase(run, tmp_path, monkeypatch):
+def test_files_are_written_now_and_then_and_at_the_end(run, tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(SearchHistory, "_write", lambda self, stage: written.append(len(self.trajectory)))
     run([SearchHistory(tmp_path)])
-    assert written == [111]  # at the end; all phases ended within 30 seconds
+    assert written == [111]  # the search ended within 30 seconds
     written.clear()
     run([SearchHistory(tmp_path, every=0)])
-    assert written[0] == 36 and written[-1] == 111
+    assert written[0] == 1 and len(written) > 2 and written[-1] == 111
 
 
 def test_a_long_search_stays_small():

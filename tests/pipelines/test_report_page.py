@@ -74,6 +74,7 @@ def finished(tmp_path_factory):
     (folder / "metrics.csv").write_text("\n".join([*rows, ""]))
     summary = {"params": found.cost.params, "macs": found.cost.macs, "search_score": found.scores, "ema_top1": 0.6543}
     (folder / "summary.json").write_text(json.dumps({**summary, "commands": ["python -m pipelines.full --quick"]}))
+    (folder / "compared.csv").write_text(",found,efficientformerv2_s0\nnaswot,370.5,371.2\n")
     log = [
         "2026-01-01 10:00:00 command: python -m pipelines.full --quick",
         "2026-01-01 10:00:00 machine: Linux, 2 CPUs",
@@ -114,6 +115,7 @@ def test_what_a_run_left_is_on_its_page(run, capsys):
         "budget 3,500,000 parameters, 8,000,000 MACs",
         "Which classes are confused, and which images, this adds to the page: python -m pipelines.evaluate ",
         "stage 4, block 4 (attention)",
+        "Beside EfficientFormerV2 found efficientformerv2_s0 naswot 370.5 371.2",
     ):
         assert words in page.text, words
     (line,) = [
@@ -256,7 +258,12 @@ def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = read_page(report.main([str(run), str(other), str(run)]))
     assert Path("report.html").exists() and not (run / "report.html").exists()
-    assert f"{run} finished S0" in page.text and f"{other} stopped S0" in page.text
+    budget = "3,500,000 parameters, 8,000,000 MACs"
+    assert f"{run} finished S0 {budget}" in page.text and f"{other} stopped S0 {budget}" in page.text
+    assert (
+        page.text.count("% of the budget") == 4
+    )  # parameters and MACs of the finished one: beside the other, and in its section
+    assert f"goes on with python -m pipelines.full --quick run.dir={other}" in page.text
     assert {"run 0 search", "run 1 search", "run 1 network"} <= page.data["datasets"].keys()
     shares = page.data["datasets"]["run 1 network"]["columns"]["share of time"]
     assert sum(float(share.removesuffix("%")) for share in shares) == pytest.approx(100, abs=0.05 * len(shares))
@@ -269,6 +276,11 @@ def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
     config.write_text(config.read_text().replace("seed: 7", "seed: 8"))
     assert "The settings that differ: setting" in (text := made(run, other, "--out", "o.html").text)
     assert "seed 7 8" in text
+    config.write_text(config.read_text().replace("epochs: 10", "epochs: 11"))
+    assert "recipe.epochs 10 11" in made(run, other, "--out", "o.html").text
+    for folder in (run, other):
+        (folder / "metrics.csv").unlink()
+    assert "recipe.epochs 10 11" not in made(run, other, "--out", "o.html").text  # nothing was trained by it
     for path in (run, other):
         assert curves["Validation top-1, averaged weights", str(path)] == [(1, 0.05), (2, 0.15), (3, 0.25)]
         scores = [one.scores.get("macs", 0) for one in read(path / "journal.jsonl")]

@@ -1,5 +1,8 @@
 """What a search prints in the end: its find beside EfficientFormerV2, in numbers that anybody can check."""
 
+import csv
+from pathlib import Path
+
 import pytest
 
 from esformer import Genotype, cost, score
@@ -31,6 +34,8 @@ def test_the_find_stands_beside_efficientformerv2(printed):
     for proxy in ("entropic_score", "log_synflow"):
         scores = [score(proxy, network, 4 + 2**31, get(proxy).search_img_size) for network in networks]
         assert rows[f"{proxy}, in other draws"] == [*map(number, scores)]
+    kept = csv.reader((Path(found["genotype"]).parent / "compared.csv").read_text().splitlines())
+    assert [["", "found", "efficientformerv2_s0"], *([name, *values] for name, values in rows.items())] == [*kept]
     as_searched = {name: values[0] for name, values in rows.items() if name.endswith(", as searched")}
     assert as_searched == {f"{proxy}, as searched": number(one) for proxy, one in found["search_score"].items()}
 

@@ -158,7 +158,7 @@ def test_images_that_cannot_be_read_are_named_and_skipped_up_to_a_limit(tmp_path
     said = (tmp_path / "t" / "log.txt").read_text()
     for name in ("train/b/3.png", "val/a/2.png"):
         assert f"{tmp_path}/{name} is not an image that can be read" in said
-    assert "skipped, the 2. of at most 2" in said
+    assert "skipped, as 2 of at most 2" in said
 
 
 @pytest.mark.parametrize(
