@@ -29,7 +29,7 @@ log = logging.getLogger("esformer")
 NAME = "report.html"
 SHARE = 0.01
 """How much of a run's time its report may take."""
-EVERY = 60.0
+EVERY = 30.0
 """The least seconds between two writings while a run is at work."""
 LARGEST = 4e9
 """MACs of a network whose parts are timed; it takes a few seconds up to there."""
