@@ -137,6 +137,20 @@ def whole_lines(path: StrPath, longest: int) -> Iterator[tuple[int, bytes, int]]
             yield number, line, end
 
 
+def check_folder(path: Path, give: str) -> None:
+    """Refuse what is no folder.
+
+    Args:
+        path: what was given.
+        give: what would be right.
+
+    Raises:
+        FileError: it is a file, or not there.
+    """
+    if not path.is_dir():
+        raise FileError(f"{path} is {'a file' if path.exists() else 'not there'}; give {give}")
+
+
 def place_of(file: IO[Any], path: Path) -> Path | None:
     """Where an open file lies now that was opened at `path`: there, elsewhere, or nowhere any more."""
     ours = os.fstat(file.fileno())

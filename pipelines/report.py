@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from esformer.files import check_folder
 from pipelines.runtime import cli
 from pipelines.runtime.completion import complete
 
@@ -30,9 +31,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Reads the folders and writes the file; returns where it is."""
     options = parse(argv)
+    runs = list(dict.fromkeys(options.runs))
+    for run in runs:
+        check_folder(run, "the folder of a run")
     from pipelines.runtime.reporting import NAME, write
 
-    runs = list(dict.fromkeys(options.runs))
     output = options.output or (runs[0] / NAME if len(runs) == 1 else Path(NAME))
     write(runs, output)
     print(output)

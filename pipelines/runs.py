@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from esformer.files import check_folder
 from pipelines.runtime import cli
 from pipelines.runtime.completion import complete
 
@@ -26,6 +27,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Prints a table of the runs, and returns it."""
     options = parse(argv)
+    for folder in options.folders:
+        check_folder(folder, "a folder with runs")
     from pipelines.runtime.listing import list_runs
 
     return list_runs(options.folders)

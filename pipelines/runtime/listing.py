@@ -23,13 +23,7 @@ def list_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
     Args:
         folders: where to look.
-
-    Raises:
-        ESFormerError: a folder is not there.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            raise ESFormerError(f"{folder} is {'a file' if folder.exists() else 'not there'}; give a folder with runs")
     found = {path: kind for folder in folders for path, kind in _runs(folder)}
     rows = [_row(path, kind) for path, kind in found.items()]
     rows.sort(key=lambda row: row["age"])

@@ -13,7 +13,7 @@ from callbacks.history import read_steps
 from configs.compose import changes, compose, to_yaml
 from esformer.benchmarks.trained import AnyArchitecture, read_architecture
 from esformer.errors import ESFormerError
-from esformer.files import ContentError, parse_json, parse_yaml, read_text
+from esformer.files import ContentError, check_folder, parse_json, parse_yaml, read_text
 from esformer.plots.training import Row
 from esformer.report.charts import SearchCharts
 from esformer.search.journal import Evaluation, read, read_header
@@ -120,8 +120,7 @@ def read_run(path: Path) -> Record:
     Raises:
         ESFormerError: there is none, or it is not one of a search or a training.
     """
-    if not path.is_dir():
-        raise ESFormerError(f"{path} is {'a file' if path.exists() else 'not there'}; give the folder of a run")
+    check_folder(path, "the folder of a run")
     if not (path / "config.yaml").is_file():
         raise ESFormerError(f"{path} is not the folder of a run: it holds no config.yaml")
     text = read_text(path / "config.yaml")
