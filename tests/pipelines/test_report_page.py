@@ -72,6 +72,7 @@ def finished(tmp_path_factory):
         *(f"{i},{8 * i + 8},0.1,1,2,0.{i},0.{i}5" for i in range(3)),
     ]
     (folder / "metrics.csv").write_text("\n".join([*rows, ""]))
+    (folder / "steps.csv").write_text("step,epoch,loss,lr,seconds\n4,0,1.5,0.1,20.5\n12,1,1.25,0.1,22\n")
     summary = {"params": found.cost.params, "macs": found.cost.macs, "search_score": found.scores, "ema_top1": 0.6543}
     (folder / "summary.json").write_text(json.dumps({**summary, "commands": ["python -m pipelines.full --quick"]}))
     (folder / "compared.csv").write_text(",found,efficientformerv2_s0\nnaswot,370.5,371.2\n")
@@ -107,6 +108,7 @@ def test_what_a_run_left_is_on_its_page(run, capsys):
         "state finished",
         "command python -m pipelines.full --quick on Linux, 2 CPUs",
         "ema top1 65.43 %",
+        "training seconds, without validation 42.5",
         "2026-01-01 10:00:09 warning: an image cannot be read",
         "seed 0 7",
         "recipe.epochs 300 10",
