@@ -165,7 +165,7 @@ def result(run: Record) -> str:
     rows = [(key.replace("_", " "), _of_budget(run, key, value)) for key, value in run.summary.items()]
     rows = [(key, shown) for key, shown in rows if shown]
     if rows and (seconds := sum(row.get("seconds", 0.0) for row in run.steps)):
-        rows.append(("training seconds, without validation", number(seconds)))
+        rows.append(("training seconds", number(seconds)))
     if not rows and (last := run.last):
         schedule = run.header["schedule"]
         planned = f"{int(schedule['total']):,} {schedule['unit']}"

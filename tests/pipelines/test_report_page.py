@@ -108,7 +108,7 @@ def test_what_a_run_left_is_on_its_page(run, capsys):
         "state finished",
         "command python -m pipelines.full --quick on Linux, 2 CPUs",
         "ema top1 65.43 %",
-        "training seconds, without validation 42.5",
+        "training seconds 42.5",
         "2026-01-01 10:00:09 warning: an image cannot be read",
         "seed 0 7",
         "recipe.epochs 300 10",
