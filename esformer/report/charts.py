@@ -256,7 +256,8 @@ def network(rows: Sequence[Mapping[str, Any]]) -> tuple[Data, dict[str, Spec]]:
 
     def bars(field: str, title: str) -> Spec:
         y = {"field": field, "type": "quantitative", "title": title, "axis": {"tickCount": 5, "format": "~s"}}
-        x = {"field": "place", "type": "ordinal", "title": None, "axis": {"labels": False, "ticks": False}}
+        unlabelled = {"labels": False, "ticks": False}
+        x = {"field": "place", "type": "ordinal", "title": "stem to classifier", "axis": unlabelled}
         colours = colour("kind", KINDS, columns["kind"])
         return {"mark": {"type": "bar"}, "encoding": {"x": x, "y": y, "color": colours, "tooltip": shown}}
 

@@ -16,6 +16,10 @@ WIDE, NARROW = 200, 80
 SHARES = ("top1", "top5", "ema_top1", "ema_top5", "precision", "calibration_error", "waiting_for_images")
 """From 0 to 1; people read them in percent."""
 
+LABELS = {"top1": "top-1", "top5": "top-5"}
+LABELS |= {f"ema_{key}": f"{words}, averaged weights" for key, words in LABELS.items()}
+"""What people call a value of a summary, where its key says too little."""
+
 
 def console() -> Console:
     """As wide as the terminal, where there is one; what is printed is text, though paths may look like markup."""
@@ -36,6 +40,11 @@ def show_rows(rows: Sequence[Sequence[str]], **settings: Any) -> None:
     console().print(table)
 
 
+def label(key: str) -> str:
+    """What people call the value of a key."""
+    return LABELS.get(key, key.replace("_", " "))
+
+
 def readable(key: str, value: Any) -> str:
     """A value of a summary as people read it.
 
@@ -52,9 +61,9 @@ def readable(key: str, value: Any) -> str:
 
 def show(summary: Mapping[str, Any]) -> None:
     """Print a summary as a table."""
-    table = Table(Column(min_width=max(map(len, summary))), Column(), show_header=False)
+    table = Table(Column(min_width=max(len(label(key)) for key in summary)), Column(), show_header=False)
     for key, value in summary.items():
-        table.add_row(key.replace("_", " "), readable(key, value))
+        table.add_row(label(key), readable(key, value))
     paper = console()
     whole = Measurement.get(paper, paper.options, table).minimum  # with no word broken, so with paths to copy
     paper.print(table, width=None if sys.stdout.isatty() else max(NARROW, whole))

@@ -21,7 +21,7 @@ from esformer.report.page import Page, folded, picture, table, text
 from esformer.search.trajectory import PhaseRange
 from esformer.text import number
 from esformer.throttle import Throttle
-from pipelines.runtime.console import readable
+from pipelines.runtime.console import label, readable
 from pipelines.runtime.record import Record, read_run
 
 log = logging.getLogger("esformer")
@@ -162,7 +162,7 @@ def is_number(value: Any) -> bool:
 
 def result(run: Record) -> str:
     """The summary; of a run that is not over, how far it is."""
-    rows = [(key.replace("_", " "), _of_budget(run, key, value)) for key, value in run.summary.items()]
+    rows = [(label(key), _of_budget(run, key, value)) for key, value in run.summary.items()]
     rows = [(key, shown) for key, shown in rows if shown]
     if rows and (seconds := sum(row.get("seconds", 0.0) for row in run.steps)):
         rows.append(("training seconds", number(seconds)))
@@ -173,7 +173,8 @@ def result(run: Record) -> str:
         rows.append(("search", done))
     if not run.summary and run.epochs:
         rows.append(("training", f"epoch {run.epochs[-1]['epoch'] + 1} of {run.setting('recipe.epochs')}"))
-        rows += [(key, f"{100 * value:.2f} %") for key, value in run.epochs[-1].items() if "top" in key]
+        last_epoch = {key.removeprefix("val/"): value for key, value in run.epochs[-1].items() if "top" in key}
+        rows += [(label(key), readable(key, value)) for key, value in last_epoch.items()]
     return table((), rows) if rows else "<p>Nothing yet.</p>"
 
 
@@ -285,7 +286,7 @@ def evaluated(folder: Path, found: Mapping[str, Any]) -> str:
     """What `pipelines.evaluate` found: figures, the classes that are told worst, and which are taken for which."""
     figures = ["weights", "images", "top1", "top5", "loss", "calibration_error", "latency", "images_per_second"]
     figures += ["batch_size", "device", "threads", "precision", "command"]
-    rows = [(name.replace("_", " "), _shown(name, found[name])) for name in figures if name in found]
+    rows = [(label(name), _shown(name, found[name])) for name in figures if name in found]
     classes = [
         one for one in found.get("classes") or () if isinstance(one, Mapping) and isinstance(one.get("top1"), float)
     ]
@@ -296,7 +297,7 @@ def evaluated(folder: Path, found: Mapping[str, Any]) -> str:
         [
             table((), rows),
             f"<p>The {len(worst)} of {len(classes)} classes that are told worst:</p>" if worst else "",
-            table([column.replace("_", " ") for column in columns], below) if worst else "",
+            table([label(column) for column in columns], below) if worst else "",
             picture(folder / "confusion.png", "which classes are taken for which"),
             picture(folder / "mistakes.png", "the images that it is most wrong about"),
         ]
@@ -340,7 +341,7 @@ def side_by_side(page: Page, runs: Sequence[Record]) -> list[str]:
     """A table of the runs, and their searches and trainings in one chart each."""
     keys = ["params", "macs", "search_evaluations", "search_seconds", "search_score", "top1", "ema_top1"]
     keys += ["accuracy", "rank", "regret"] if any(run.of_other_space for run in runs) else []
-    head = ("run", "state", "space", "budget", *(key.replace("_", " ") for key in keys))
+    head = ("run", "state", "space", "budget", *map(label, keys))
     rows = [(r.path, r.state, r.space, limits(r), *(_of_budget(r, k, r.summary.get(k)) for k in keys)) for r in runs]
     links = "".join(f'<a href="#run-{place}">{text(run.path)}</a>' for place, run in enumerate(runs))
     parts = [f"<nav>{links}</nav>", table(head, rows)]

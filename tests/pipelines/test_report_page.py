@@ -107,7 +107,7 @@ def test_what_a_run_left_is_on_its_page(run, capsys):
     for words in (
         "state finished",
         "command python -m pipelines.full --quick on Linux, 2 CPUs",
-        "ema top1 65.43 %",
+        "top-1, averaged weights 65.43 %",
         "training seconds 42.5",
         "2026-01-01 10:00:09 warning: an image cannot be read",
         "seed 0 7",
