@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -45,20 +43,12 @@ def package(tmp_path_factory):
 
 
 @pytest.fixture
-def python(package, tmp_path):
-    """Runs Python in an empty folder with the package, and gives what it prints; it must end well unless `fails`."""
+def python(package, warm, tmp_path):
+    """Runs a module or a script in an empty folder where the package is installed, and gives what it prints."""
+    env = {"PYTHONPATH": os.pathsep.join(map(str, (package, ROOT))), "WANDB_MODE": "disabled"}
 
-    def python(*arguments, fails=False):
-        paths = os.pathsep.join(map(str, (package, ROOT)))
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": paths, "WANDB_MODE": "disabled"},
-            capture_output=True,
-            text=True,
-        )
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stdout + done.stderr
+    def python(*command, code=0):
+        return warm.start(command, tmp_path, env).finish(code, timeout=500)
 
     return python
 
@@ -75,13 +65,13 @@ SMALL += "search.start_tournament=2 search.img_size=33 search.start_proxy=output
 
 @pytest.mark.nightly
 def test_a_command_and_its_workers_find_a_proxy_of_another_package(python, tmp_path):
-    command = ("-m", "pipelines.search", "--size", "S0", *SMALL)
+    command = ("pipelines.search", "--size", "S0", *SMALL)
     python(*command, "run.dir=one")
     python(*command, "search.workers=2", "run.dir=two")
     one, two = (Path(tmp_path, name, "genotype.yaml").read_text().split("\n", 2)[2] for name in ("one", "two"))
     assert one == two
     assert "there is no proxy 'output_spred'; there are activations" in python(
-        *command[:-1], "search.start_proxy=output_spred", "run.dir=no", fails=True
+        *command[:-1], "search.start_proxy=output_spred", "run.dir=no", code=2
     )
 
 
@@ -91,7 +81,7 @@ def summary_of(folder):
 
 @pytest.mark.nightly
 def test_a_search_and_its_workers_find_a_space_of_another_package(python, tmp_path):
-    command = ("-m", "pipelines.search", "--space", "plain-nets", *SMALL[:-1], "search.start_proxy=naswot")
+    command = ("pipelines.search", "--space", "plain-nets", *SMALL[:-1], "search.start_proxy=naswot")
     python(*command, "budget.params=10000", "run.dir=one")
     python(*command, "budget.params=10000", "search.workers=2", "run.dir=two")
     one, two = (summary_of(tmp_path / name) for name in ("one", "two"))
@@ -100,7 +90,7 @@ def test_a_search_and_its_workers_find_a_space_of_another_package(python, tmp_pa
     python(*command[:-1], "search.start_proxy=accuracy", "--table", "trained.csv", "run.dir=four")
     four = summary_of(tmp_path / "four")
     assert (four["architecture"], four["accuracy"], four["regret"]) == ("3-3-3-8-16-32", 68.1, 0)
-    refused = python("-m", "pipelines.search", "--space", "plain", fails=True)
+    refused = python("pipelines.search", "--space", "plain", code=2)
     assert "there is no space 'plain'; there are nats-tss, nats-sss, channel-bench-resnet" in refused
     assert refused.endswith("esformer, darts, plain-nets\n")
 
@@ -126,12 +116,12 @@ def test_a_training_and_an_evaluation_find_images_of_another_package(python, tmp
     write_digits(tmp_path / "zips")
     images = ("data=folder", "data.name=zip", "data.root=zips", "data.img_size=32")
     short = ("recipe=quick", "recipe.epochs=1", "recipe.batch_size=32", "trainer.accelerator=cpu", "data.workers=1")
-    trained = python("-m", "pipelines.train", "--size", "S0", *images, *short, "run.dir=t")
+    trained = python("pipelines.train", "--size", "S0", *images, *short, "run.dir=t")
     assert "top1" in trained
-    evaluated = python("-m", "pipelines.evaluate", "t/checkpoints/last.ckpt", "data.root=zips", "data.workers=0")
+    evaluated = python("pipelines.evaluate", "t/checkpoints/last.ckpt", "data.root=zips", "data.workers=0")
     assert re.search(r"images.*32\b", evaluated)
     assert "must be one of imagenet, folder, cifar10, digits, synthetic, zip" in python(
-        "-m", "pipelines.train", *images, "data.name=zipp", fails=True
+        "pipelines.train", *images, "data.name=zipp", code=2
     )
 
 
@@ -141,7 +131,8 @@ def test_a_package_that_cannot_be_imported_is_said_and_left_out(package, python,
     broken.mkdir()
     (broken / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (broken / "entry_points.txt").write_text("[esformer.proxies]\nbroken = broken.nothing\n")
-    said = python("-c", "import esformer.proxies as p; print('output_spread' in p.names())")
+    (tmp_path / "look.py").write_text("import esformer.proxies as p; print('output_spread' in p.names())")
+    said = python("look.py")
     assert "broken.nothing of package broken cannot be imported: No module named 'broken'" in said and "True" in said
 
 
