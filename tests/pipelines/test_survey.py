@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,19 +17,12 @@ from pipelines import survey
 from pipelines.runtime import cli, surveying
 
 TINY = ["data=digits", "data.limit=64", "recipe=quick", "recipe.epochs=2", "recipe.batch_size=16", "trainer.threads=1"]
-COMMAND = [sys.executable, "-m", "pipelines.survey", *TINY]
-
-
-def start(*arguments):
-    return subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
 
 
 def wait_for(condition, process):
     deadline = time.monotonic() + 240
     while not condition():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.output
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -40,19 +32,17 @@ def reached(table):
 
 
 @pytest.mark.nightly
-def test_killed_in_a_training_it_goes_on_there_and_trains_nothing_twice(tmp_path):
+def test_killed_in_a_training_it_goes_on_there_and_trains_nothing_twice(warm, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    # the reference is trained with both seeds, the second genotype with the first
-    arguments = ("--networks", "2", "--seeds", "2")
-    first = start(*arguments, "--workers", "2", f"run.dir={whole}")
-    assert first.wait(400) == 0, first.communicate()[0]
+    command = ["pipelines.survey", *TINY, "--networks", "2", "--seeds", "1"]
+    warm.start([*command, "--workers", "2", f"run.dir={whole}"]).finish(timeout=400)
     table = read_trainings(whole / "trainings.csv")
     assert (whole / "trainings.png").stat().st_size > 10_000
-    assert sorted((row.drawn, row.seed) for row in table) == [("at cost", 0), ("reference", 0), ("reference", 1)]
+    assert sorted((row.drawn, row.seed) for row in table) == [("at cost", 0), ("reference", 0)]
     assert all(len(row.top1) == len(row.ema_top1) == 2 for row in table)
     assert not list(whole.glob("networks/*/checkpoints"))
 
-    second = start(*arguments, f"run.dir={cut}")
+    second = warm.start([*command, f"run.dir={cut}"])
     wait_for(lambda: list(cut.glob("networks/*/checkpoints/last.ckpt")), second)
     (child,) = Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()
     os.kill(second.pid, signal.SIGKILL)
@@ -61,16 +51,12 @@ def test_killed_in_a_training_it_goes_on_there_and_trains_nothing_twice(tmp_path
     while Path(f"/proc/{child}").exists() and time.monotonic() < wait_gone:
         time.sleep(0.05)
     assert not Path(f"/proc/{child}").exists()
-    third = start(*arguments, f"run.dir={cut}")
-    said = third.communicate(timeout=400)[0]
-    assert third.returncode == 0, said
+    warm.start([*command, f"run.dir={cut}"]).finish(timeout=400)
     assert "going on" in next(cut.glob("networks/0000*-0.log")).read_text()
     assert reached(read_trainings(cut / "trainings.csv")) == reached(table)
 
     before = (cut / "trainings.csv").read_bytes()
-    fourth = start(*arguments, f"run.dir={cut}")
-    assert "top1 highest" in fourth.communicate(timeout=100)[0]
-    assert fourth.returncode == 0
+    assert "top1 highest" in warm.start([*command, f"run.dir={cut}"]).finish()
     assert (cut / "trainings.csv").read_bytes() == before
 
 
@@ -130,6 +116,9 @@ def test_draws_are_kept(tmp_path, monkeypatch):
     again = list(surveying.drawn(config, arguments, tmp_path))
     assert again[:2] == once
     assert made == [0, 1, 2]
+    arguments.seeds = 2  # of every eighth genotype
+    jobs = surveying.jobs(config, arguments, tmp_path, set())
+    assert [(job.origin[-1], job.seed) for job in jobs] == [("0", 0), ("0", 1), ("1", 0), ("2", 0)]
 
 
 @pytest.mark.parametrize("damage", ["one", "one,two", "one,two,three"])
