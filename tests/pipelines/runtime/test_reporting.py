@@ -59,7 +59,7 @@ def test_a_report_is_not_written_too_often(tmp_path, monkeypatch):
     while now[0] < 600:
         live()
         now[0] += 1
-    assert written == [60, 262, 464]  # 2 seconds are 1 % of 200
+    assert written == [30, 232, 434]  # 2 seconds are 1 % of 200
 
 
 @pytest.mark.parametrize("error", [SystemExit(STOPPED), ValueError("no room"), ESFormerError("no images")])
