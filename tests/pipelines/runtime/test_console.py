@@ -24,7 +24,7 @@ def test_numbers_are_rounded_and_lists_take_a_line_each(capsys):
     lines = [line.split("│")[1:3] for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [[cell.strip() for cell in line] for line in lines] == [
         ["epochs", "1,200"],
-        ["top1", "50.00 %"],
+        ["top-1", "50.00 %"],
         ["seconds", "1,234.6"],
         ["runs", "a"],
         ["", "b"],
