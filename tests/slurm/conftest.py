@@ -151,7 +151,7 @@ class Job:
         (file,) = (self.cluster.folder / "output").glob(f"*-{self['JobId']}.log")
         return file.read_text()
 
-    def end(self, *, restarts: int = 0, state: str = "COMPLETED", seconds: float = 400) -> str:
+    def end(self, *, restarts: int = 0, state: str = "COMPLETED", seconds: float = 900) -> str:
         """Wait for its end, which must be of this kind after so many restarts; gives what it said in all of them."""
         deadline = time.monotonic() + seconds
         hurried: set[str] = set()
