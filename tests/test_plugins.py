@@ -117,7 +117,7 @@ def test_a_training_and_an_evaluation_find_images_of_another_package(python, tmp
     images = ("data=folder", "data.name=zip", "data.root=zips", "data.img_size=32")
     short = ("recipe=quick", "recipe.epochs=1", "recipe.batch_size=32", "trainer.accelerator=cpu", "data.workers=1")
     trained = python("pipelines.train", "--size", "S0", *images, *short, "run.dir=t")
-    assert "top1" in trained
+    assert "top-1" in trained
     evaluated = python("pipelines.evaluate", "t/checkpoints/last.ckpt", "data.root=zips", "data.workers=0")
     assert re.search(r"images.*32\b", evaluated)
     assert "must be one of imagenet, folder, cifar10, digits, synthetic, zip" in python(

@@ -111,7 +111,7 @@ class EvaluationDataModule(LightningDataModule):
                 limit = self.config.max_corrupt
                 if len(self.corrupt) > limit:
                     raise DataError(f"{reason}; that makes more than data.max_corrupt={limit} images")
-                log.error("%s; skipped, as %d of at most %d", reason, len(self.corrupt), limit)  # of any rank
+                log.error("%s; skipped, as %d of at most %d", reason, len(self.corrupt), limit)  # heard of any rank
         return batch._replace(corrupt=())
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -101,6 +101,13 @@ def made(*arguments):
     return read_page(report.main([*map(str, arguments)]))
 
 
+def test_a_training_that_is_not_over_shows_how_far_it_is(run):
+    (run / "summary.json").unlink()
+    page = made(run)
+    for words in ("training epoch 3 of 10", "top-1 20.00 %", "top-1, averaged weights 25.00 %"):
+        assert words in page.text, words
+
+
 def test_what_a_run_left_is_on_its_page(run, capsys):
     page = made(run)
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
